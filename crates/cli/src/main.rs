@@ -1,0 +1,2 @@
+//! `ds4`: talk to DeepSeek V4 Flash.
+fn main() {}
