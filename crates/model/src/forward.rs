@@ -20,11 +20,25 @@ pub fn forward<B: Backend>(
 ) {
     b.embed(rows, &network.token_embd, &mut s.streams);
     for (layer, cache) in network.layers.iter().zip(caches) {
-        b.hc_pre_norm(rows, &s.streams, &layer.hc_attn, &layer.attn_norm, &mut s.gates, &mut s.x);
+        b.hc_pre_norm(
+            rows,
+            &s.streams,
+            &layer.hc_attn,
+            &layer.attn_norm,
+            &mut s.gates,
+            &mut s.x,
+        );
         attention(b, layer, cache, s, rows, step);
         b.hc_post(rows, &s.y, &s.gates, &mut s.streams);
 
-        b.hc_pre_norm(rows, &s.streams, &layer.hc_ffn, &layer.ffn_norm, &mut s.gates, &mut s.x);
+        b.hc_pre_norm(
+            rows,
+            &s.streams,
+            &layer.hc_ffn,
+            &layer.ffn_norm,
+            &mut s.gates,
+            &mut s.x,
+        );
         experts(b, layer, s, rows);
         b.hc_post(rows, &s.y, &s.gates, &mut s.streams);
     }
@@ -58,7 +72,11 @@ fn attention<B: Backend>(
         (None, _) => b.matmuls(rows, &s.x, &mut [qr, kv]),
         (Some(c), None) => {
             let t = s.hca.as_mut().expect("scratch of a ratio-128 layer");
-            b.matmuls(rows, &s.x, &mut [qr, kv, (&c.kv, &mut t.kv), (&c.gate, &mut t.gate)]);
+            b.matmuls(
+                rows,
+                &s.x,
+                &mut [qr, kv, (&c.kv, &mut t.kv), (&c.gate, &mut t.gate)],
+            );
         }
         (Some(c), Some(indexer)) => {
             let t = s.csa.as_mut().expect("scratch of a ratio-4 layer");
@@ -87,14 +105,30 @@ fn attention<B: Backend>(
 
     // Compressed rows that this step completes, then the query's choice.
     let compressed = match (&layer.attn_compressor, &mut cache.compressed) {
-        (Some(compressor), Some(CompressedCache { rows: cached, frontier, index })) => {
+        (
+            Some(compressor),
+            Some(CompressedCache {
+                rows: cached,
+                frontier,
+                index,
+            }),
+        ) => {
             let ratio = compressor.kind.ratio().expect("a compressed layer");
             let t = match layer.kind {
                 LayerKind::Csa => s.csa.as_mut(),
                 _ => s.hca.as_mut(),
             };
             let t = t.expect("scratch of a compressed layer");
-            b.compress(rows, compressor, rounded, &t.kv, &mut t.gate, &mut t.pooled, frontier, cached);
+            b.compress(
+                rows,
+                compressor,
+                rounded,
+                &t.kv,
+                &mut t.gate,
+                &mut t.pooled,
+                frontier,
+                cached,
+            );
             let mut selects = false;
             if let (Some(indexer), Some(index)) = (&layer.indexer, index) {
                 let i = s.index.as_mut().expect("scratch of an indexer");
@@ -134,13 +168,24 @@ fn attention<B: Backend>(
                     ratio,
                     selected: &i.selected,
                 },
-                _ => CompressedRows::All { cache: &*cached, ratio },
+                _ => CompressedRows::All {
+                    cache: &*cached,
+                    ratio,
+                },
             }
         }
         _ => CompressedRows::None,
     };
 
-    b.attend(rows, &s.q, &s.kv, &cache.window, compressed, &layer.attn_sinks, &mut s.o);
+    b.attend(
+        rows,
+        &s.q,
+        &s.kv,
+        &cache.window,
+        compressed,
+        &layer.attn_sinks,
+        &mut s.o,
+    );
     b.store_window(rows, &s.kv, &mut cache.window);
     let head_dim = b.geometry().head_dim;
     b.rope(rows, table, Rotation::Inverse, head_dim, &mut s.o);
@@ -179,6 +224,11 @@ fn experts<B: Backend>(
         &s.x,
         &mut s.shared_hidden,
     );
-    b.matmul(rows, &layer.ffn_down_shexp, &s.shared_hidden, &mut s.shared_y);
+    b.matmul(
+        rows,
+        &layer.ffn_down_shexp,
+        &s.shared_hidden,
+        &mut s.shared_y,
+    );
     b.add(rows, &s.shared_y, &mut s.y);
 }

@@ -1,6 +1,6 @@
 //! The geometry of one model: every size the network needs, read from GGUF metadata.
 
-use ds4_formats::gguf::{Metadata, MetadataError};
+use ds4_formats::gguf::{self, Metadata};
 
 /// Largest layer count accepted from a file; Flash has 43, Pro 61.
 pub const MAX_LAYERS: usize = 256;
@@ -136,7 +136,7 @@ pub struct Geometry {
 pub enum GeometryError {
     /// A key is missing or has another type.
     #[error(transparent)]
-    Metadata(#[from] MetadataError),
+    Metadata(#[from] gguf::Error),
     /// The file holds another architecture.
     #[error(
         "general.architecture is {found:?}, expected {ARCHITECTURE:?}: {}",
@@ -404,7 +404,7 @@ impl Reader<'_> {
     /// draft blocks and is ignored.
     fn layer_kinds(&self, n_layers: usize) -> Result<Vec<LayerKind>, GeometryError> {
         let name = "attention.compress_ratios";
-        let ratios = self.metadata.u32_array(&self.key(name))?;
+        let ratios = self.metadata.u32s(&self.key(name))?;
         if ratios.len() < n_layers {
             return Err(self.wrong(
                 name,
@@ -425,7 +425,7 @@ impl Reader<'_> {
     }
 
     fn clamps(&self, name: &str, n_layers: usize) -> Result<Vec<f32>, GeometryError> {
-        let mut clamps = self.metadata.f32_array(&self.key(name))?;
+        let mut clamps = self.metadata.f32s(&self.key(name))?;
         if clamps.len() < n_layers {
             return Err(self.wrong(
                 name,

@@ -97,7 +97,8 @@ impl<B: Backend, O: Observer<B>> Backend for Observed<B, O> {
     ) {
         self.observer.before("kv_norm_rope");
         self.inner.kv_norm_rope(rows, norm, table, rounded, kv);
-        self.observer.after(&mut self.inner, "kv_norm_rope", Some(kv));
+        self.observer
+            .after(&mut self.inner, "kv_norm_rope", Some(kv));
     }
 
     fn compress(
@@ -114,7 +115,8 @@ impl<B: Backend, O: Observer<B>> Backend for Observed<B, O> {
         self.observer.before("compress");
         self.inner
             .compress(rows, compressor, rounded, kv, gate, pooled, frontier, cache);
-        self.observer.after(&mut self.inner, "compress", Some(pooled));
+        self.observer
+            .after(&mut self.inner, "compress", Some(pooled));
     }
 
     fn index_select(
@@ -129,9 +131,11 @@ impl<B: Backend, O: Observer<B>> Backend for Observed<B, O> {
         selected: &mut Self::Buffer,
     ) {
         self.observer.before("index_select");
-        self.inner
-            .index_select(rows, n_rows, score_rows, iq, weights, cache, scores, selected);
-        self.observer.after(&mut self.inner, "index_select", Some(selected));
+        self.inner.index_select(
+            rows, n_rows, score_rows, iq, weights, cache, scores, selected,
+        );
+        self.observer
+            .after(&mut self.inner, "index_select", Some(selected));
     }
 }
 

@@ -146,9 +146,7 @@ mod tests {
             frequencies.write_angles(position, &mut out);
             out
         };
-        let table = |angles: &[f32], table: RopeTable| {
-            angles[table as usize * 64..][..64].to_vec()
-        };
+        let table = |angles: &[f32], table: RopeTable| angles[table as usize * 64..][..64].to_vec();
         let row = angles(255);
         assert_eq!(
             table(&row, RopeTable::CsaStart),

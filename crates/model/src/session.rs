@@ -200,17 +200,18 @@ impl SessionShape {
     /// Bytes a session of this shape takes, computed by the walk that
     /// allocates it.
     pub fn plan(&self, geometry: &Geometry) -> MemoryPlan {
-        fn measured(walk: impl FnOnce(Alloc<'_, (), std::convert::Infallible>)) -> usize {
-            let mut n_bytes = 0;
-            walk(&mut |element, shape| {
-                n_bytes += element.n_bytes() * shape.len();
-                Ok(())
-            });
-            n_bytes
-        }
+        let n_bytes = std::cell::Cell::new(0);
+        let mut measure = |element: ElementType, shape: Shape| {
+            n_bytes.set(n_bytes.get() + element.n_bytes() * shape.len());
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let Ok(_) = self.caches(geometry, &mut measure);
+        let slots_bytes = n_bytes.take();
+        let Ok(_) = self.scratch(geometry, &mut measure);
+        let scratch_bytes = n_bytes.take();
         MemoryPlan {
-            slots_bytes: measured(|alloc| drop(self.caches(geometry, alloc))),
-            scratch_bytes: measured(|alloc| drop(self.scratch(geometry, alloc)))
+            slots_bytes,
+            scratch_bytes: scratch_bytes
                 + RowsImage::n_bytes(geometry, self.max_rows)
                 + RowsImage::n_bytes(geometry, self.max_outputs),
         }
@@ -234,7 +235,10 @@ impl SessionShape {
             width,
         };
         let frontier = |kind: LayerKind, row_dim| {
-            shape(kind.n_pooled() + self.rewind_rows, 2 * kind.compressor_dim(row_dim))
+            shape(
+                kind.n_pooled() + self.rewind_rows,
+                2 * kind.compressor_dim(row_dim),
+            )
         };
         g.layers
             .iter()
@@ -420,7 +424,9 @@ pub struct SlotState {
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {
     /// The slot is too short for these tokens.
-    #[error("the context is full: {len} tokens are in the slot and {n_new} more do not fit in {capacity}")]
+    #[error(
+        "the context is full: {len} tokens are in the slot and {n_new} more do not fit in {capacity}"
+    )]
     ContextFull {
         /// Tokens in the slot.
         len: usize,
@@ -683,7 +689,10 @@ impl<B: Backend> Session<B> {
     pub fn rewind(&mut self, slot: usize, len: usize) -> Result<(), RewindError> {
         let found = self.len(slot);
         if len > found {
-            return Err(RewindError::Ahead { target: len, len: found });
+            return Err(RewindError::Ahead {
+                target: len,
+                len: found,
+            });
         }
         if len == found {
             return Ok(());
@@ -837,7 +846,11 @@ impl<B: Backend> Session<B> {
         let mut rest = &stored.bytes[..];
         for (start, n) in contiguous(range, self.ring_rows(kind, row)) {
             let (part, tail) = rest.split_at(n * row_bytes);
-            backend.write(self.buffer_mut(layer, row), Place { slot, row: start }, part)?;
+            backend.write(
+                self.buffer_mut(layer, row),
+                Place { slot, row: start },
+                part,
+            )?;
             rest = tail;
         }
         Ok(())
@@ -926,7 +939,11 @@ impl<B: Backend> Session<B> {
         self.clear(slot);
         let len = state.frontier.len;
         if len > self.shape.capacity {
-            return Err(mismatch("the number of tokens", len, format!("at most {}", self.shape.capacity)));
+            return Err(mismatch(
+                "the number of tokens",
+                len,
+                format!("at most {}", self.shape.capacity),
+            ));
         }
         self.check_layers(&state.frontier.layers, len, true)?;
         self.check_layers(&state.layers, len, false)?;
@@ -963,17 +980,31 @@ impl<B: Backend> Session<B> {
             let found: Vec<RowKind> = rows.iter().map(|(row, _)| *row).collect();
             if found != expected {
                 let what = format!("what layer {layer} holds");
-                return Err(mismatch(what, format!("{found:?}"), format!("{expected:?}")));
+                return Err(mismatch(
+                    what,
+                    format!("{found:?}"),
+                    format!("{expected:?}"),
+                ));
             }
             for (row, stored) in rows {
                 let (element, width) = self.element_and_width(kind, *row);
                 let range = self.needed(kind, *row, len);
                 let n_bytes = range.len() * width * element.n_bytes();
-                let found = (stored.element, stored.width, stored.first, stored.bytes.len());
+                let found = (
+                    stored.element,
+                    stored.width,
+                    stored.first,
+                    stored.bytes.len(),
+                );
                 let expected = (element, width, range.start, n_bytes);
                 if found != expected {
-                    let what = format!("(element, width, first row, bytes) of {row:?} in layer {layer}");
-                    return Err(mismatch(what, format!("{found:?}"), format!("{expected:?}")));
+                    let what =
+                        format!("(element, width, first row, bytes) of {row:?} in layer {layer}");
+                    return Err(mismatch(
+                        what,
+                        format!("{found:?}"),
+                        format!("{expected:?}"),
+                    ));
                 }
             }
         }
@@ -992,11 +1023,7 @@ pub enum RestoreError {
     Backend(#[from] BackendError),
 }
 
-fn mismatch(
-    what: impl Into<String>,
-    found: impl ToString,
-    expected: impl ToString,
-) -> ImportError {
+fn mismatch(what: impl Into<String>, found: impl ToString, expected: impl ToString) -> ImportError {
     ImportError::Mismatch {
         what: what.into(),
         found: found.to_string(),

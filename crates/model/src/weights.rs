@@ -57,7 +57,10 @@ pub enum Router<W> {
 
 /// The weights of one layer.
 #[derive(Debug)]
-#[allow(missing_docs, reason = "the fields carry their GGUF names; docs/model.md has the table")]
+#[allow(
+    missing_docs,
+    reason = "the fields carry their GGUF names; docs/model.md has the table"
+)]
 pub struct Layer<W> {
     pub kind: LayerKind,
     pub hc_attn: HyperConnection<W>,
@@ -146,7 +149,10 @@ pub enum WeightsError {
         expected: Vec<u64>,
     },
     /// A tensor has another shape.
-    #[error("tensor {name} has shape {found:?}, expected {expected:?}{}", shape_hint(name, found, expected))]
+    #[error(
+        "tensor {name} has shape {found:?}, expected {expected:?}{}",
+        shape_hint(name, found, expected)
+    )]
     Shape {
         /// Its name.
         name: String,
@@ -204,10 +210,15 @@ impl<W> Network<W> {
     ) -> Result<Network<W>, E> {
         let g = geometry;
         let mut b = Builder { make };
-        use Component::*;
-        use WeightRole::*;
+        use Component as In;
+        use WeightRole::{Experts, Ids, Matrix, PreciseMatrix, Vector};
         let hc_dim = g.n_hc * g.n_embd;
-        let token_embd = b.weight("token_embd", Embedding, WeightRole::Embedding, &[g.n_embd, g.n_vocab])?;
+        let token_embd = b.weight(
+            "token_embd",
+            In::Embedding,
+            WeightRole::Embedding,
+            &[g.n_embd, g.n_vocab],
+        )?;
         let mut layers = Vec::with_capacity(g.layers.len());
         for (i, &kind) in g.layers.iter().enumerate() {
             let mut b = b.layer(i);
@@ -216,70 +227,98 @@ impl<W> Network<W> {
                 kind,
                 hc_attn: b.hyper_connection("hc_attn", hc_dim, g.n_gates(), 3)?,
                 attn_norm: b.vector("attn_norm", g.n_embd)?,
-                attn_q_a: b.weight("attn_q_a", Attention, Matrix, &[g.n_embd, g.q_rank])?,
+                attn_q_a: b.weight("attn_q_a", In::Attention, Matrix, &[g.n_embd, g.q_rank])?,
                 attn_q_a_norm: b.vector("attn_q_a_norm", g.q_rank)?,
-                attn_q_b: b.weight("attn_q_b", Attention, Matrix, &[g.q_rank, g.n_heads * g.head_dim])?,
-                attn_kv: b.weight("attn_kv", Attention, Matrix, &[g.n_embd, g.head_dim])?,
+                attn_q_b: b.weight(
+                    "attn_q_b",
+                    In::Attention,
+                    Matrix,
+                    &[g.q_rank, g.n_heads * g.head_dim],
+                )?,
+                attn_kv: b.weight("attn_kv", In::Attention, Matrix, &[g.n_embd, g.head_dim])?,
                 attn_kv_a_norm: b.vector("attn_kv_a_norm", g.head_dim)?,
                 attn_sinks: b.vector("attn_sinks", g.n_heads)?,
                 attn_output_a: b.weight(
                     "attn_output_a",
-                    Attention,
+                    In::Attention,
                     Matrix,
                     &[g.group_dim(), g.n_out_groups * g.out_rank],
                 )?,
                 attn_output_b: b.weight(
                     "attn_output_b",
-                    Attention,
+                    In::Attention,
                     Matrix,
                     &[g.n_out_groups * g.out_rank, g.n_embd],
                 )?,
                 attn_compressor: match kind {
                     LayerKind::Sliding => None,
-                    _ => Some(b.compressor("attn_compressor", kind, false, g.head_dim, g.n_embd)?),
+                    _ => {
+                        Some(b.compressor("attn_compressor", kind, false, g.head_dim, g.n_embd)?)
+                    }
                 },
                 indexer: match kind {
                     LayerKind::Csa => Some(Indexer {
                         attn_q_b: b.weight(
                             "indexer.attn_q_b",
-                            Indexers,
+                            In::Indexers,
                             Matrix,
                             &[g.q_rank, g.n_index_heads * g.index_dim],
                         )?,
                         proj: b.weight(
                             "indexer.proj",
-                            Indexers,
+                            In::Indexers,
                             PreciseMatrix,
                             &[g.n_embd, g.n_index_heads],
                         )?,
-                        compressor: b.compressor("indexer_compressor", kind, true, g.index_dim, g.n_embd)?,
+                        compressor: b.compressor(
+                            "indexer_compressor",
+                            kind,
+                            true,
+                            g.index_dim,
+                            g.n_embd,
+                        )?,
                     }),
                     _ => None,
                 },
                 hc_ffn: b.hyper_connection("hc_ffn", hc_dim, g.n_gates(), 3)?,
                 ffn_norm: b.vector("ffn_norm", g.n_embd)?,
-                ffn_gate_inp: b.weight("ffn_gate_inp", Component::Router, PreciseMatrix, &[g.n_embd, g.n_experts])?,
+                ffn_gate_inp: b.weight(
+                    "ffn_gate_inp",
+                    In::Router,
+                    PreciseMatrix,
+                    &[g.n_embd, g.n_experts],
+                )?,
                 router: if i < g.n_hash_layers {
                     Router::Hash(b.weight(
                         "ffn_gate_tid2eid",
-                        Component::Router,
+                        In::Router,
                         Ids,
                         &[g.n_experts_used, g.n_vocab],
                     )?)
                 } else {
-                    Router::TopK(b.named("exp_probs_b.bias", Component::Router, Vector, &[g.n_experts])?)
+                    Router::TopK(b.named("exp_probs_b.bias", In::Router, Vector, &[g.n_experts])?)
                 },
-                ffn_gate_exps: b.weight("ffn_gate_exps", RoutedExperts, Experts, &exps)?,
-                ffn_up_exps: b.weight("ffn_up_exps", RoutedExperts, Experts, &exps)?,
+                ffn_gate_exps: b.weight("ffn_gate_exps", In::RoutedExperts, Experts, &exps)?,
+                ffn_up_exps: b.weight("ffn_up_exps", In::RoutedExperts, Experts, &exps)?,
                 ffn_down_exps: b.weight(
                     "ffn_down_exps",
-                    RoutedExperts,
+                    In::RoutedExperts,
                     Experts,
                     &[g.expert_dim, g.n_embd, g.n_experts],
                 )?,
-                ffn_gate_shexp: b.weight("ffn_gate_shexp", SharedExperts, Matrix, &exps[..2])?,
-                ffn_up_shexp: b.weight("ffn_up_shexp", SharedExperts, Matrix, &exps[..2])?,
-                ffn_down_shexp: b.weight("ffn_down_shexp", SharedExperts, Matrix, &[g.expert_dim, g.n_embd])?,
+                ffn_gate_shexp: b.weight(
+                    "ffn_gate_shexp",
+                    In::SharedExperts,
+                    Matrix,
+                    &exps[..2],
+                )?,
+                ffn_up_shexp: b.weight("ffn_up_shexp", In::SharedExperts, Matrix, &exps[..2])?,
+                ffn_down_shexp: b.weight(
+                    "ffn_down_shexp",
+                    In::SharedExperts,
+                    Matrix,
+                    &[g.expert_dim, g.n_embd],
+                )?,
                 expert_clamp: g.expert_clamp[i],
                 shared_clamp: g.shared_clamp[i],
             });
@@ -289,7 +328,7 @@ impl<W> Network<W> {
             layers,
             output_hc: b.hyper_connection("output_hc", hc_dim, g.n_hc, 1)?,
             output_norm: b.vector("output_norm", g.n_embd)?,
-            output: b.weight("output", Output, Matrix, &[g.n_embd, g.n_vocab])?,
+            output: b.weight("output", In::Output, Matrix, &[g.n_embd, g.n_vocab])?,
             geometry: geometry.clone(),
         })
     }
@@ -365,7 +404,11 @@ impl Requirement {
             return Err(WeightsError::Type {
                 name: self.name.clone(),
                 found: tensor.ty.name(),
-                expected: if is_ids { "I32" } else { "a float or quantised type" },
+                expected: if is_ids {
+                    "I32"
+                } else {
+                    "a float or quantised type"
+                },
             });
         }
         if is_ids {
@@ -412,7 +455,13 @@ impl<W, E> Builder<'_, W, E> {
         }
     }
 
-    fn weight(&mut self, name: &str, component: Component, role: WeightRole, ne: &[usize]) -> Result<W, E> {
+    fn weight(
+        &mut self,
+        name: &str,
+        component: Component,
+        role: WeightRole,
+        ne: &[usize],
+    ) -> Result<W, E> {
         self.top().weight(name, component, role, ne)
     }
 
@@ -432,7 +481,13 @@ impl<W, E> Builder<'_, W, E> {
 }
 
 impl<W, E> LayerBuilder<'_, W, E> {
-    fn named(&mut self, name: &str, component: Component, role: WeightRole, ne: &[usize]) -> Result<W, E> {
+    fn named(
+        &mut self,
+        name: &str,
+        component: Component,
+        role: WeightRole,
+        ne: &[usize],
+    ) -> Result<W, E> {
         (self.make)(Requirement {
             name: format!("{}{name}", self.prefix),
             ne: ne.iter().map(|n| *n as u64).collect(),
@@ -441,7 +496,13 @@ impl<W, E> LayerBuilder<'_, W, E> {
         })
     }
 
-    fn weight(&mut self, name: &str, component: Component, role: WeightRole, ne: &[usize]) -> Result<W, E> {
+    fn weight(
+        &mut self,
+        name: &str,
+        component: Component,
+        role: WeightRole,
+        ne: &[usize],
+    ) -> Result<W, E> {
         self.named(&format!("{name}.weight"), component, role, ne)
     }
 
@@ -458,9 +519,24 @@ impl<W, E> LayerBuilder<'_, W, E> {
     ) -> Result<HyperConnection<W>, E> {
         let component = Component::HyperConnections;
         Ok(HyperConnection {
-            fn_: self.weight(&format!("{name}_fn"), component, WeightRole::PreciseMatrix, &[n_in, n_gates])?,
-            base: self.weight(&format!("{name}_base"), component, WeightRole::Vector, &[n_gates])?,
-            scale: self.weight(&format!("{name}_scale"), component, WeightRole::Vector, &[n_scales])?,
+            fn_: self.weight(
+                &format!("{name}_fn"),
+                component,
+                WeightRole::PreciseMatrix,
+                &[n_in, n_gates],
+            )?,
+            base: self.weight(
+                &format!("{name}_base"),
+                component,
+                WeightRole::Vector,
+                &[n_gates],
+            )?,
+            scale: self.weight(
+                &format!("{name}_scale"),
+                component,
+                WeightRole::Vector,
+                &[n_scales],
+            )?,
         })
     }
 
@@ -472,17 +548,41 @@ impl<W, E> LayerBuilder<'_, W, E> {
         row_dim: usize,
         n_embd: usize,
     ) -> Result<Compressor<W>, E> {
-        let component = if index { Component::Indexers } else { Component::Compressors };
+        let component = if index {
+            Component::Indexers
+        } else {
+            Component::Compressors
+        };
         let dim = kind.compressor_dim(row_dim);
         let ratio = kind.ratio().expect("a compressed layer");
         Ok(Compressor {
             kind,
             index,
             row_dim,
-            kv: self.weight(&format!("{name}_kv"), component, WeightRole::PreciseMatrix, &[n_embd, dim])?,
-            gate: self.weight(&format!("{name}_gate"), component, WeightRole::PreciseMatrix, &[n_embd, dim])?,
-            ape: self.weight(&format!("{name}_ape"), component, WeightRole::Vector, &[dim, ratio])?,
-            norm: self.weight(&format!("{name}_norm"), component, WeightRole::Vector, &[row_dim])?,
+            kv: self.weight(
+                &format!("{name}_kv"),
+                component,
+                WeightRole::PreciseMatrix,
+                &[n_embd, dim],
+            )?,
+            gate: self.weight(
+                &format!("{name}_gate"),
+                component,
+                WeightRole::PreciseMatrix,
+                &[n_embd, dim],
+            )?,
+            ape: self.weight(
+                &format!("{name}_ape"),
+                component,
+                WeightRole::Vector,
+                &[dim, ratio],
+            )?,
+            norm: self.weight(
+                &format!("{name}_norm"),
+                component,
+                WeightRole::Vector,
+                &[row_dim],
+            )?,
         })
     }
 }

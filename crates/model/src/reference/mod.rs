@@ -160,7 +160,12 @@ impl Weight {
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 8];
     let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
-    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(x, y)| x * y).sum();
+    let tail: f32 = a8
+        .remainder()
+        .iter()
+        .zip(b8.remainder())
+        .map(|(x, y)| x * y)
+        .sum();
     for (x, y) in a8.zip(b8) {
         for i in 0..8 {
             sums[i] += x[i] * y[i];
@@ -295,7 +300,13 @@ impl Backend for Reference {
         embed::embed(rows, table, streams);
     }
 
-    fn hc_gates(&mut self, rows: &RowsImage, streams: &Buffer, hc: &HyperConnection<Weight>, gates: &mut Buffer) {
+    fn hc_gates(
+        &mut self,
+        rows: &RowsImage,
+        streams: &Buffer,
+        hc: &HyperConnection<Weight>,
+        gates: &mut Buffer,
+    ) {
         hc_gates::hc_gates(&self.geometry, rows, streams, hc, gates);
     }
 
@@ -307,7 +318,13 @@ impl Backend for Reference {
         hc_post::hc_post(&self.geometry, rows, y, gates, streams);
     }
 
-    fn hc_head(&mut self, rows: &RowsImage, streams: &Buffer, hc: &HyperConnection<Weight>, h: &mut Buffer) {
+    fn hc_head(
+        &mut self,
+        rows: &RowsImage,
+        streams: &Buffer,
+        hc: &HyperConnection<Weight>,
+        h: &mut Buffer,
+    ) {
         hc_head::hc_head(&self.geometry, rows, streams, hc, h);
     }
 
@@ -335,7 +352,14 @@ impl Backend for Reference {
         head_norm::head_norm(self.geometry.rms_eps, rows, head_dim, x);
     }
 
-    fn rope(&mut self, rows: &RowsImage, table: RopeTable, rotation: Rotation, head_dim: usize, x: &mut Buffer) {
+    fn rope(
+        &mut self,
+        rows: &RowsImage,
+        table: RopeTable,
+        rotation: Rotation,
+        head_dim: usize,
+        x: &mut Buffer,
+    ) {
         rope::rope(&self.geometry, rows, table, rotation, head_dim, x);
     }
 
@@ -351,31 +375,80 @@ impl Backend for Reference {
         store_window::store_window(rows, kv, window);
     }
 
-    fn add_position_bias(&mut self, rows: &RowsImage, ape: &Weight, ratio: usize, gate: &mut Buffer) {
+    fn add_position_bias(
+        &mut self,
+        rows: &RowsImage,
+        ape: &Weight,
+        ratio: usize,
+        gate: &mut Buffer,
+    ) {
         add_position_bias::add_position_bias(rows, ape, ratio, gate);
     }
 
-    fn pool(&mut self, rows: &RowsImage, kind: LayerKind, kv: &Buffer, gate: &Buffer, frontier: &Buffer, pooled: &mut Buffer) {
+    fn pool(
+        &mut self,
+        rows: &RowsImage,
+        kind: LayerKind,
+        kv: &Buffer,
+        gate: &Buffer,
+        frontier: &Buffer,
+        pooled: &mut Buffer,
+    ) {
         pool::pool(rows, kind, kv, gate, frontier, pooled);
     }
 
-    fn store_compressed(&mut self, rows: &RowsImage, ratio: usize, pooled: &Buffer, cache: &mut Buffer) {
+    fn store_compressed(
+        &mut self,
+        rows: &RowsImage,
+        ratio: usize,
+        pooled: &Buffer,
+        cache: &mut Buffer,
+    ) {
         store_compressed::store_compressed(rows, ratio, pooled, cache);
     }
 
-    fn store_frontier(&mut self, rows: &RowsImage, kv: &Buffer, gate: &Buffer, frontier: &mut Buffer) {
+    fn store_frontier(
+        &mut self,
+        rows: &RowsImage,
+        kv: &Buffer,
+        gate: &Buffer,
+        frontier: &mut Buffer,
+    ) {
         store_frontier::store_frontier(rows, kv, gate, frontier);
     }
 
-    fn index_scores(&mut self, rows: &RowsImage, range: Range<usize>, iq: &Buffer, weights: &Buffer, cache: &Buffer, scores: &mut Buffer) {
+    fn index_scores(
+        &mut self,
+        rows: &RowsImage,
+        range: Range<usize>,
+        iq: &Buffer,
+        weights: &Buffer,
+        cache: &Buffer,
+        scores: &mut Buffer,
+    ) {
         index_scores::index_scores(&self.geometry, rows, range, iq, weights, cache, scores);
     }
 
-    fn top_k(&mut self, rows: &RowsImage, range: Range<usize>, scores: &Buffer, selected: &mut Buffer) {
+    fn top_k(
+        &mut self,
+        rows: &RowsImage,
+        range: Range<usize>,
+        scores: &Buffer,
+        selected: &mut Buffer,
+    ) {
         top_k::top_k(rows, range, scores, selected);
     }
 
-    fn attend(&mut self, rows: &RowsImage, q: &Buffer, kv: &Buffer, ring: &Buffer, compressed: CompressedRows<'_, Buffer>, sinks: &Weight, out: &mut Buffer) {
+    fn attend(
+        &mut self,
+        rows: &RowsImage,
+        q: &Buffer,
+        kv: &Buffer,
+        ring: &Buffer,
+        compressed: CompressedRows<'_, Buffer>,
+        sinks: &Weight,
+        out: &mut Buffer,
+    ) {
         attend::attend(&self.geometry, rows, q, kv, ring, &compressed, sinks, out);
     }
 
@@ -383,23 +456,59 @@ impl Backend for Reference {
         router_scores::router_scores(rows, scores);
     }
 
-    fn route_hash(&mut self, rows: &RowsImage, ids: &Weight, scores: &Buffer, routes: &mut Routes<Buffer>) {
+    fn route_hash(
+        &mut self,
+        rows: &RowsImage,
+        ids: &Weight,
+        scores: &Buffer,
+        routes: &mut Routes<Buffer>,
+    ) {
         route_hash::route_hash(self.geometry.expert_scale, rows, ids, scores, routes);
     }
 
-    fn route_top_k(&mut self, rows: &RowsImage, bias: &Weight, scores: &Buffer, routes: &mut Routes<Buffer>) {
+    fn route_top_k(
+        &mut self,
+        rows: &RowsImage,
+        bias: &Weight,
+        scores: &Buffer,
+        routes: &mut Routes<Buffer>,
+    ) {
         route_top_k::route_top_k(self.geometry.expert_scale, rows, bias, scores, routes);
     }
 
-    fn experts_gate_up(&mut self, rows: &RowsImage, gate: &Weight, up: &Weight, clamp: f32, x: &Buffer, routes: &Routes<Buffer>, hidden: &mut Buffer) {
+    fn experts_gate_up(
+        &mut self,
+        rows: &RowsImage,
+        gate: &Weight,
+        up: &Weight,
+        clamp: f32,
+        x: &Buffer,
+        routes: &Routes<Buffer>,
+        hidden: &mut Buffer,
+    ) {
         experts_gate_up::experts_gate_up(rows, gate, up, clamp, x, routes, hidden);
     }
 
-    fn experts_down(&mut self, rows: &RowsImage, down: &Weight, hidden: &Buffer, routes: &Routes<Buffer>, out: &mut Buffer) {
+    fn experts_down(
+        &mut self,
+        rows: &RowsImage,
+        down: &Weight,
+        hidden: &Buffer,
+        routes: &Routes<Buffer>,
+        out: &mut Buffer,
+    ) {
         experts_down::experts_down(rows, down, hidden, routes, out);
     }
 
-    fn gate_up(&mut self, rows: &RowsImage, gate: &Weight, up: &Weight, clamp: f32, x: &Buffer, hidden: &mut Buffer) {
+    fn gate_up(
+        &mut self,
+        rows: &RowsImage,
+        gate: &Weight,
+        up: &Weight,
+        clamp: f32,
+        x: &Buffer,
+        hidden: &mut Buffer,
+    ) {
         gate_up::gate_up(rows, gate, up, clamp, x, hidden);
     }
 }

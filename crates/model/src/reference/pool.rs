@@ -27,7 +27,11 @@ pub(super) fn pool(
         let tokens: Vec<(&[f32], &[f32])> = (first..end)
             .map(|p| {
                 let own_window = p + ratio >= end;
-                let half = if kind == LayerKind::Csa && own_window { d } else { 0 };
+                let half = if kind == LayerKind::Csa && own_window {
+                    d
+                } else {
+                    0
+                };
                 let (a, g) = if p >= batch_start {
                     let row = rows.first_row[r] as usize + (p - batch_start);
                     (kv.row(row), gate.row(row))
@@ -38,7 +42,9 @@ pub(super) fn pool(
             })
             .collect();
         for (c, out) in out.iter_mut().enumerate() {
-            let max = tokens.iter().fold(f32::NEG_INFINITY, |m, (_, g)| m.max(g[c]));
+            let max = tokens
+                .iter()
+                .fold(f32::NEG_INFINITY, |m, (_, g)| m.max(g[c]));
             let (mut sum, mut weight) = (0.0, 0.0);
             for (a, g) in &tokens {
                 let p = (g[c] - max).exp();

@@ -19,7 +19,12 @@ pub(super) fn route_top_k(
             .zip(bias.vector())
             .map(|(s, b)| s + b)
             .collect();
-        for (out, e) in routes.experts.ids_mut(r).iter_mut().zip(largest(&biased, k)) {
+        for (out, e) in routes
+            .experts
+            .ids_mut(r)
+            .iter_mut()
+            .zip(largest(&biased, k))
+        {
             *out = e as u32;
         }
         mixing_weights(scale, scores.row(r), routes, r);
