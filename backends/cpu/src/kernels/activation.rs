@@ -4,7 +4,8 @@
 //! differs is where they lie. One row of `n` elements is
 //!
 //! ```text
-//! Q8:   codes i8 [n, padded to 64] | scales f32 [n / 32, padded to even]
+//! Q8:   codes i8 [n, padded to 64] | scales f32 [n / 32, padded to even] |
+//!       -128 times the sum of 32 codes i32 [n / 32, padded to even]
 //! Q8K:  codes i8 [n] | negated sums of 16 codes i32 [n / 16] | scales f32 [n / 256]
 //! ```
 //!
@@ -44,6 +45,12 @@ pub(crate) const fn q8_scales(n: usize) -> usize {
     n.next_multiple_of(64)
 }
 
+/// Where the multiplied sums of a Q8 row of `n` elements begin, in bytes.
+#[inline(always)]
+pub(crate) const fn q8_sums(n: usize) -> usize {
+    n.next_multiple_of(64) + n.div_ceil(64) * 8
+}
+
 /// Where the sums of a Q8K row of `n` elements begin, in bytes.
 #[inline(always)]
 pub(crate) const fn q8k_sums(n: usize) -> usize {
@@ -61,7 +68,7 @@ impl Form {
     pub(crate) const fn row_bytes(self, n: usize) -> usize {
         match self {
             Form::F32 => 4 * n,
-            Form::Q8(_) => (q8_scales(n) + n.div_ceil(64) * 8).next_multiple_of(64),
+            Form::Q8(_) => (q8_sums(n) + n.div_ceil(64) * 8).next_multiple_of(64),
             Form::Q8K(_) => (q8k_scales(n) + n / 64).next_multiple_of(64),
         }
     }
@@ -85,9 +92,12 @@ impl Form {
 }
 
 fn write_q8(order: Order, x: &[f32], out: &mut [u8]) {
-    let (codes, scales) = out.split_at_mut(q8_scales(x.len()));
-    let scales = scales.as_chunks_mut::<8>().0;
-    for ((x, codes), scales) in x.chunks(64).zip(codes.as_chunks_mut::<64>().0).zip(scales) {
+    let (codes, rest) = out.split_at_mut(q8_scales(x.len()));
+    let (scales, sums) = rest.split_at_mut(q8_sums(x.len()) - q8_scales(x.len()));
+    let blocks = codes.as_chunks_mut::<64>().0.iter_mut();
+    let scales = scales.as_chunks_mut::<8>().0.iter_mut();
+    let sums = sums.as_chunks_mut::<8>().0.iter_mut();
+    for (((x, codes), scales), sums) in x.chunks(64).zip(blocks).zip(scales).zip(sums) {
         let mut blocks = [ActQ8::ZERO; 2];
         quantize_q8(x, &mut blocks[..x.len() / 32]);
         for (b, block) in blocks.iter().enumerate() {
@@ -99,6 +109,8 @@ fn write_q8(order: Order, x: &[f32], out: &mut [u8]) {
                 codes[at] = q as u8;
             }
             scales[4 * b..][..4].copy_from_slice(&block.d.to_ne_bytes());
+            let sum: i32 = block.qs.iter().map(|&q| i32::from(q)).sum();
+            sums[4 * b..][..4].copy_from_slice(&(-128 * sum).to_ne_bytes());
         }
     }
 }

@@ -68,7 +68,7 @@ impl Job<'_> {
 
 /// Bytes of scratch that kernels need for rows of `n_in` elements.
 pub(crate) const fn scratch_bytes(n_in: usize) -> usize {
-    (2 * n_in).next_multiple_of(64)
+    n_in.next_multiple_of(64) * 36
 }
 
 /// Memory of one thread that kernels unpack weights into, of [`scratch_bytes`].
@@ -86,11 +86,29 @@ pub(crate) type RowDots = unsafe fn(&Job<'_>, &mut Scratch);
 pub(crate) struct Kernel {
     /// The form of the activations.
     pub(crate) form: Form,
-    /// A product for each pair of rows.
+    /// Products, fastest for few activation rows.
+    pub(crate) row_dots: RowDots,
+    /// The same products, faster from some number of activation rows on.
+    pub(crate) panel: Option<Panel>,
+}
+
+/// A kernel that unpacks many weight rows together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panel {
+    /// Activation rows from which it is faster.
+    pub(crate) min_rows: usize,
     pub(crate) row_dots: RowDots,
 }
 
 impl Kernel {
+    /// The products for `n_rows` activation rows.
+    pub(crate) fn for_rows(&self, n_rows: usize) -> RowDots {
+        match self.panel {
+            Some(panel) if n_rows >= panel.min_rows => panel.row_dots,
+            _ => self.row_dots,
+        }
+    }
+
     /// The kernel for products of int8 activations with a blocked type.
     pub(crate) fn quantised(path: Path, ty: GgmlType) -> Option<Kernel> {
         match path {

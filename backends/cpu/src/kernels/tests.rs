@@ -69,6 +69,7 @@ fn expected(ty: GgmlType, row: &[u8], x: &[f32]) -> (f32, f32) {
 
 fn products(
     kernel: Kernel,
+    row_dots: RowDots,
     ty: GgmlType,
     weights: &[u8],
     n_in: usize,
@@ -102,7 +103,7 @@ fn products(
     };
     let mut scratch = Scratch::new(scratch_bytes(n_in)).unwrap();
     // SAFETY: the path is available, and the job describes the vectors above.
-    unsafe { (kernel.row_dots)(&job, &mut scratch) };
+    unsafe { row_dots(&job, &mut scratch) };
     out.chunks_exact(n_out).rev().map(<[f32]>::to_vec).collect()
 }
 
@@ -117,21 +118,43 @@ fn quantised_types() -> impl Iterator<Item = GgmlType> {
         .filter(|ty| ty.block_len() > 1)
 }
 
+/// Every way a type is multiplied on a path.
+fn ways(kernel: Kernel) -> impl Iterator<Item = (&'static str, RowDots)> {
+    let panel = kernel.panel.map(|panel| ("panel", panel.row_dots));
+    std::iter::once(("rows", kernel.row_dots)).chain(panel)
+}
+
+fn random_rows(random: &mut Random, n_rows: usize, n_in: usize) -> Vec<Vec<f32>> {
+    (0..n_rows)
+        .map(|_| (0..n_in).map(|_| random.float()).collect())
+        .collect()
+}
+
 #[test]
 fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
     let mut random = Random(0x1234_5678_9abc_def1);
-    for path in paths() {
-        for ty in quantised_types() {
-            let kernel = Kernel::quantised(path, ty).expect("a kernel for every type");
+    // Outputs and rows that are no multiples of what the kernels take at a time.
+    let shapes = [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (5, 5),
+        (7, 9),
+        (6, 17),
+        (33, 12),
+        (65, 6),
+    ];
+    for (path, ty) in paths().flat_map(|path| quantised_types().map(move |ty| (path, ty))) {
+        let kernel = Kernel::quantised(path, ty).expect("a kernel for every type");
+        for (way, row_dots) in ways(kernel) {
             for n_blocks in [1, 2, 3, 5, 16] {
                 let n_in = n_blocks * ty.block_len();
-                for (n_out, n_rows) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (7, 9), (6, 17)] {
+                for (n_out, n_rows) in shapes {
                     let row_bytes = ty.row_bytes(n_in).unwrap();
                     let weights = random_weights(&mut random, ty, n_out * row_bytes);
-                    let x: Vec<Vec<f32>> = (0..n_rows)
-                        .map(|_| (0..n_in).map(|_| random.float()).collect())
-                        .collect();
-                    let found = products(kernel, ty, &weights, n_in, &x);
+                    let x = random_rows(&mut random, n_rows, n_in);
+                    let found = products(kernel, row_dots, ty, &weights, n_in, &x);
                     for (r, x) in x.iter().enumerate() {
                         for (o, row) in weights.chunks_exact(row_bytes).enumerate() {
                             let (expected, magnitude) = expected(ty, row, x);
@@ -139,8 +162,8 @@ fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
                             // A few roundings of 2^-24 of what is summed.
                             assert!(
                                 difference <= 4e-7 * magnitude,
-                                "{path} {ty}: {n_in} x {n_out}, row {r} of {n_rows}, output {o}: \
-                                 {} instead of {expected}, magnitude {magnitude}",
+                                "{path} {ty} {way}: {n_in} x {n_out}, row {r} of {n_rows}, output \
+                                 {o}: {} instead of {expected}, magnitude {magnitude}",
                                 found[r][o]
                             );
                         }
@@ -154,18 +177,17 @@ fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
 #[test]
 fn a_row_has_the_same_products_alone_and_among_others() {
     let mut random = Random(0xfeed_5678_9abc_def1);
-    for path in paths() {
-        for ty in quantised_types() {
-            let kernel = Kernel::quantised(path, ty).expect("a kernel for every type");
+    for (path, ty) in paths().flat_map(|path| quantised_types().map(move |ty| (path, ty))) {
+        let kernel = Kernel::quantised(path, ty).expect("a kernel for every type");
+        for (way, row_dots) in ways(kernel) {
             let n_in = 6 * ty.block_len();
             let weights = random_weights(&mut random, ty, 7 * ty.row_bytes(n_in).unwrap());
-            let x: Vec<Vec<f32>> = (0..9)
-                .map(|_| (0..n_in).map(|_| random.float()).collect())
-                .collect();
-            let together = products(kernel, ty, &weights, n_in, &x);
+            let x = random_rows(&mut random, 9, n_in);
+            let together = products(kernel, row_dots, ty, &weights, n_in, &x);
             for (x, together) in x.iter().zip(together) {
-                let alone = products(kernel, ty, &weights, n_in, std::slice::from_ref(x));
-                assert_eq!(alone[0], together, "{path} {ty}");
+                let x = std::slice::from_ref(x);
+                let alone = products(kernel, row_dots, ty, &weights, n_in, x);
+                assert_eq!(alone[0], together, "{path} {ty} {way}");
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::constants::{bytes, table};
+use super::constants::{bytes, four, table};
 use crate::kernels::activation::{q8k_scales, q8k_sums};
 use crate::kernels::portable::{Unpack256, Unpacked};
 use crate::kernels::{Job, RowPair, Scratch};
@@ -21,6 +21,11 @@ pub(super) struct Block {
     pub(super) min: __m512,
 }
 
+impl Block {
+    // SAFETY: every bit pattern is a vector.
+    const ZERO: Block = unsafe { std::mem::zeroed() };
+}
+
 /// How a type is unpacked. The value holds what stays in registers over all blocks.
 pub(super) trait Type256: Copy {
     /// Bytes of a block.
@@ -34,9 +39,27 @@ pub(super) trait Type256: Copy {
     /// The machine has this path.
     unsafe fn new() -> Self;
 
+    /// Whether unpacking in registers is the fastest way for a few activation rows.
+    const IN_REGISTERS: bool = true;
+
     /// # Safety
     /// As [`Type256::new`]; `block` is a whole block.
     unsafe fn unpack(&self, block: *const u8) -> Block;
+
+    /// Unpacks `n_blocks` blocks to memory, [`Stored::BYTES`](Type256::BYTES) each.
+    ///
+    /// # Safety
+    /// As [`Type256::new`]; the memory is there.
+    #[inline(always)]
+    unsafe fn store_row(&self, row: *const u8, n_blocks: usize, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            for b in 0..n_blocks {
+                let block = self.unpack(row.add(b * Self::BYTES));
+                Stored::<Self>::store(&block, to.add(b * Stored::<Self>::BYTES));
+            }
+        }
+    }
 }
 
 /// A block of `T` that was unpacked to memory: codes, scales, mins.
@@ -74,7 +97,7 @@ impl<T: Type256> Type256 for Stored<T> {
         // SAFETY: the caller has `BYTES` there.
         unsafe {
             Block {
-                codes: std::array::from_fn(|k| _mm512_loadu_si512(block.add(64 * k).cast())),
+                codes: four!(k => _mm512_loadu_si512(block.add(64 * k).cast())),
                 scale: _mm512_loadu_ps(block.add(256).cast()),
                 min: if T::HAS_MIN {
                     _mm512_loadu_ps(block.add(320).cast())
@@ -95,6 +118,7 @@ pub(super) unsafe fn row_dots<T: Type256>(job: &Job<'_>, scratch: &mut Scratch) 
         let ty = T::new();
         match *job.pairs {
             [] => {}
+            _ if !T::IN_REGISTERS => many_rows(&ty, job, scratch),
             [a] => few_rows(&ty, job, [a]),
             [a, b] => few_rows(&ty, job, [a, b]),
             [a, b, c] => few_rows(&ty, job, [a, b, c]),
@@ -104,12 +128,11 @@ pub(super) unsafe fn row_dots<T: Type256>(job: &Job<'_>, scratch: &mut Scratch) 
     }
 }
 
-/// Up to [`MAX_ROWS`] activation rows: a weight row is unpacked in registers.
+/// Up to [`MAX_ROWS`] activation rows: blocks are unpacked in registers.
 #[inline(always)]
 unsafe fn few_rows<T: Type256, const R: usize>(ty: &T, job: &Job<'_>, pairs: [RowPair; R]) {
     // SAFETY: the caller's promise: weight rows are whole, activation rows have the form.
     unsafe {
-        let n_blocks = job.n_in / 256;
         let acts = pairs.map(|pair| job.act(pair));
         let n_weights = job.n_weights();
         let mut o = 0;
@@ -119,7 +142,7 @@ unsafe fn few_rows<T: Type256, const R: usize>(ty: &T, job: &Job<'_>, pairs: [Ro
             let mut sums = [[_mm512_setzero_ps(); 4]; R];
             for i in 0..n {
                 let row = job.weights.as_ptr().add((o + i) * job.row_bytes);
-                let totals = row_totals(ty, row, n_blocks, job.n_in, acts);
+                let [totals] = totals(ty, [row], job.n_in, acts);
                 for r in 0..R {
                     sums[r][i] = totals[r];
                 }
@@ -132,92 +155,114 @@ unsafe fn few_rows<T: Type256, const R: usize>(ty: &T, job: &Job<'_>, pairs: [Ro
     }
 }
 
-/// More activation rows: a weight row is unpacked to scratch once.
+/// More activation rows: two weight rows at a time are unpacked to scratch.
 #[inline(always)]
 unsafe fn many_rows<T: Type256>(ty: &T, job: &Job<'_>, scratch: &mut Scratch) {
     let n_blocks = job.n_in / 256;
-    let stored = Stored::<T>(PhantomData);
-    let buffer = &mut scratch[..n_blocks * Stored::<T>::BYTES];
+    let stored_bytes = n_blocks * Stored::<T>::BYTES;
+    let buffer = scratch[..2 * stored_bytes].as_mut_ptr();
     // SAFETY: the caller's promise, and the slice above for the scratch.
     unsafe {
-        for o in 0..job.n_weights() {
+        let stored = Stored::<T>::new();
+        let n_weights = job.n_weights();
+        for o in (0..n_weights).step_by(2) {
             let row = job.weights.as_ptr().add(o * job.row_bytes);
-            for b in 0..n_blocks {
-                let block = ty.unpack(row.add(b * T::BYTES));
-                let to = buffer.as_mut_ptr().add(b * Stored::<T>::BYTES);
-                Stored::<T>::store(&block, to);
-            }
-            let mut groups = job.pairs.chunks_exact(MAX_ROWS);
-            for group in &mut groups {
-                let pairs = [group[0], group[1], group[2], group[3]];
-                stored_rows(&stored, job, buffer.as_ptr(), pairs, o);
-            }
-            match *groups.remainder() {
-                [] => {}
-                [a] => stored_rows(&stored, job, buffer.as_ptr(), [a], o),
-                [a, b] => stored_rows(&stored, job, buffer.as_ptr(), [a, b], o),
-                [a, b, c] => stored_rows(&stored, job, buffer.as_ptr(), [a, b, c], o),
-                _ => unreachable!(),
+            ty.store_row(row, n_blocks, buffer);
+            if o + 1 < n_weights {
+                ty.store_row(row.add(job.row_bytes), n_blocks, buffer.add(stored_bytes));
+                stored_rows(&stored, job, [buffer, buffer.add(stored_bytes)], o);
+            } else {
+                stored_rows(&stored, job, [buffer], o);
             }
         }
     }
 }
 
-/// One unpacked weight row times `R` activation rows.
+/// `W` unpacked weight rows times every activation row.
 #[inline(always)]
-unsafe fn stored_rows<T: Type256, const R: usize>(
+unsafe fn stored_rows<T: Type256, const W: usize>(
     ty: &T,
     job: &Job<'_>,
-    row: *const u8,
+    rows: [*mut u8; W],
+    o: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (fours, rest) = job.pairs.as_chunks::<MAX_ROWS>();
+        for group in fours {
+            stored_products(ty, job, rows, *group, o);
+        }
+        match *rest {
+            [] => {}
+            [a] => stored_products(ty, job, rows, [a], o),
+            [a, b] => stored_products(ty, job, rows, [a, b], o),
+            [a, b, c] => stored_products(ty, job, rows, [a, b, c], o),
+            _ => unreachable!(),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn stored_products<T: Type256, const W: usize, const R: usize>(
+    ty: &T,
+    job: &Job<'_>,
+    rows: [*mut u8; W],
     pairs: [RowPair; R],
     o: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let acts = pairs.map(|pair| job.act(pair));
-        let totals = row_totals(ty, row, job.n_in / 256, job.n_in, acts);
-        let mut sums = [_mm512_setzero_ps(); 4];
-        sums[..R].copy_from_slice(&totals);
-        let sums: [f32; 4] = std::mem::transmute(sums_of_4(sums));
-        for r in 0..R {
-            *job.out(pairs[r], o) = sums[r];
+        let totals = totals(ty, rows.map(|row| row.cast_const()), job.n_in, acts);
+        for w in 0..W {
+            let mut sums = [_mm512_setzero_ps(); 4];
+            sums[..R].copy_from_slice(&totals[w]);
+            let sums: [f32; 4] = std::mem::transmute(sums_of_4(sums));
+            for r in 0..R {
+                *job.out(pairs[r], o + w) = sums[r];
+            }
         }
     }
 }
 
-/// Sixteen partial sums of a weight row times each of `R` activation rows.
+/// Sixteen partial sums of each of `W` weight rows times each of `R` activation rows.
 #[inline(always)]
-unsafe fn row_totals<T: Type256, const R: usize>(
+unsafe fn totals<T: Type256, const W: usize, const R: usize>(
     ty: &T,
-    row: *const u8,
-    n_blocks: usize,
+    rows: [*const u8; W],
     n_in: usize,
     acts: [*const u8; R],
-) -> [__m512; R] {
-    // SAFETY: the caller's promise: `n_blocks` blocks of weights and of activations.
+) -> [[__m512; R]; W] {
+    // SAFETY: the caller's promise: whole rows of weights and of activations.
     unsafe {
-        let mut totals = [_mm512_setzero_ps(); R];
-        for b in 0..n_blocks {
-            let block = ty.unpack(row.add(b * T::BYTES));
+        let mut totals = [[_mm512_setzero_ps(); R]; W];
+        for b in 0..n_in / 256 {
+            let mut blocks = [Block::ZERO; W];
+            for w in 0..W {
+                blocks[w] = ty.unpack(rows[w].add(b * T::BYTES));
+            }
             for r in 0..R {
                 let codes = acts[r].add(256 * b);
+                let codes = four!(k => _mm512_loadu_si512(codes.add(64 * k).cast()));
                 let sums = _mm512_loadu_si512(acts[r].add(q8k_sums(n_in) + 64 * b).cast());
                 let scale = *acts[r].add(q8k_scales(n_in) + 4 * b).cast::<f32>();
-                let mut dot = if T::OFFSET > 0 {
-                    // Takes the offset of the codes back: -2^OFFSET times the activations' sum.
+                // Takes the offset of the codes back: -2^OFFSET times the activations' sum.
+                let start = if T::OFFSET > 0 {
                     shifted_left(sums, T::OFFSET)
                 } else {
                     _mm512_setzero_si512()
                 };
-                for k in 0..4 {
-                    let act = _mm512_loadu_si512(codes.add(64 * k).cast());
-                    dot = _mm512_dpbusd_epi32(dot, block.codes[k], act);
+                for w in 0..W {
+                    let mut dot = start;
+                    for k in 0..4 {
+                        dot = _mm512_dpbusd_epi32(dot, blocks[w].codes[k], codes[k]);
+                    }
+                    let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), blocks[w].scale);
+                    if T::HAS_MIN {
+                        product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), blocks[w].min, product);
+                    }
+                    totals[w][r] = _mm512_fmadd_ps(product, _mm512_set1_ps(scale), totals[w][r]);
                 }
-                let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), block.scale);
-                if T::HAS_MIN {
-                    product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), block.min, product);
-                }
-                totals[r] = _mm512_fmadd_ps(product, _mm512_set1_ps(scale), totals[r]);
             }
         }
         totals
@@ -238,18 +283,25 @@ unsafe fn shifted_left(x: __m512i, by: u32) -> __m512i {
     }
 }
 
+/// Sums of lanes `i`, `i + 4`, `i + 8` and `i + 12`.
+#[inline(always)]
+unsafe fn folded(v: __m512) -> __m128 {
+    // SAFETY: inside an entry point of this path.
+    unsafe {
+        let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+        _mm_add_ps(
+            _mm256_castps256_ps128(half),
+            _mm256_extractf128_ps::<1>(half),
+        )
+    }
+}
+
 /// The sum of the lanes of each vector.
 #[inline(always)]
 pub(super) unsafe fn sums_of_4(v: [__m512; 4]) -> __m128 {
     // SAFETY: inside an entry point of this path.
     unsafe {
-        let [a, b, c, d] = v.map(|v| {
-            let half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
-            _mm_add_ps(
-                _mm256_castps256_ps128(half),
-                _mm256_extractf128_ps::<1>(half),
-            )
-        });
+        let [a, b, c, d] = four!(i => folded(v[i]));
         // (x0 + x2, x1 + x3) of two vectors each, then of all four.
         let ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
         let cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
@@ -299,20 +351,51 @@ impl<U: Unpack256> Type256 for Portable<U> {
         }
     }
 
+    // Wide loads of bytes that were just written narrowly have to wait for them; a row later they
+    // do not.
+    const IN_REGISTERS: bool = false;
+
     #[inline(always)]
     unsafe fn unpack(&self, block: *const u8) -> Block {
         // SAFETY: the caller's promise.
         unsafe {
             let mut out = Unpacked::ZERO;
             U::unpack(&*block.cast::<U::Block>(), &mut out);
-            let natural = std::array::from_fn(|i| {
-                let v = _mm512_load_si512(out.codes.as_ptr().add(64 * i).cast());
+            self.planes(&out)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_row(&self, row: *const u8, n_blocks: usize, to: *mut u8) {
+        const { assert!(size_of::<Unpacked>() == Stored::<Self>::BYTES) };
+        // SAFETY: the caller's promise; every bit pattern is an unpacked block, and scratch is
+        // aligned for one.
+        unsafe {
+            let blocks = std::slice::from_raw_parts_mut(to.cast::<Unpacked>(), n_blocks);
+            for (b, out) in blocks.iter_mut().enumerate() {
+                U::unpack(&*row.add(b * U::BYTES).cast::<U::Block>(), out);
+            }
+            for out in blocks {
+                Stored::<Self>::store(&self.planes(out), std::ptr::from_mut(out).cast());
+            }
+        }
+    }
+}
+
+impl<U> Portable<U> {
+    /// Natural order to planes.
+    #[inline(always)]
+    unsafe fn planes(&self, block: &Unpacked) -> Block {
+        // SAFETY: inside an entry point of this path.
+        unsafe {
+            let natural = four!(i => {
+                let v = _mm512_load_si512(block.codes.as_ptr().add(64 * i).cast());
                 let v = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
                 _mm512_shuffle_epi8(v, self.transpose)
             });
             Block {
                 codes: planes(natural, self.lanes),
-                scale: _mm512_loadu_ps(out.scale.as_ptr()),
+                scale: _mm512_loadu_ps(block.scale.as_ptr()),
                 min: _mm512_setzero_ps(),
             }
         }
@@ -334,12 +417,12 @@ unsafe fn planes(v: [__m512i; 4], lanes: __m512i) -> [__m512i; 4] {
             _mm512_unpackhi_epi32(v[2], v[3]),
         ];
         // Lane `4 a + i` holds what belongs in lane `4 i + a`.
-        [
+        let v = [
             _mm512_unpacklo_epi64(low[0], low[1]),
             _mm512_unpackhi_epi64(low[0], low[1]),
             _mm512_unpacklo_epi64(high[0], high[1]),
             _mm512_unpackhi_epi64(high[0], high[1]),
-        ]
-        .map(|v| _mm512_permutexvar_epi32(lanes, v))
+        ];
+        four!(k => _mm512_permutexvar_epi32(lanes, v[k]))
     }
 }

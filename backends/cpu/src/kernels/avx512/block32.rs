@@ -244,7 +244,8 @@ impl Type32 for Mxfp4 {
         unsafe {
             let codes = nibbles(blocks.add(1), blocks.add(18), self.levels);
             // 2^(e - 128): the bits of e - 1 in the exponent field, or a subnormal for 0 and 1.
-            let e = _mm_setr_epi32(i32::from(*blocks), i32::from(*blocks.add(17)), 0, 0);
+            // Ordinary numbers in the lanes without meaning: subnormal ones are slow.
+            let e = _mm_setr_epi32(i32::from(*blocks), i32::from(*blocks.add(17)), 127, 127);
             let normal = _mm_slli_epi32::<23>(_mm_sub_epi32(e, _mm_set1_epi32(1)));
             let small = _mm_sllv_epi32(_mm_set1_epi32(0x0020_0000), e);
             let is_small = _mm_cmplt_epi32(e, _mm_set1_epi32(2));

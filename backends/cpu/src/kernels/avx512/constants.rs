@@ -18,6 +18,32 @@ macro_rules! table {
 }
 pub(super) use table;
 
+/// `[f(0), f(1), f(2), f(3)]`, spelled out: a closure would be compiled on its own, without the
+/// instructions of the function around it.
+macro_rules! four {
+    ($k:ident => $value:expr) => {
+        [
+            {
+                let $k = 0;
+                $value
+            },
+            {
+                let $k = 1;
+                $value
+            },
+            {
+                let $k = 2;
+                $value
+            },
+            {
+                let $k = 3;
+                $value
+            },
+        ]
+    };
+}
+pub(super) use four;
+
 /// A bit matrix for each 64-bit lane, computed from its index when compiled.
 macro_rules! matrices {
     ($q:ident => $rows:expr) => {

@@ -6,12 +6,12 @@ use std::sync::LazyLock;
 use ds4_formats::quant::{IQ4_LEVELS, iq2_xxs_grid};
 
 use super::block256::{Block, Type256};
-use super::constants::{bytes, half, matrix, table};
+use super::constants::{bytes, four, half, matrix, table};
 
 /// The grid with 2 bits for each magnitude: 0 for 8, 1 for 25, 2 for 43. Value `j` of row `i` is in
-/// bits `2 j` of word `i`.
-static GRID: LazyLock<[[u16; 32]; 8]> = LazyLock::new(|| {
-    let mut out = [[0; 32]; 8];
+/// bits `2 j` of word `i`; 64 words for each two-register lookup.
+static GRID: LazyLock<[[[u16; 32]; 2]; 4]> = LazyLock::new(|| {
+    let mut out = [[[0; 32]; 2]; 4];
     for (i, row) in iq2_xxs_grid().iter().enumerate() {
         for (j, magnitude) in row.iter().enumerate() {
             let code: u16 = match magnitude {
@@ -19,11 +19,18 @@ static GRID: LazyLock<[[u16; 32]; 8]> = LazyLock::new(|| {
                 25 => 1,
                 _ => 2,
             };
-            out[i / 32][i % 32] |= code << (2 * j);
+            out[i / 64][i / 32 % 2][i % 32] |= code << (2 * j);
         }
     }
     out
 });
+
+/// A bit matrix in every 64-bit lane.
+#[inline(always)]
+unsafe fn everywhere(rows: [u8; 8]) -> __m512i {
+    // SAFETY: inside an entry point of this path.
+    unsafe { _mm512_set1_epi64(matrix(rows) as i64) }
+}
 
 /// A block is 32 groups of 8 elements. The 512 bytes of the grid stay in eight registers: four
 /// two-register lookups give 32 candidates each, two bits of the index choose among them, and the
@@ -32,7 +39,7 @@ static GRID: LazyLock<[[u16; 32]; 8]> = LazyLock::new(|| {
 /// constants, a bit matrix turns the 2 bits into the magnitude at once.
 #[derive(Clone, Copy)]
 pub(super) struct Iq2Xxs {
-    grid: [__m512i; 8],
+    grid: [[__m512i; 2]; 4],
     /// Index byte `8 i + l` to word `4 i + l`.
     indices: __m512i,
     /// Shifts by which byte `8 i + 2 l + h` finds sign code `l` of group `i`.
@@ -54,19 +61,21 @@ impl Type256 for Iq2Xxs {
     unsafe fn new() -> Self {
         // SAFETY: inside an entry point of this path.
         unsafe {
-            let set = |rows: [u8; 8]| _mm512_set1_epi64(matrix(rows) as i64);
             let grid = &*GRID;
             Iq2Xxs {
-                grid: std::array::from_fn(|i| _mm512_loadu_si512(grid[i].as_ptr().cast())),
+                grid: four!(i => [
+                    _mm512_loadu_si512(grid[i][0].as_ptr().cast()),
+                    _mm512_loadu_si512(grid[i][1].as_ptr().cast()),
+                ]),
                 indices: bytes(&table!(b => b / 8 * 8 + b % 8 / 2)),
                 sign_codes: bytes(&table!(b => 32 + 7 * (b % 8 / 2))),
-                signs: set([1, 2, 4, 8, 16, 32, 64, 127]),
-                magnitudes: std::array::from_fn(|k| {
+                signs: everywhere([1, 2, 4, 8, 16, 32, 64, 127]),
+                magnitudes: four!(k => {
                     // 8 ^ 25 = 0b010001 for the low bit, 8 ^ 43 = 0b100011 for the high one.
                     let (low, high) = (1 << (2 * k), 2 << (2 * k));
-                    set([low | high, high, 0, 0, low, high, 0, 0])
+                    everywhere([low | high, high, 0, 0, low, high, 0, 0])
                 }),
-                sign_bits: std::array::from_fn(|k| _mm512_set1_epi16((0x1001 << k) as i16)),
+                sign_bits: four!(k => _mm512_set1_epi16((0x1001 << k) as i16)),
             }
         }
     }
@@ -77,8 +86,8 @@ impl Type256 for Iq2Xxs {
         unsafe {
             let groups = _mm512_loadu_si512(block.add(2).cast());
             let index = _mm512_maskz_permutexvar_epi8(0x5555_5555_5555_5555, self.indices, groups);
-            let [a, b, c, d] = [0, 2, 4, 6]
-                .map(|i| _mm512_permutex2var_epi16(self.grid[i], index, self.grid[i + 1]));
+            let [a, b, c, d] = four!(i =>
+                _mm512_permutex2var_epi16(self.grid[i][0], index, self.grid[i][1]));
             let bit6 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x40));
             let bit7 = _mm512_test_epi16_mask(index, _mm512_set1_epi16(0x80));
             let codes = _mm512_mask_blend_epi16(
@@ -89,7 +98,7 @@ impl Type256 for Iq2Xxs {
             let signs = _mm512_multishift_epi64_epi8(self.sign_codes, groups);
             let signs = _mm512_gf2p8affine_epi64_epi8::<0>(signs, self.signs);
             let twice_64 = _mm512_set1_epi8(-128);
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 // 64 + m, and 128 - (64 + m) = 64 - m where the sign bit is set.
                 let v = _mm512_gf2p8affine_epi64_epi8::<{ 64 + 8 }>(codes, self.magnitudes[k]);
                 let negative = _mm512_test_epi8_mask(signs, self.sign_bits[k]);
@@ -155,7 +164,7 @@ impl Type256 for Iq4Xs {
         unsafe {
             let q0 = _mm512_loadu_si512(block.add(8).cast());
             let q1 = _mm512_loadu_si512(block.add(72).cast());
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 let v = _mm512_permutex2var_epi8(q0, bytes(&NIBBLES[k]), q1);
                 let v = _mm512_srlv_epi32(v, self.shifts);
                 _mm512_shuffle_epi8(self.levels, _mm512_and_si512(v, _mm512_set1_epi8(15)))

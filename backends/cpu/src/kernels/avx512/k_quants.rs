@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::block256::{Block, Type256};
-use super::constants::{bits, bytes, half, half_ss, matrices, table, words};
+use super::constants::{bits, bytes, four, half, half_ss, matrices, table, words};
 
 /// Element at byte `b` of plane `k`.
 const fn element(k: usize, b: usize) -> usize {
@@ -83,7 +83,7 @@ impl Type256 for Q2K {
         // SAFETY: the caller has a whole block: scales at 0, codes at 16, d at 80, dmin at 82.
         unsafe {
             let qs = _mm512_loadu_si512(block.add(16).cast());
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 let v = _mm512_permutexvar_epi8(bytes(&TWO_BITS[k]), qs);
                 _mm512_gf2p8affine_epi64_epi8::<0>(v, self.take)
             });
@@ -129,7 +129,7 @@ impl Type256 for Q3K {
         unsafe {
             let qs = _mm512_loadu_si512(block.add(32).cast());
             let hm = _mm512_castsi256_si512(_mm256_loadu_si256(block.cast()));
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 let low = _mm512_permutexvar_epi8(bytes(&TWO_BITS[k]), qs);
                 let high = _mm512_permutexvar_epi8(bytes(&BITS[k]), hm);
                 _mm512_or_si512(
@@ -205,7 +205,7 @@ impl Type256 for Q4K {
             let (scale, min) = scales_mins(block);
             let q0 = _mm512_loadu_si512(block.add(16).cast());
             let q1 = _mm512_loadu_si512(block.add(80).cast());
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 let v = _mm512_permutex2var_epi8(q0, bytes(&NIBBLES[k]), q1);
                 _mm512_gf2p8affine_epi64_epi8::<0>(v, self.take)
             });
@@ -245,7 +245,7 @@ impl Type256 for Q5K {
             let qh = _mm512_castsi256_si512(_mm256_loadu_si256(block.add(16).cast()));
             let q0 = _mm512_loadu_si512(block.add(48).cast());
             let q1 = _mm512_loadu_si512(block.add(112).cast());
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 let low = _mm512_permutex2var_epi8(q0, bytes(&NIBBLES[k]), q1);
                 let high = _mm512_permutexvar_epi8(bytes(&BITS[k]), qh);
                 _mm512_or_si512(
@@ -288,7 +288,7 @@ impl Type256 for Q6K {
             let q0 = _mm512_loadu_si512(block.cast());
             let q1 = _mm512_loadu_si512(block.add(64).cast());
             let qh = _mm512_loadu_si512(block.add(128).cast());
-            let codes = std::array::from_fn(|k| {
+            let codes = four!(k => {
                 let low = _mm512_permutex2var_epi8(q0, bytes(&Q6K_LOW[k]), q1);
                 let high = _mm512_permutexvar_epi8(bytes(&TWO_BITS[k]), qh);
                 _mm512_or_si512(

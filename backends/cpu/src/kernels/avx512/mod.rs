@@ -12,10 +12,11 @@ mod block32;
 mod constants;
 mod iq;
 mod k_quants;
+mod panel32;
 
 use ds4_formats::GgmlType;
 
-use super::{Form, Job, Kernel, Order, RowDots, Scratch};
+use super::{Form, Job, Kernel, Order, Panel, RowDots, Scratch};
 use block32::{Iq4Nl, Mxfp4, Q8_0};
 use block256::Portable;
 use iq::{Iq2Xxs, Iq4Xs};
@@ -40,6 +41,9 @@ entries! {
     q8_0 = block32::row_dots::<Q8_0>;
     iq4_nl = block32::row_dots::<Iq4Nl>;
     mxfp4 = block32::row_dots::<Mxfp4>;
+    q8_0_panel = panel32::row_dots::<Q8_0>;
+    iq4_nl_panel = panel32::row_dots::<Iq4Nl>;
+    mxfp4_panel = panel32::row_dots::<Mxfp4>;
     q2_k = block256::row_dots::<Q2K>;
     q3_k = block256::row_dots::<Q3K>;
     q4_k = block256::row_dots::<Q4K>;
@@ -55,24 +59,32 @@ entries! {
     iq1_m = block256::row_dots::<Portable<super::portable::Iq1M>>;
 }
 
+/// Activation rows from which a panel of weights is worth unpacking.
+const PANEL_ROWS: usize = 6;
+
 /// The kernel of a blocked type.
 pub(crate) fn kernel(ty: GgmlType) -> Option<Kernel> {
-    let q8 = |row_dots: RowDots| {
+    let q8 = |row_dots: RowDots, panel: RowDots| {
         Some(Kernel {
             form: Form::Q8(Order::Pairs),
             row_dots,
+            panel: Some(Panel {
+                min_rows: PANEL_ROWS,
+                row_dots: panel,
+            }),
         })
     };
     let q8k = |row_dots: RowDots| {
         Some(Kernel {
             form: Form::Q8K(Order::Planes),
             row_dots,
+            panel: None,
         })
     };
     match ty {
-        GgmlType::Q8_0 => q8(q8_0),
-        GgmlType::IQ4_NL => q8(iq4_nl),
-        GgmlType::MXFP4 => q8(mxfp4),
+        GgmlType::Q8_0 => q8(q8_0, q8_0_panel),
+        GgmlType::IQ4_NL => q8(iq4_nl, iq4_nl_panel),
+        GgmlType::MXFP4 => q8(mxfp4, mxfp4_panel),
         GgmlType::Q2_K => q8k(q2_k),
         GgmlType::Q3_K => q8k(q3_k),
         GgmlType::Q4_K => q8k(q4_k),

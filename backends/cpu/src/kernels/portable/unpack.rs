@@ -325,8 +325,15 @@ impl Unpack256 for Iq3S {
 /// A ternary grid row moved up or down by an eighth, in eighths.
 #[inline(always)]
 fn shifted(row: [i8; 8], down: bool) -> [i8; 8] {
-    let delta = if down { -1 } else { 1 };
-    row.map(|value| 8 * value + delta)
+    // Byte by byte 8 v + 1, which is -7, 1 or 9, and 2 less for `down`: with the top bits set, no
+    // byte borrows from the next.
+    let v = u64::from_le_bytes(row.map(|v| v as u8));
+    let up = ((v << 3) & 0xf8f8_f8f8_f8f8_f8f8) | 0x0101_0101_0101_0101;
+    let tops = 0x8080_8080_8080_8080;
+    let less_2 = ((up | tops) - 0x0202_0202_0202_0202) ^ (!up & tops);
+    (if down { less_2 } else { up })
+        .to_le_bytes()
+        .map(|b| b as i8)
 }
 
 impl Unpack256 for Iq1S {
