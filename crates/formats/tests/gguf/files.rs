@@ -36,40 +36,72 @@ pub(crate) fn file(metadata: Metadata, tensors: &[Tensor]) -> Vec<u8> {
     out
 }
 
-/// A small file with a value of every type. It ends with the last byte of its last tensor.
+/// `testdata/gguf/sample.gguf`: a small file with a value of every type, which another program
+/// wrote. It ends with the last byte of its last tensor.
 pub(crate) fn sample() -> Vec<u8> {
-    let mut metadata = Metadata::new();
-    metadata.insert("general.architecture", "sample");
-    metadata.insert("a.u8", 200u8);
-    metadata.insert("a.i8", -100i8);
-    metadata.insert("a.u16", 60000u16);
-    metadata.insert("a.i16", -30000i16);
-    metadata.insert("a.u32", 4_000_000_000u32);
-    metadata.insert("a.i32", -2_000_000_000i32);
-    metadata.insert("a.f32", 0.1f32);
-    metadata.insert("a.bool", true);
-    metadata.insert("a.u64", u64::MAX);
-    metadata.insert("a.i64", i64::MIN);
-    metadata.insert("a.f64", 0.1f64);
-    metadata.insert("a.tokens", ["", "a", "日本"].map(String::from).to_vec());
-    metadata.insert("a.flags", vec![true, false, true]);
-    metadata.insert("a.ratios", vec![0, 4, 128]);
-    metadata.insert("a.empty", Vec::<f64>::new());
-    let nested = vec![
-        Array::U8(vec![1, 2]),
-        Array::Array(vec![Array::I64(vec![-1])]),
+    include_bytes!("../../../../testdata/gguf/sample.gguf").to_vec()
+}
+
+#[test]
+fn a_file_of_another_writer_is_read_and_reproduced() {
+    let gguf = Gguf::parse(Bytes::from(sample())).unwrap();
+    let arrays = vec![Array::I32(vec![1, 2]), Array::I32(vec![3])];
+    let expected: [(&str, Value); 16] = [
+        ("general.architecture", "sample".into()),
+        ("a.u8", 200u8.into()),
+        ("a.i8", (-100i8).into()),
+        ("a.u16", 60000u16.into()),
+        ("a.i16", (-30000i16).into()),
+        ("a.u32", 4_000_000_000u32.into()),
+        ("a.i32", (-2_000_000_000i32).into()),
+        ("a.f32", 0.1f32.into()),
+        ("a.bool", true.into()),
+        ("a.u64", u64::MAX.into()),
+        ("a.i64", i64::MIN.into()),
+        ("a.f64", 0.1f64.into()),
+        (
+            "a.tokens",
+            ["", "a", "日本"].map(String::from).to_vec().into(),
+        ),
+        ("a.flags", vec![true, false, true].into()),
+        ("a.ratios", vec![0i32, 4, 128].into()),
+        ("a.nested", Value::Array(Array::Array(arrays))),
     ];
-    metadata.insert("a.nested", Value::Array(Array::Array(nested)));
-    let tensors = [
-        tensor("norm.weight", GgmlType::F32, &[5]),
-        tensor("table.weight", GgmlType::I32, &[3, 2]),
-        tensor("attn.weight", GgmlType::Q8_0, &[64, 3]),
-        tensor("exps.weight", GgmlType::IQ2_XXS, &[256, 2, 2]),
-        tensor("embd.weight", GgmlType::F16, &[16, 1, 1, 2]),
+    let found: Vec<(&str, &Value)> = gguf.metadata().iter().collect();
+    assert_eq!(
+        found,
+        expected
+            .iter()
+            .map(|(key, value)| (*key, value))
+            .collect::<Vec<_>>()
+    );
+
+    let shapes = [
+        ("norm.weight", GgmlType::F32, vec![5]),
+        ("table.weight", GgmlType::I32, vec![3, 2]),
+        ("attn.weight", GgmlType::Q8_0, vec![64, 3]),
+        ("exps.weight", GgmlType::IQ2_XXS, vec![256, 2, 2]),
+        ("embd.weight", GgmlType::F16, vec![16, 1, 1, 2]),
     ];
-    let file = file(metadata, &tensors);
-    assert!(tensors[4].data.len().is_multiple_of(32));
-    file
+    let tensors: Vec<Tensor> = gguf
+        .tensors()
+        .map(|spec| gguf.tensor(&spec.name).unwrap())
+        .collect();
+    for (tensor, expected) in tensors.iter().zip(&shapes) {
+        assert_eq!(
+            (tensor.name.as_str(), tensor.ty, tensor.ne.clone()),
+            *expected
+        );
+    }
+    assert_eq!(tensors.len(), shapes.len());
+    assert_eq!(tensors[0].to_f32(), [-1.5, -0.5, 0.5, 1.5, 2.5]);
+    assert_eq!(tensors[1].to_i32().unwrap(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(tensors[4].to_f32()[31], 31.0 / 8.0);
+
+    assert!(
+        file(gguf.metadata().clone(), &tensors) == sample(),
+        "written differently"
+    );
 }
 
 fn arb_array() -> impl Strategy<Value = Array> {
