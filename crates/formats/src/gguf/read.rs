@@ -1,7 +1,6 @@
 //! Parsing and checking.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,12 @@ use crate::{Bytes, GgmlType, ShapeError, Tensor};
 
 /// How deep arrays may be nested in arrays: an array of numbers has depth 1.
 pub const MAX_ARRAY_DEPTH: usize = 4;
+
+/// The shortest metadata value: an empty key, a type, one byte.
+const MIN_KV_BYTES: u64 = 8 + 4 + 1;
+
+/// The shortest row of the tensor table: an empty name, one dimension, a type, an offset.
+const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 
 /// A GGUF file, or the files of a split model as one, checked.
 #[derive(Clone, Debug)]
@@ -107,10 +112,9 @@ impl Gguf {
         let version = read_magic_and_version(&mut cursor)?;
         let n_tensors = cursor.u64(&"the tensor count")?;
         let n_kv = cursor.u64(&"the metadata count")?;
-        // An empty key or name, then a type and the smallest value; or one dimension and an offset.
         cursor.expect(
             n_kv,
-            8 + 4 + 1,
+            MIN_KV_BYTES,
             &format_args!("the metadata (count {n_kv})"),
         )?;
         let metadata = read_metadata(&mut cursor, n_kv)?;
@@ -118,7 +122,7 @@ impl Gguf {
 
         cursor.expect(
             n_tensors,
-            8 + 4 + 8 + 4 + 8,
+            MIN_TENSOR_BYTES,
             &format_args!("the tensor table (count {n_tensors})"),
         )?;
         let mut tensors = Vec::new();
@@ -133,14 +137,7 @@ impl Gguf {
                     alignment,
                 });
             }
-            match by_name.entry(tensor.name.clone()) {
-                Entry::Occupied(_) => {
-                    return Err(Error::DuplicateTensor {
-                        tensor: tensor.name.as_str().into(),
-                    });
-                }
-                Entry::Vacant(slot) => slot.insert(tensors.len()),
-            };
+            insert_name(&mut by_name, &tensor.name, tensors.len())?;
             tensors.push(tensor);
         }
 
@@ -261,12 +258,7 @@ impl Gguf {
         self.shards.extend(next.shards);
         for mut tensor in next.tensors {
             tensor.shard = shard;
-            let known = self.by_name.insert(tensor.name.clone(), self.tensors.len());
-            if known.is_some() {
-                return Err(Error::DuplicateTensor {
-                    tensor: tensor.name.as_str().into(),
-                });
-            }
+            insert_name(&mut self.by_name, &tensor.name, self.tensors.len())?;
             self.tensors.push(tensor);
         }
         Ok(())
@@ -437,6 +429,15 @@ fn read_tensor_spec(cursor: &mut Cursor<'_>, i: u64) -> Result<TensorSpec, Error
         n_bytes,
         shard: 0,
     })
+}
+
+fn insert_name(by_name: &mut HashMap<String, usize>, name: &str, i: usize) -> Result<(), Error> {
+    match by_name.insert(name.to_owned(), i) {
+        Some(_) => Err(Error::DuplicateTensor {
+            tensor: name.into(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn check_overlap(tensors: &[TensorSpec]) -> Result<(), Error> {

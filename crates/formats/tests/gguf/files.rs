@@ -1,7 +1,5 @@
 //! Files that are right: what is written is read.
 
-use std::fs::File;
-
 use ds4_formats::gguf::{Array, Gguf, Metadata, Value, Writer, write_tensors};
 use ds4_formats::{Bytes, GgmlType, Tensor};
 use proptest::prelude::*;
@@ -184,6 +182,8 @@ proptest! {
     }
 }
 
+// Elsewhere extending a file may take the space at once.
+#[cfg(unix)]
 #[test]
 fn a_sparse_file_of_published_size_opens_without_its_data() {
     let mut writer = Writer::new(Metadata::new()).unwrap();
@@ -205,7 +205,7 @@ fn a_sparse_file_of_published_size_opens_without_its_data() {
     let scratch = Scratch::new("sparse");
     let path = scratch.0.join("sparse.gguf");
     std::fs::write(&path, writer.header()).unwrap();
-    File::options()
+    std::fs::File::options()
         .write(true)
         .open(&path)
         .unwrap()
