@@ -1,1 +1,5 @@
 //! CPU backend.
+
+pub mod pool;
+
+pub use pool::Pool;
