@@ -253,11 +253,7 @@ impl Pool {
     pub fn run<F: Fn(usize, usize) + Sync>(&mut self, n_tasks: usize, body: F) {
         /// # Safety
         /// `context` points to a live `F`.
-        unsafe fn call<F: Fn(usize, usize) + Sync>(
-            context: *const (),
-            task: usize,
-            worker: usize,
-        ) {
+        unsafe fn call<F: Fn(usize, usize) + Sync>(context: *const (), task: usize, worker: usize) {
             // SAFETY: the caller's promise.
             unsafe { (*context.cast::<F>())(task, worker) }
         }

@@ -121,7 +121,11 @@ impl fmt::Display for Plan {
             f,
             "weights {:.2} GiB from the file, {} of {} tokens {:.2} GiB, scratch {:.2} GiB",
             gib(self.weights_bytes),
-            if self.n_slots == 1 { "a slot".to_owned() } else { format!("{} slots", self.n_slots) },
+            if self.n_slots == 1 {
+                "a slot".to_owned()
+            } else {
+                format!("{} slots", self.n_slots)
+            },
             self.context,
             gib(self.slots_bytes),
             gib(self.scratch_bytes),
@@ -167,7 +171,9 @@ pub enum OpenError {
         reason: String,
     },
     /// The context asked for is longer than the model's.
-    #[error("a context of {asked} tokens is longer than the model's {limit}; use --ctx {limit} or less")]
+    #[error(
+        "a context of {asked} tokens is longer than the model's {limit}; use --ctx {limit} or less"
+    )]
     ContextTooLong {
         /// Tokens asked for.
         asked: usize,

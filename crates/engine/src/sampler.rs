@@ -75,9 +75,24 @@ impl SamplingOptions {
     /// Checks every option against its range; nothing is clamped.
     pub fn validate(&self, n_vocab: usize) -> Result<(), SamplingError> {
         let checks = [
-            ("temperature", self.temperature, (0.0..=2.0).contains(&self.temperature), "0 to 2"),
-            ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0, up to 1"),
-            ("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 to 1"),
+            (
+                "temperature",
+                self.temperature,
+                (0.0..=2.0).contains(&self.temperature),
+                "0 to 2",
+            ),
+            (
+                "top_p",
+                self.top_p,
+                self.top_p > 0.0 && self.top_p <= 1.0,
+                "above 0, up to 1",
+            ),
+            (
+                "min_p",
+                self.min_p,
+                (0.0..=1.0).contains(&self.min_p),
+                "0 to 1",
+            ),
             (
                 "presence_penalty",
                 self.presence_penalty,
@@ -140,7 +155,10 @@ impl TokenLogprobs {
         keep_largest(&mut ids, n_top.min(logits.len()), |id| logits[id as usize]);
         TokenLogprobs {
             logprob: logprob(logits[token as usize]),
-            top: ids.iter().map(|id| (*id, logprob(logits[*id as usize]))).collect(),
+            top: ids
+                .iter()
+                .map(|id| (*id, logprob(logits[*id as usize])))
+                .collect(),
         }
     }
 }
@@ -231,12 +249,17 @@ impl Sampler {
         }
         if o.presence_penalty != 0.0 || o.frequency_penalty != 0.0 {
             for (token, n) in &self.n_generated {
-                self.logits[*token as usize] -= o.presence_penalty + o.frequency_penalty * *n as f32;
+                self.logits[*token as usize] -=
+                    o.presence_penalty + o.frequency_penalty * *n as f32;
             }
         }
         for (token, bias) in &o.logit_bias {
             let l = &mut self.logits[*token as usize];
-            *l = if *bias <= -100.0 { f32::NEG_INFINITY } else { *l + bias };
+            *l = if *bias <= -100.0 {
+                f32::NEG_INFINITY
+            } else {
+                *l + bias
+            };
         }
     }
 
@@ -259,7 +282,11 @@ impl Sampler {
             // leaves little to sort.
             let min_p = f64::from(o.min_p);
             self.ids.retain(|id| weight(*id) >= min_p);
-            let k = if o.top_k == 0 { self.ids.len() } else { o.top_k };
+            let k = if o.top_k == 0 {
+                self.ids.len()
+            } else {
+                o.top_k
+            };
             keep_largest(&mut self.ids, k, |id| logits[id as usize]);
             if o.top_p < 1.0 {
                 // `top_p` is a share of what `top_k` keeps, `min_p` not yet
@@ -342,16 +369,62 @@ mod tests {
         };
         let cases = [
             ("no filter", open.clone(), [0.15, 0.25, 0.1, 0.5]),
-            ("top_k 2", SamplingOptions { top_k: 2, ..open.clone() }, [0.0, 1.0 / 3.0, 0.0, 2.0 / 3.0]),
-            ("top_p reached exactly", SamplingOptions { top_p: 0.5, ..open.clone() }, [0.0, 0.0, 0.0, 1.0]),
-            ("top_p passed", SamplingOptions { top_p: 0.51, ..open.clone() }, [0.0, 1.0 / 3.0, 0.0, 2.0 / 3.0]),
-            ("min_p 0.25", SamplingOptions { min_p: 0.25, ..open.clone() }, [0.15 / 0.9, 0.25 / 0.9, 0.0, 0.5 / 0.9]),
-            ("top_p of top_k", SamplingOptions { top_k: 2, top_p: 0.6, ..open.clone() }, [0.0, 0.0, 0.0, 1.0]),
-            ("a forbidden token", SamplingOptions { logit_bias: vec![(3, -100.0)], ..open.clone() }, [0.3, 0.5, 0.2, 0.0]),
+            (
+                "top_k 2",
+                SamplingOptions {
+                    top_k: 2,
+                    ..open.clone()
+                },
+                [0.0, 1.0 / 3.0, 0.0, 2.0 / 3.0],
+            ),
+            (
+                "top_p reached exactly",
+                SamplingOptions {
+                    top_p: 0.5,
+                    ..open.clone()
+                },
+                [0.0, 0.0, 0.0, 1.0],
+            ),
+            (
+                "top_p passed",
+                SamplingOptions {
+                    top_p: 0.51,
+                    ..open.clone()
+                },
+                [0.0, 1.0 / 3.0, 0.0, 2.0 / 3.0],
+            ),
+            (
+                "min_p 0.25",
+                SamplingOptions {
+                    min_p: 0.25,
+                    ..open.clone()
+                },
+                [0.15 / 0.9, 0.25 / 0.9, 0.0, 0.5 / 0.9],
+            ),
+            (
+                "top_p of top_k",
+                SamplingOptions {
+                    top_k: 2,
+                    top_p: 0.6,
+                    ..open.clone()
+                },
+                [0.0, 0.0, 0.0, 1.0],
+            ),
+            (
+                "a forbidden token",
+                SamplingOptions {
+                    logit_bias: vec![(3, -100.0)],
+                    ..open.clone()
+                },
+                [0.3, 0.5, 0.2, 0.0],
+            ),
         ];
         for (name, options, expected) in cases {
             for (id, (found, expected)) in drawn(options).iter().zip(expected).enumerate() {
-                assert!((found - expected).abs() < 0.015, "{name}: token {id} drawn {found}, expected {expected}");
+                assert!(
+                    (found - expected).abs() < 0.015,
+                    "{name}: token {id} drawn {found}, expected {expected}"
+                );
             }
         }
     }
@@ -372,7 +445,14 @@ mod tests {
         let mut sampler = Sampler::new(options, &[0]);
         let logits = [1.0, 0.5, -1.0];
         // Token 0 costs 0.9 once it was generated, and 0.4 more every time.
-        assert_eq!([sampler.sample(&logits), sampler.sample(&logits), sampler.sample(&logits)], [0, 1, 0]);
+        assert_eq!(
+            [
+                sampler.sample(&logits),
+                sampler.sample(&logits),
+                sampler.sample(&logits)
+            ],
+            [0, 1, 0]
+        );
 
         let options = SamplingOptions {
             repetition_penalty: 3.0,
@@ -394,7 +474,10 @@ mod tests {
         assert_eq!(with(|o| o.temperature = f32::NAN), Err("temperature"));
         assert_eq!(with(|o| o.top_p = 0.0), Err("top_p"));
         assert_eq!(with(|o| o.min_p = -0.1), Err("min_p"));
-        assert_eq!(with(|o| o.repetition_penalty = 0.0), Err("repetition_penalty"));
+        assert_eq!(
+            with(|o| o.repetition_penalty = 0.0),
+            Err("repetition_penalty")
+        );
         assert_eq!(with(|o| o.logit_bias = vec![(10, 1.0)]), Err("logit_bias"));
     }
 

@@ -59,7 +59,9 @@ pub enum RequestError {
     #[error("the prompt is empty, expected at least one token")]
     EmptyPrompt,
     /// The prompt leaves no room for a token.
-    #[error("the prompt has {found} tokens and the context holds {context}: shorten it or use a longer --ctx")]
+    #[error(
+        "the prompt has {found} tokens and the context holds {context}: shorten it or use a longer --ctx"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         found: usize,
@@ -124,7 +126,11 @@ impl Timings {
 }
 
 fn rate(n: usize, time: Duration) -> f64 {
-    if time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
+    if time.is_zero() {
+        0.0
+    } else {
+        n as f64 / time.as_secs_f64()
+    }
 }
 
 /// What happened to a sequence in a tick.
@@ -378,7 +384,11 @@ impl Scheduler {
     /// Longest prefix of `prompt` that a slot can be cut back to.
     fn reusable(&self, slot: usize, prompt: &[u32]) -> usize {
         let tokens = self.engine.tokens(slot);
-        let shared = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        let shared = tokens
+            .iter()
+            .zip(prompt)
+            .take_while(|(a, b)| a == b)
+            .count();
         let shared = shared.min(prompt.len() - 1);
         if shared == 0 || self.rewinds_without_frontier(slot, shared) {
             return shared;
@@ -427,7 +437,11 @@ impl Scheduler {
                 in_batch.push(at);
             }
         }
-        let chunk = if in_batch.is_empty() { max_rows } else { MIXED_CHUNK };
+        let chunk = if in_batch.is_empty() {
+            max_rows
+        } else {
+            MIXED_CHUNK
+        };
         let mut room = chunk.min(max_rows - batch.n_rows());
         for (at, sequence) in self.running.iter().enumerate() {
             if !sequence.is_prefilling() || room == 0 {
@@ -440,7 +454,11 @@ impl Scheduler {
             if sequence.n_done < mark && mark < end {
                 end = mark;
             }
-            let outputs = if end == prompt.len() { Outputs::Last } else { Outputs::None };
+            let outputs = if end == prompt.len() {
+                Outputs::Last
+            } else {
+                Outputs::None
+            };
             batch.push(sequence.slot, &prompt[sequence.n_done..end], outputs);
             in_batch.push(at);
             room -= end - sequence.n_done;
@@ -522,10 +540,11 @@ impl Scheduler {
     fn take_frontiers(&mut self, batch: &Batch) -> Result<(), BackendError> {
         for segment in batch.segments() {
             let len = self.engine.len(segment.slot);
-            let wanted = self
-                .running
-                .iter()
-                .any(|s| s.slot == segment.slot && len == frontier_mark(s.request.tokens.len()) && len == s.n_done);
+            let wanted = self.running.iter().any(|s| {
+                s.slot == segment.slot
+                    && len == frontier_mark(s.request.tokens.len())
+                    && len == s.n_done
+            });
             let kept = &self.frontiers[segment.slot];
             if wanted && kept.iter().all(|f| f.len != len) {
                 let frontier = self.engine.frontier(segment.slot)?;
