@@ -1,0 +1,2 @@
+//! One module for each thing the program does.
+pub mod inspect;
