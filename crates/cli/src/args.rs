@@ -17,7 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
     args_conflicts_with_subcommands = true,
     subcommand_precedence_over_arg = true
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     /// Asking, once or in a conversation.
     #[command(flatten)]
     pub ask: AskArgs,
@@ -28,7 +28,7 @@ pub struct Cli {
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Show what a GGUF file holds, what a token costs, and what fits in memory
     Inspect(InspectArgs),
     /// Write the next-token logits at every position of a token list
@@ -41,7 +41,7 @@ pub enum Command {
 
 /// Which file, and what runs it.
 #[derive(Args, Clone, Debug, Default)]
-pub struct EngineArgs {
+pub(crate) struct EngineArgs {
     /// Model file; without it $DS4_MODEL, then the first of the user's models, then the
     /// built-in small model
     #[arg(short, long, value_name = "FILE")]
@@ -59,7 +59,7 @@ pub struct EngineArgs {
 
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendArg {
+pub(crate) enum BackendArg {
     /// The CPU kernels
     #[default]
     Cpu,
@@ -69,7 +69,7 @@ pub enum BackendArg {
 
 /// Kernels of the CPU backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SimdArg {
+pub(crate) enum SimdArg {
     /// Portable code
     Scalar,
     /// x86-64 with AVX2
@@ -82,9 +82,15 @@ pub enum SimdArg {
 
 /// Asking.
 #[derive(Args, Clone, Debug)]
-pub struct AskArgs {
+pub(crate) struct AskArgs {
     /// The prompt
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "prompt_file", allow_hyphen_values = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        conflicts_with = "prompt_file",
+        allow_hyphen_values = true
+    )]
     pub prompt: Option<String>,
     /// A file that holds the prompt; - is standard input
     #[arg(long, value_name = "FILE")]
@@ -131,13 +137,30 @@ pub struct AskArgs {
     #[arg(long, group = "thinking")]
     pub think_max: bool,
     /// Effort of --think
-    #[arg(long, value_enum, value_name = "TIER", default_value_t, hide_short_help = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TIER",
+        default_value_t,
+        hide_short_help = true
+    )]
     pub default_effort: EffortArg,
     /// Smallest context in which --think-max is not lowered to --think; 0 is any
-    #[arg(long, value_name = "N", default_value_t = 393_216, hide_short_help = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 393_216,
+        hide_short_help = true
+    )]
     pub think_max_min_ctx: usize,
     /// Which release's effort prefixes the model was trained with
-    #[arg(long, value_enum, value_name = "NAME", default_value_t, hide_short_help = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        default_value_t,
+        hide_short_help = true
+    )]
     pub prompt_revision: RevisionArg,
     /// Write the reasoning to standard output also when it is not a terminal
     #[arg(long)]
@@ -159,7 +182,7 @@ pub struct AskArgs {
 
 /// How much goes to stderr.
 #[derive(Args, Clone, Copy, Debug, Default)]
-pub struct VerbosityArgs {
+pub(crate) struct VerbosityArgs {
     /// Say nothing but errors on standard error
     #[arg(short, long, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -170,7 +193,7 @@ pub struct VerbosityArgs {
 
 /// Effort of thinking.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum EffortArg {
+pub(crate) enum EffortArg {
     /// Short
     Low,
     /// As the hosted service
@@ -182,7 +205,7 @@ pub enum EffortArg {
 
 /// Release of the weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum RevisionArg {
+pub(crate) enum RevisionArg {
     /// By the file's name and metadata
     #[default]
     Auto,
@@ -195,7 +218,7 @@ pub enum RevisionArg {
 
 /// `ds4 inspect`.
 #[derive(Args, Clone, Debug)]
-pub struct InspectArgs {
+pub(crate) struct InspectArgs {
     /// The GGUF file; of a split model the first
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
@@ -213,7 +236,7 @@ pub struct InspectArgs {
 /// `ds4 logits`.
 #[derive(Args, Clone, Debug)]
 #[command(group = clap::ArgGroup::new("input").required(true))]
-pub struct LogitsArgs {
+pub(crate) struct LogitsArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Token ids
@@ -236,27 +259,27 @@ pub struct LogitsArgs {
 
 /// `ds4 text`.
 #[derive(Args, Clone, Debug)]
-pub struct TextArgs {
+pub(crate) struct TextArgs {
     #[command(subcommand)]
     pub door: TextDoor,
 }
 
 /// The doors of the text layer.
 #[derive(Clone, Debug, Subcommand)]
-pub enum TextDoor {
+pub(crate) enum TextDoor {
     /// {"text"} to {"ids"}
     Tokenize(TokenizerArgs),
     /// {"ids"} to {"text"} and the bytes of every id
     Detokenize(TokenizerArgs),
     /// A conversation to the prompt the model reads
-    Render(TokenizerArgs),
+    Render,
     /// The model's output to reasoning, content and tool calls
-    Parse(TokenizerArgs),
+    Parse,
 }
 
 /// Which tokenizer.
 #[derive(Args, Clone, Debug)]
-pub struct TokenizerArgs {
+pub(crate) struct TokenizerArgs {
     /// A tokenizer.json or a GGUF file [default: the tokenizer of the model that ds4 would open]
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
@@ -264,7 +287,7 @@ pub struct TokenizerArgs {
 
 /// `ds4 bench`.
 #[derive(Args, Clone, Debug)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
     /// Contexts at which to measure
@@ -296,7 +319,7 @@ fn bandwidth(text: &str) -> Result<f64, String> {
 
 /// The arguments as clap reads them: the published guides write the system text as `-sys TEXT`,
 /// which clap would take for `-s ys`.
-pub fn spelled_for_clap(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+pub(crate) fn spelled_for_clap(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut values_follow = false;
     args.into_iter()
         .map(|arg| {

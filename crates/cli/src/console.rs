@@ -8,13 +8,13 @@ use crate::args::VerbosityArgs;
 /// Clears from the cursor to the end of the line.
 const CLEAR_LINE: &str = "\x1b[K";
 /// Less intense text.
-pub const DIM: &str = "\x1b[2m";
+pub(crate) const DIM: &str = "\x1b[2m";
 /// Ordinary text.
-pub const RESET: &str = "\x1b[0m";
+pub(crate) const RESET: &str = "\x1b[0m";
 
 /// Where output goes and how it may look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Console {
+pub(crate) struct Console {
     /// stdout is a terminal.
     pub stdout_is_terminal: bool,
     /// stderr is a terminal.
@@ -27,7 +27,7 @@ pub struct Console {
 
 impl Console {
     /// By what stdout and stderr are, and the user's wish not to see colours.
-    pub fn new(verbosity: VerbosityArgs) -> Console {
+    pub(crate) fn new(verbosity: VerbosityArgs) -> Console {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
             || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
         Console {
@@ -40,45 +40,45 @@ impl Console {
     }
 
     /// Whether stdout takes colours.
-    pub fn styles_stdout(&self) -> bool {
+    pub(crate) fn styles_stdout(&self) -> bool {
         self.colour && self.stdout_is_terminal
     }
 
     /// A line for a person who watches: the banner, notes.
-    pub fn note(&self, line: &str) {
+    pub(crate) fn note(&self, line: &str) {
         if !self.quiet && (self.stderr_is_terminal || self.verbose) {
             self.line(line);
         }
     }
 
     /// A line that matters also in a log: warnings and the closing line.
-    pub fn report(&self, line: &str) {
+    pub(crate) fn report(&self, line: &str) {
         if !self.quiet {
             self.line(line);
         }
     }
 
     /// A line for a person who asked for details.
-    pub fn detail(&self, line: &str) {
+    pub(crate) fn detail(&self, line: &str) {
         if self.verbose {
             self.line(line);
         }
     }
 
     /// An error that does not end the program.
-    pub fn error(&self, error: &anyhow::Error) {
+    pub(crate) fn error(&self, error: &anyhow::Error) {
         self.line(&format!("error: {}", crate::error::one_line(error)));
     }
 
     /// Shows how far something is, in place of the last such line; only where it can be replaced.
-    pub fn progress(&self, line: &str) {
+    pub(crate) fn progress(&self, line: &str) {
         if self.shows_progress() {
             self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
         }
     }
 
     /// Removes the line of [`Console::progress`].
-    pub fn end_progress(&self) {
+    pub(crate) fn end_progress(&self) {
         if self.shows_progress() {
             self.raw(&format!("\r{CLEAR_LINE}"));
         }

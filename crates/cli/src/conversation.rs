@@ -1,6 +1,5 @@
 //! A conversation, and its file. `docs/cli.md` describes the format.
 
-use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
@@ -18,7 +17,7 @@ const VERSION: u32 = 1;
 
 /// Messages in order, the system text first if there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Conversation {
+pub(crate) struct Conversation {
     /// The system text.
     pub system: Option<String>,
     /// What was said since.
@@ -28,7 +27,7 @@ pub struct Conversation {
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "role", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// The person's.
     User {
         /// What was said.
@@ -49,7 +48,7 @@ pub enum Turn {
 
 impl Conversation {
     /// The messages as the renderer takes them.
-    pub fn messages(&self) -> Vec<Message> {
+    pub(crate) fn messages(&self) -> Vec<Message> {
         let system = self.system.iter().map(Message::system);
         let turns = self.turns.iter().map(|turn| match turn {
             Turn::User { content } => Message::user(content),
@@ -70,7 +69,7 @@ impl Conversation {
 /// Settings that belong to a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Whether and how hard the model thinks.
     pub thinking: Thinking,
     /// Sampling temperature.
@@ -105,7 +104,7 @@ struct Head {
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn save(path: &Path, conversation: &Conversation, settings: Settings) -> Result<()> {
+pub(crate) fn save(path: &Path, conversation: &Conversation, settings: Settings) -> Result<()> {
     let stored = Stored {
         format: FORMAT.to_owned(),
         version: VERSION,
@@ -132,19 +131,25 @@ pub fn save(path: &Path, conversation: &Conversation, settings: Settings) -> Res
 ///
 /// # Errors
 /// The file cannot be read or is not a conversation of this version.
-pub fn load(path: &Path) -> Result<(Conversation, Settings)> {
+pub(crate) fn load(path: &Path) -> Result<(Conversation, Settings)> {
     let text = read_text_file(path)?;
     parse(&text).with_context(|| path.display().to_string())
 }
 
 fn parse(text: &str) -> Result<(Conversation, Settings)> {
-    let head: Head = serde_json::from_str(text)
-        .context("not a conversation of ds4: write one with /save")?;
+    let head: Head =
+        serde_json::from_str(text).context("not a conversation of ds4: write one with /save")?;
     if head.format != FORMAT {
-        bail!("format {:?}, expected {FORMAT:?}: write one with /save", head.format);
+        bail!(
+            "format {:?}, expected {FORMAT:?}: write one with /save",
+            head.format
+        );
     }
     if head.version != VERSION {
-        bail!("version {}, expected {VERSION}: written by another ds4", head.version);
+        bail!(
+            "version {}, expected {VERSION}: written by another ds4",
+            head.version
+        );
     }
     let stored: Stored = serde_json::from_str(text).context("a damaged conversation")?;
     let conversation = Conversation {
@@ -170,7 +175,9 @@ mod tests {
                     content: "Ye".into(),
                     open: true,
                 },
-                Turn::User { content: "?".into() },
+                Turn::User {
+                    content: "?".into(),
+                },
                 Turn::Assistant {
                     reasoning: String::new(),
                     content: "Yes.".into(),
@@ -197,8 +204,12 @@ mod tests {
             save(&path, &conversation, settings).unwrap();
             assert_eq!(load(&path).unwrap(), (conversation.clone(), settings));
         }
-        let found: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
-        assert_eq!(found.len(), 1, "saving leaves nothing else behind: {found:?}");
+        let found: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(
+            found.len(),
+            1,
+            "saving leaves nothing else behind: {found:?}"
+        );
     }
 
     #[test]
@@ -220,7 +231,10 @@ mod tests {
             ("", "not a conversation of ds4"),
             ("[1]", "not a conversation of ds4"),
             (r#"{"format":"x","version":1}"#, r#"format "x""#),
-            (r#"{"format":"ds4-conversation","version":9}"#, "version 9, expected 1"),
+            (
+                r#"{"format":"ds4-conversation","version":9}"#,
+                "version 9, expected 1",
+            ),
             (r#"{"format":"ds4-conversation","version":1}"#, "damaged"),
         ] {
             let error = format!("{:#}", parse(text).unwrap_err());

@@ -3,7 +3,7 @@
 use std::io;
 
 /// The error on one line: each cause that the line does not say already, after a colon.
-pub fn one_line(error: &anyhow::Error) -> String {
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
@@ -20,7 +20,7 @@ pub fn one_line(error: &anyhow::Error) -> String {
 }
 
 /// Whether the reader of our output went away, which is how `ds4 ... | head` ends.
-pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
             .downcast_ref::<io::Error>()

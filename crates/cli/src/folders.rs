@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Models the user keeps: `$XDG_DATA_HOME/ds4/models`.
-pub fn models() -> Option<PathBuf> {
+pub(crate) fn models() -> Option<PathBuf> {
     Some(base("XDG_DATA_HOME", ".local/share")?.join("ds4/models"))
 }
 
 /// What may be lost without harm to the user's work: `$XDG_STATE_HOME/ds4`.
-pub fn state() -> Option<PathBuf> {
+pub(crate) fn state() -> Option<PathBuf> {
     Some(base("XDG_STATE_HOME", ".local/state")?.join("ds4"))
 }
 

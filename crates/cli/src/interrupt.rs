@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result};
 
 /// Exit status of a program that Ctrl+C ended, as shells report it.
-pub const EXIT_STATUS: u8 = 130;
+pub(crate) const EXIT_STATUS: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on Ctrl+C raises a flag; a second one, before the first was noticed, ends the
 /// program. Until this is called it ends the program at once.
-pub fn watch() -> Result<()> {
+pub(crate) fn watch() -> Result<()> {
     static INSTALLED: Once = Once::new();
     let mut result = Ok(());
     INSTALLED.call_once(|| {
@@ -26,11 +26,11 @@ pub fn watch() -> Result<()> {
 }
 
 /// Whether Ctrl+C was pressed since the last [`clear`].
-pub fn requested() -> bool {
+pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
 /// Forgets a press.
-pub fn clear() {
+pub(crate) fn clear() {
     REQUESTED.store(false, Ordering::SeqCst);
 }

@@ -8,23 +8,22 @@ use anyhow::{Result, bail};
 use crate::folders;
 
 /// The variable that names a model file.
-pub const VARIABLE: &str = "DS4_MODEL";
+pub(crate) const VARIABLE: &str = "DS4_MODEL";
 
 /// The small model that every build carries.
 #[cfg(builtin_model)]
 pub static BUILT_IN: Option<&[u8]> = Some(include_bytes!(env!("DS4_BUILTIN_MODEL")));
 /// This build carries no model.
 #[cfg(not(builtin_model))]
-pub static BUILT_IN: Option<&[u8]> = None;
+pub(crate) static BUILT_IN: Option<&[u8]> = None;
 
 /// Where the published files are, and the one to begin with.
 const REPOSITORY: &str = "antirez/deepseek-v4-gguf";
-const PUBLISHED: &str =
-    "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix.gguf";
+const PUBLISHED: &str = "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix.gguf";
 
 /// A model to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModelChoice {
+pub(crate) enum ModelChoice {
     /// A file.
     File {
         /// Where.
@@ -38,7 +37,7 @@ pub enum ModelChoice {
 
 /// Who named a model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NamedBy {
+pub(crate) enum NamedBy {
     /// The user, with `-m`.
     Flag,
     /// [`VARIABLE`].
@@ -52,13 +51,18 @@ impl ModelChoice {
     ///
     /// # Errors
     /// No file is given or found, and this build carries no model.
-    pub fn new(flag: Option<&Path>) -> Result<ModelChoice> {
+    pub(crate) fn new(flag: Option<&Path>) -> Result<ModelChoice> {
         let variable = std::env::var_os(VARIABLE);
-        choose(flag, variable, folders::models().as_deref(), BUILT_IN.is_some())
+        choose(
+            flag,
+            variable,
+            folders::models().as_deref(),
+            BUILT_IN.is_some(),
+        )
     }
 
     /// What to say about it when nobody named it by hand.
-    pub fn banner(&self) -> Option<String> {
+    pub(crate) fn banner(&self) -> Option<String> {
         match self {
             ModelChoice::File {
                 named_by: NamedBy::Flag,
@@ -164,12 +168,32 @@ mod tests {
         let full = Some(folder.path());
         let first = folder.path().join("a.gguf");
         for (flag, variable, folder, expected) in [
-            (Some(flag), Some(variable.clone()), full, file(flag, NamedBy::Flag)),
-            (None, Some(variable.clone()), full, file(Path::new(&variable), NamedBy::Variable)),
-            (None, Some(OsString::new()), full, file(&first, NamedBy::Folder)),
+            (
+                Some(flag),
+                Some(variable.clone()),
+                full,
+                file(flag, NamedBy::Flag),
+            ),
+            (
+                None,
+                Some(variable.clone()),
+                full,
+                file(Path::new(&variable), NamedBy::Variable),
+            ),
+            (
+                None,
+                Some(OsString::new()),
+                full,
+                file(&first, NamedBy::Folder),
+            ),
             (None, None, full, file(&first, NamedBy::Folder)),
             (None, None, Some(empty.path()), ModelChoice::BuiltIn),
-            (None, None, Some(Path::new("/no/such/folder")), ModelChoice::BuiltIn),
+            (
+                None,
+                None,
+                Some(Path::new("/no/such/folder")),
+                ModelChoice::BuiltIn,
+            ),
             (None, None, None, ModelChoice::BuiltIn),
         ] {
             assert_eq!(choose(flag, variable, folder, true).unwrap(), expected);

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use ds4_engine::{BackendKind, SamplingOptions};
+use ds4_engine::{BackendKind, SamplingOptions, SimdPath};
 use ds4_text::{Effort, Mode};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ const MAX_LOGPROBS: usize = 1024;
 /// Whether the model thinks before it answers, and how hard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Thinking {
+pub(crate) enum Thinking {
     /// It answers at once.
     Off,
     /// With the default effort.
@@ -29,7 +29,7 @@ pub enum Thinking {
 
 impl Thinking {
     /// The name in lines about the state.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Thinking::Off => "off",
             Thinking::On => "on",
@@ -40,7 +40,7 @@ impl Thinking {
 
 /// How thinking is rendered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThinkingRules {
+pub(crate) struct ThinkingRules {
     /// Effort of [`Thinking::On`].
     pub effort: Effort,
     /// Smallest context, in tokens, in which [`Thinking::Max`] is not lowered; 0 is any.
@@ -52,7 +52,7 @@ pub struct ThinkingRules {
 impl ThinkingRules {
     /// What the renderer is told in a context of so many tokens, and whether the thinking asked
     /// for was lowered.
-    pub fn resolve(&self, thinking: Thinking, context: usize) -> (Mode, Effort, bool) {
+    pub(crate) fn resolve(&self, thinking: Thinking, context: usize) -> (Mode, Effort, bool) {
         match thinking {
             Thinking::Off => (Mode::Chat, Effort::None, false),
             Thinking::On => (Mode::Thinking, self.effort, false),
@@ -64,7 +64,7 @@ impl ThinkingRules {
 
 /// Which model, and what runs it.
 #[derive(Clone, Debug)]
-pub struct EngineOptions {
+pub(crate) struct EngineOptions {
     /// The model.
     pub model: ModelChoice,
     /// What computes.
@@ -72,7 +72,7 @@ pub struct EngineOptions {
     /// Threads; `None` is the machine's.
     pub n_threads: Option<usize>,
     /// Kernels; `None` is the fastest.
-    pub simd: Option<ds4_cpu::SimdPath>,
+    pub simd: Option<SimdPath>,
 }
 
 impl EngineOptions {
@@ -80,7 +80,7 @@ impl EngineOptions {
     ///
     /// # Errors
     /// There is no model, or the arguments contradict each other.
-    pub fn new(args: &EngineArgs) -> Result<EngineOptions> {
+    pub(crate) fn new(args: &EngineArgs) -> Result<EngineOptions> {
         if args.backend == BackendArg::Reference && args.simd.is_some() {
             bail!("--simd chooses kernels of the CPU backend, and --backend reference has none");
         }
@@ -92,10 +92,10 @@ impl EngineOptions {
             },
             n_threads: args.threads,
             simd: args.simd.map(|simd| match simd {
-                SimdArg::Scalar => ds4_cpu::SimdPath::Scalar,
-                SimdArg::Avx2 => ds4_cpu::SimdPath::Avx2,
-                SimdArg::Avx512 => ds4_cpu::SimdPath::Avx512,
-                SimdArg::Neon => ds4_cpu::SimdPath::Neon,
+                SimdArg::Scalar => SimdPath::Scalar,
+                SimdArg::Avx2 => SimdPath::Avx2,
+                SimdArg::Avx512 => SimdPath::Avx512,
+                SimdArg::Neon => SimdPath::Neon,
             }),
         })
     }
@@ -103,7 +103,7 @@ impl EngineOptions {
 
 /// What to do with a prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Task {
+pub(crate) enum Task {
     /// Hold a conversation.
     Chat,
     /// Answer it.
@@ -116,7 +116,7 @@ pub enum Task {
 
 /// Where and how many probabilities are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Logprobs {
+pub(crate) struct Logprobs {
     /// The JSON file.
     pub path: PathBuf,
     /// Tokens for each step.
@@ -125,7 +125,7 @@ pub struct Logprobs {
 
 /// Asking, once or in a conversation.
 #[derive(Clone, Debug)]
-pub struct AskOptions {
+pub(crate) struct AskOptions {
     /// What to do.
     pub task: Task,
     /// System text.
@@ -154,7 +154,7 @@ impl AskOptions {
     ///
     /// # Errors
     /// There is no model, or the arguments contradict each other.
-    pub fn new(args: AskArgs, stdin_is_terminal: bool) -> Result<AskOptions> {
+    pub(crate) fn new(args: AskArgs, stdin_is_terminal: bool) -> Result<AskOptions> {
         let prompt = match (args.prompt, args.prompt_file) {
             (Some(text), _) => Some(PromptInput::Text(text)),
             (None, Some(path)) if path.as_os_str() == "-" => Some(PromptInput::Stdin),
@@ -217,13 +217,13 @@ impl AskOptions {
             },
             show_reasoning: args.show_reasoning,
         };
-        sampling(&options.settings, options.seed).validate()?;
+        sampling(&options.settings, options.seed).validate(usize::MAX)?;
         Ok(options)
     }
 }
 
 /// The sampler's options.
-pub fn sampling(settings: &Settings, seed: Option<u64>) -> SamplingOptions {
+pub(crate) fn sampling(settings: &Settings, seed: Option<u64>) -> SamplingOptions {
     SamplingOptions {
         temperature: settings.temperature,
         top_k: settings.top_k,

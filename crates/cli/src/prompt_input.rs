@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 
 /// The largest file taken for a prompt, bytes. A million tokens of text are about 4 MB.
-pub const MAX_PROMPT_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
 /// Where the prompt is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PromptInput {
+pub(crate) enum PromptInput {
     /// On the command line.
     Text(String),
     /// In a file.
@@ -25,7 +25,7 @@ impl PromptInput {
     ///
     /// # Errors
     /// The file cannot be read, is too large, is not UTF-8, or holds nothing but white space.
-    pub fn read(&self) -> Result<String> {
+    pub(crate) fn read(&self) -> Result<String> {
         let (text, name) = match self {
             PromptInput::Text(text) => (text.clone(), "the prompt".to_owned()),
             PromptInput::File(path) => (read_text_file(path)?, path.display().to_string()),
@@ -45,7 +45,7 @@ impl PromptInput {
 ///
 /// # Errors
 /// It cannot be read, is larger than [`MAX_PROMPT_BYTES`], or is not UTF-8.
-pub fn read_text_file(path: &Path) -> Result<String> {
+pub(crate) fn read_text_file(path: &Path) -> Result<String> {
     let name = path.display().to_string();
     let file = File::open(path).with_context(|| format!("cannot read {name}"))?;
     if file.metadata().is_ok_and(|m| m.is_dir()) {
@@ -100,7 +100,11 @@ mod tests {
             assert!(error.contains(expected), "{input:?}: {error}");
         }
         let text = PromptInput::Text(" two words\n".into());
-        assert_eq!(text.read().unwrap(), " two words\n", "a prompt is sent as it is");
+        assert_eq!(
+            text.read().unwrap(),
+            " two words\n",
+            "a prompt is sent as it is"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::console::{Console, DIM, RESET};
 
 /// How reasoning is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReasoningStyle {
+pub(crate) enum ReasoningStyle {
     /// Left out: the output is read by a program.
     Hidden,
     /// In less intense letters.
@@ -17,7 +17,7 @@ pub enum ReasoningStyle {
 
 impl ReasoningStyle {
     /// Terminals see it; others when asked for.
-    pub fn new(console: &Console, show: bool) -> ReasoningStyle {
+    pub(crate) fn new(console: &Console, show: bool) -> ReasoningStyle {
         match (console.stdout_is_terminal, console.styles_stdout(), show) {
             (true, true, _) => ReasoningStyle::Dimmed,
             (true, false, _) | (false, _, true) => ReasoningStyle::Tagged,
@@ -27,7 +27,7 @@ impl ReasoningStyle {
 }
 
 /// Writes one reply.
-pub struct ReplyWriter<W> {
+pub(crate) struct ReplyWriter<W> {
     out: W,
     style: ReasoningStyle,
     /// Control characters would reach a terminal, which obeys them.
@@ -45,7 +45,7 @@ enum Place {
 
 impl<W: Write> ReplyWriter<W> {
     /// A writer at the beginning of a reply.
-    pub fn new(out: W, style: ReasoningStyle, for_terminal: bool) -> ReplyWriter<W> {
+    pub(crate) fn new(out: W, style: ReasoningStyle, for_terminal: bool) -> ReplyWriter<W> {
         ReplyWriter {
             out,
             style,
@@ -59,7 +59,7 @@ impl<W: Write> ReplyWriter<W> {
     ///
     /// # Errors
     /// What the output says, as of all methods.
-    pub fn reasoning(&mut self, text: &str) -> io::Result<()> {
+    pub(crate) fn reasoning(&mut self, text: &str) -> io::Result<()> {
         if self.style == ReasoningStyle::Hidden || text.is_empty() {
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl<W: Write> ReplyWriter<W> {
     }
 
     /// More content.
-    pub fn content(&mut self, text: &str) -> io::Result<()> {
+    pub(crate) fn content(&mut self, text: &str) -> io::Result<()> {
         if text.is_empty() {
             return Ok(());
         }
@@ -86,7 +86,7 @@ impl<W: Write> ReplyWriter<W> {
     }
 
     /// The end, wherever the reply was: styles are reset and the line is ended.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         let was_reasoning = self.place == Place::Reasoning;
         self.end_reasoning()?;
         if !self.at_line_start && !was_reasoning {
@@ -163,7 +163,11 @@ mod tests {
             (Tagged, &reply[..1], "<think>\nso\n</think>\n\n"),
             (Hidden, &reply[..1], ""),
         ] {
-            assert_eq!(written(style, true, deltas), expected, "{style:?} {deltas:?}");
+            assert_eq!(
+                written(style, true, deltas),
+                expected,
+                "{style:?} {deltas:?}"
+            );
         }
     }
 

@@ -1,7 +1,7 @@
 //! Numbers as people read them.
 
 /// Bytes in decimal units, as bandwidths and file sizes are given: `9.56 GB`.
-pub fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let mut value = n as f64;
     let mut unit = 0;
@@ -17,7 +17,7 @@ pub fn bytes(n: u64) -> String {
 }
 
 /// A count with thousands separated: `1,048,576`.
-pub fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
@@ -30,7 +30,7 @@ pub fn count(n: u64) -> String {
 }
 
 /// `1 token`, `2 tokens`.
-pub fn plural(n: usize, what: &str) -> String {
+pub(crate) fn plural(n: usize, what: &str) -> String {
     let n_text = count(n as u64);
     if n == 1 {
         format!("{n_text} {what}")

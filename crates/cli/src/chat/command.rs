@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::options::Thinking;
 
 /// What `/help` prints.
-pub const HELP: &str = "\
+pub(super) const HELP: &str = "\
 /help              this list
 /think             reason before answering
 /think-max         reason with maximum effort
@@ -26,7 +26,7 @@ in a row it leaves. A message that begins with / begins with a blank.";
 
 /// A command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(super) enum Command {
     /// Print [`HELP`].
     Help,
     /// Set the thinking mode.
@@ -51,7 +51,7 @@ pub enum Command {
 ///
 /// # Errors
 /// An unknown command, or one whose argument is missing or wrong.
-pub fn parse(line: &str) -> Result<Option<Command>> {
+pub(super) fn parse(line: &str) -> Result<Option<Command>> {
     let Some(rest) = line.strip_prefix('/') else {
         return Ok(None);
     };

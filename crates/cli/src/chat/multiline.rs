@@ -9,7 +9,7 @@ const QUOTES: &str = "\"\"\"";
 const FENCE: &str = "```";
 
 /// Whether more lines belong to what was typed so far.
-pub fn is_open(text: &str) -> bool {
+pub(super) fn is_open(text: &str) -> bool {
     let mut open: Option<&str> = None;
     let mut continues = false;
     for (i, line) in text.split('\n').enumerate() {
@@ -29,7 +29,7 @@ pub fn is_open(text: &str) -> bool {
 
 /// The message that was typed: without the quotes around it, and with the lines that end in a
 /// backslash joined to the next by the line break alone.
-pub fn message(text: &str) -> Cow<'_, str> {
+pub(super) fn message(text: &str) -> Cow<'_, str> {
     let inner = text
         .split_once('\n')
         .filter(|(first, _)| first.trim() == QUOTES)
@@ -85,7 +85,11 @@ mod tests {
             ("\"\"\"\n\"\"\"", false, ""),
             ("say \"\"\" here", false, "say \"\"\" here"),
             ("look:\\\n```c", true, "look:\n```c"),
-            ("look:\\\n```c\nx = 1; \\\n```", false, "look:\n```c\nx = 1; \\\n```"),
+            (
+                "look:\\\n```c\nx = 1; \\\n```",
+                false,
+                "look:\n```c\nx = 1; \\\n```",
+            ),
             ("```\nopen", true, "```\nopen"),
             ("```\nclosed\n```", false, "```\nclosed\n```"),
             ("```closed```", false, "```closed```"),

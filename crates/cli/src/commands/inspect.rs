@@ -13,7 +13,7 @@ use ds4_model::{
 use serde_json::{Map, Value, json};
 
 use crate::args::InspectArgs;
-use crate::{machine, units};
+use crate::units;
 
 /// Rows of a prefill step that the memory figures assume.
 const CHUNK: usize = 512;
@@ -25,9 +25,9 @@ const CONTEXTS: [usize; 4] = [4096, 32_768, 131_072, 1 << 20];
 /// # Errors
 /// The file is not GGUF, is damaged, or, after everything it does say was printed, is not a model
 /// that this engine opens.
-pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
+pub(crate) fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     let gguf = Gguf::open(&args.file)?;
-    let report = Report::of(&gguf, machine::available_memory_bytes());
+    let report = Report::of(&gguf, ds4_engine::available_bytes());
     if args.json {
         let mut text = serde_json::to_string_pretty(&report.to_json(&gguf, args))?;
         text.push('\n');
@@ -316,11 +316,7 @@ impl Report {
         )?;
 
         writeln!(out, "\nwhat a decoded token reads")?;
-        writeln!(
-            out,
-            "  {} of weights",
-            units::bytes(total.token_bytes)
-        )?;
+        writeln!(out, "  {} of weights", units::bytes(total.token_bytes))?;
         if self.scoring_bytes > 0 {
             writeln!(
                 out,
@@ -356,7 +352,10 @@ impl Report {
 
         writeln!(out, "\nwhat fits here")?;
         match self.available_bytes {
-            None => writeln!(out, "  this system does not say how much memory is available")?,
+            None => writeln!(
+                out,
+                "  this system does not say how much memory is available"
+            )?,
             Some(available) => writeln!(out, "  {}", self.what_fits(geometry, available))?,
         }
         Ok(())
@@ -375,7 +374,10 @@ impl Report {
                 "{memory} of memory is available; the weights fit, but no context beside them"
             ),
             n if n >= geometry.max_context => {
-                format!("{memory} of memory is available: the whole context fits, {} tokens", units::count(n as u64))
+                format!(
+                    "{memory} of memory is available: the whole context fits, {} tokens",
+                    units::count(n as u64)
+                )
             }
             n => format!(
                 "{memory} of memory is available: weights and {} tokens of context fit",
@@ -443,8 +445,10 @@ impl Report {
             report["cache_bytes_per_token"] = json!(Report::cache_bytes_per_token(geometry));
             report["contexts"] = contexts.into();
             report["available_bytes"] = json!(self.available_bytes);
-            report["context_that_fits"] =
-                json!(self.available_bytes.map(|n| self.context_that_fits(geometry, n)));
+            report["context_that_fits"] = json!(
+                self.available_bytes
+                    .map(|n| self.context_that_fits(geometry, n))
+            );
         }
         report
     }
@@ -517,6 +521,17 @@ fn token_bytes(
     }
 }
 
+/// Weight bytes that decoding one token reads from a file of this geometry.
+pub(crate) fn weight_bytes_per_token(gguf: &Gguf, geometry: &Geometry) -> u64 {
+    let names = Names::new(Some(geometry));
+    gguf.tensors()
+        .filter_map(|spec| {
+            let (component, role) = names.find(&spec.name)?;
+            Some(token_bytes(spec, component, role, geometry))
+        })
+        .sum()
+}
+
 /// Order and name of a component's row.
 fn component_row(component: Component) -> (usize, &'static str) {
     match component {
@@ -543,10 +558,12 @@ struct Names {
 impl Names {
     fn new(geometry: Option<&Geometry>) -> Names {
         let by_name = geometry.map(requirements).unwrap_or_default();
-        let blocks = requirements(&Geometry::flash()).into_iter().filter_map(|r| {
-            let (_, suffix) = r.name.strip_prefix("blk.")?.split_once('.')?;
-            Some((suffix.to_owned(), (r.component, r.role)))
-        });
+        let blocks = requirements(&Geometry::flash())
+            .into_iter()
+            .filter_map(|r| {
+                let (_, suffix) = r.name.strip_prefix("blk.")?.split_once('.')?;
+                Some((suffix.to_owned(), (r.component, r.role)))
+            });
         Names {
             by_name: by_name
                 .into_iter()
