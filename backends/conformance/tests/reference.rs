@@ -33,3 +33,8 @@ fn chunks_batches_forks_rewinds_and_moves_do_not_change_a_bit() {
         network::every_property(&|g| Unfused(reference(g)), &golden, 0.0);
     }
 }
+
+#[test]
+fn every_fused_op_of_the_reference_equals_its_parts() {
+    ds4_conformance::ops::every_op(&reference);
+}

@@ -200,17 +200,18 @@ impl SessionShape {
     /// Bytes a session of this shape takes, computed by the walk that
     /// allocates it.
     pub fn plan(&self, geometry: &Geometry) -> MemoryPlan {
-        fn measured(walk: impl FnOnce(Alloc<'_, (), std::convert::Infallible>)) -> usize {
-            let mut n_bytes = 0;
-            walk(&mut |element, shape| {
-                n_bytes += element.n_bytes() * shape.len();
-                Ok(())
-            });
-            n_bytes
-        }
+        let n_bytes = std::cell::Cell::new(0);
+        let mut measure = |element: ElementType, shape: Shape| {
+            n_bytes.set(n_bytes.get() + element.n_bytes() * shape.len());
+            Ok::<(), std::convert::Infallible>(())
+        };
+        let Ok(_) = self.caches(geometry, &mut measure);
+        let slots_bytes = n_bytes.take();
+        let Ok(_) = self.scratch(geometry, &mut measure);
+        let scratch_bytes = n_bytes.take();
         MemoryPlan {
-            slots_bytes: measured(|alloc| drop(self.caches(geometry, alloc))),
-            scratch_bytes: measured(|alloc| drop(self.scratch(geometry, alloc)))
+            slots_bytes,
+            scratch_bytes: scratch_bytes
                 + RowsImage::n_bytes(geometry, self.max_rows)
                 + RowsImage::n_bytes(geometry, self.max_outputs),
         }
