@@ -112,16 +112,31 @@ pub(crate) struct AskArgs {
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count)]
     pub tokens: Option<usize>,
     /// Sampling temperature; 0 is greedy
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub temp: f32,
     /// Sample among the K likeliest tokens; 0 is all
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
     /// Sample among the likeliest tokens that have this share of the probability
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
     pub top_p: f32,
     /// Drop tokens less likely than this share of the likeliest
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.05,
+        allow_negative_numbers = true
+    )]
     pub min_p: f32,
     /// Make sampling repeatable [default: different every time]
     #[arg(long, value_name = "N")]

@@ -8,23 +8,23 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// The program in an empty home.
-pub struct Ds4 {
+pub(crate) struct Ds4 {
     home: TempDir,
 }
 
 impl Ds4 {
-    pub fn new() -> Ds4 {
+    pub(crate) fn new() -> Ds4 {
         Ds4 {
             home: tempfile::tempdir().expect("a temporary folder"),
         }
     }
 
     /// The home folder, which is also the working folder.
-    pub fn home(&self) -> &Path {
+    pub(crate) fn home(&self) -> &Path {
         self.home.path()
     }
 
-    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+    pub(crate) fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ds4"));
         command
             .args(args)
@@ -37,12 +37,12 @@ impl Ds4 {
         command
     }
 
-    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
         Ran::of(self.command(args).output().expect("ds4 starts"))
     }
 
     /// Runs with bytes on stdin.
-    pub fn run_with<S: AsRef<OsStr>>(
+    pub(crate) fn run_with<S: AsRef<OsStr>>(
         &self,
         args: impl IntoIterator<Item = S>,
         stdin: &[u8],
@@ -65,14 +65,14 @@ impl Ds4 {
 
 /// What a run left.
 #[derive(Debug)]
-pub struct Ran {
-    pub status: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) status: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
-    pub fn of(output: Output) -> Ran {
+    pub(crate) fn of(output: Output) -> Ran {
         Ran {
             status: output.status.code(),
             stdout: String::from_utf8(output.stdout).expect("stdout is text"),
@@ -82,14 +82,14 @@ impl Ran {
 
     /// stdout of a run that succeeded.
     #[track_caller]
-    pub fn answer(&self) -> &str {
+    pub(crate) fn answer(&self) -> &str {
         assert_eq!(self.status, Some(0), "{self:?}");
         &self.stdout
     }
 
     /// Checks that the run failed with one line on stderr that has these words in it.
     #[track_caller]
-    pub fn refused(&self, words: &[&str]) {
+    pub(crate) fn refused(&self, words: &[&str]) {
         assert_eq!(self.status, Some(1), "{self:?}");
         let lines: Vec<&str> = self.stderr.lines().collect();
         assert_eq!(lines.len(), 1, "one line of error: {self:?}");

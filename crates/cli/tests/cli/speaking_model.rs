@@ -21,10 +21,10 @@ const MARKERS: [&str; 7] = [
 ];
 
 /// Tokens of the vocabulary.
-pub const N_VOCAB: usize = 256 + MARKERS.len();
+pub(crate) const N_VOCAB: usize = 256 + MARKERS.len();
 
 /// Writes the model into a folder.
-pub fn write(folder: &Path) -> PathBuf {
+pub(crate) fn write(folder: &Path) -> PathBuf {
     let path = folder.join("speaking.gguf");
     let geometry = geometry();
     let mut metadata = metadata(&geometry);
@@ -96,7 +96,7 @@ fn byte_characters() -> [char; 256] {
     let mut next = 0x100;
     std::array::from_fn(|byte| {
         let code = match byte as u32 {
-            printable @ (0x21..0x7f | 0xa1..0xad | 0xae..0x100) => printable,
+            printable @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => printable,
             _ => {
                 next += 1;
                 next - 1

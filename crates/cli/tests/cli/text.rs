@@ -61,24 +61,10 @@ fn every_row_of_outputs_parses_to_its_reply() {
     let answers = answers(&Ds4::new(), &["text", "parse"], &lines(&rows));
     assert_eq!(answers.len(), rows.len());
     for (row, answer) in rows.iter().zip(&answers) {
-        for member in ["reasoning", "content", "tool_calls"] {
-            assert_eq!(
-                answer[member], row["expected"][member],
-                "{} {member}",
-                row["id"]
-            );
+        let expected = row["expected"].as_object().expect("an object");
+        for (member, expected) in expected {
+            assert_eq!(answer[member], *expected, "{} {member}", row["id"]);
         }
-        assert_eq!(
-            answer["malformed"].is_null(),
-            row["malformed"].is_null() || row["malformed"] == false,
-            "{}: {answer}",
-            row["id"]
-        );
-        assert_eq!(
-            answer["implicit_think_end"], row["implicit_think_end"],
-            "{}",
-            row["id"]
-        );
     }
 }
 
