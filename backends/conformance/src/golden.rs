@@ -109,3 +109,43 @@ pub fn read_npy(path: &Path) -> Vec<f32> {
         .and_then(|npy| npy.into_vec::<f32>())
         .unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
+
+/// The arrays of an `.npz` file.
+pub struct Npz {
+    archive: zip::ZipArchive<File>,
+}
+
+impl Npz {
+    /// Opens an archive whose entries are stored without compression.
+    pub fn open(path: &Path) -> Npz {
+        let file = File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Npz {
+            archive: zip::ZipArchive::new(file).expect("an npz file is a zip archive"),
+        }
+    }
+
+    fn read<T: npyz::Deserialize>(&mut self, name: &str) -> Vec<T> {
+        let entry = self
+            .archive
+            .by_name(&format!("{name}.npy"))
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        NpyFile::new(BufReader::new(entry))
+            .and_then(|npy| npy.into_vec())
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+
+    /// An array of f32.
+    pub fn f32s(&mut self, name: &str) -> Vec<f32> {
+        self.read(name)
+    }
+
+    /// An array of i32.
+    pub fn i32s(&mut self, name: &str) -> Vec<i32> {
+        self.read(name)
+    }
+
+    /// An array of i64.
+    pub fn i64s(&mut self, name: &str) -> Vec<i64> {
+        self.read(name)
+    }
+}

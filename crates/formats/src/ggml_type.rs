@@ -179,7 +179,7 @@ impl fmt::Display for GgmlType {
     }
 }
 
-/// A shape that no tensor of its type can have.
+/// A shape that no tensor of its type, or of its data, can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ShapeError {
     /// The number of dimensions is out of range.
@@ -205,6 +205,14 @@ pub enum ShapeError {
     /// The size in elements or bytes does not fit.
     #[error("its size overflows 63 bits")]
     TooLarge,
+    /// The data are not those of the shape.
+    #[error("it has {found} bytes of data, expected {expected}")]
+    Length {
+        /// Bytes there are.
+        found: u64,
+        /// Bytes the shape asks for.
+        expected: u64,
+    },
 }
 
 #[cfg(test)]

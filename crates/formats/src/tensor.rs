@@ -1,7 +1,5 @@
 //! One named array of numbers.
 
-use std::io;
-
 use zerocopy::{FromBytes, Immutable};
 
 use crate::{Bytes, GgmlType, ShapeError, quant};
@@ -26,32 +24,20 @@ impl Tensor {
     /// A tensor over existing bytes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] when the shape is impossible for the type, or `data` does
-    /// not have the length that the shape asks for.
+    /// The shape is impossible for the type, or `data` does not have the length it asks for.
     pub fn new(
         name: impl Into<String>,
         ty: GgmlType,
         ne: &[u64],
         data: Bytes,
-    ) -> io::Result<Tensor> {
-        let name = name.into();
-        let invalid = |what: String| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("tensor {name:?}: {what}"),
-            )
-        };
-        let n_bytes = ty
-            .tensor_bytes(ne)
-            .map_err(|e: ShapeError| invalid(e.to_string()))?;
-        if data.len() as u64 != n_bytes {
-            return Err(invalid(format!(
-                "found {} bytes of data, expected {n_bytes} for {ty} {ne:?}",
-                data.len()
-            )));
+    ) -> Result<Tensor, ShapeError> {
+        let expected = ty.tensor_bytes(ne)?;
+        let found = data.len() as u64;
+        if found != expected {
+            return Err(ShapeError::Length { found, expected });
         }
         Ok(Tensor {
-            name,
+            name: name.into(),
             ty,
             ne: ne.to_vec(),
             data,
@@ -117,5 +103,39 @@ impl Tensor {
             return None;
         }
         <[T]>::ref_from_bytes(&self.data).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tensor_has_exactly_the_bytes_of_its_shape() {
+        let of = |n_bytes| {
+            Tensor::new("t", GgmlType::Q8_0, &[32, 2], Bytes::from(vec![0; n_bytes])).map(drop)
+        };
+        assert_eq!(of(68), Ok(()));
+        for found in [0, 34, 67, 69] {
+            assert_eq!(
+                of(found as usize),
+                Err(ShapeError::Length {
+                    found,
+                    expected: 68
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn rows_follow_one_another() {
+        let bytes: Vec<u8> = (0..2 * 3 * 34).map(|i| i as u8).collect();
+        let tensor = Tensor::new("t", GgmlType::Q8_0, &[32, 2, 3], bytes.clone().into()).unwrap();
+        assert_eq!(
+            (tensor.n_elements(), tensor.row_len(), tensor.n_rows()),
+            (192, 32, 6)
+        );
+        let rows: Vec<u8> = (0..6).flat_map(|i| tensor.row(i)).copied().collect();
+        assert_eq!(rows, bytes);
     }
 }

@@ -210,12 +210,21 @@ pub fn optional<T>(value: Result<T, Error>) -> Result<Option<T>, Error> {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Quoted(String);
 
+/// Shows a name in the way of [`Quoted`], without keeping it.
+pub(super) struct Quote<'a>(pub(super) &'a str);
+
+impl fmt::Display for Quote<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.char_indices().nth(100) {
+            Some((end, _)) => write!(f, "{:?}...", &self.0[..end]),
+            None => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
 impl From<&str> for Quoted {
     fn from(name: &str) -> Quoted {
-        Quoted(match name.char_indices().nth(100) {
-            Some((end, _)) => format!("{:?}...", &name[..end]),
-            None => format!("{name:?}"),
-        })
+        Quoted(Quote(name).to_string())
     }
 }
 

@@ -1,18 +1,23 @@
 //! Parsing and checking.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt::Display;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::error::{Error, optional};
+use super::error::{Error, Quote, optional};
 use super::metadata::{Array, Metadata, Value};
 use super::{MAGIC, alignment, split};
 use crate::{Bytes, GgmlType, ShapeError, Tensor};
 
 /// How deep arrays may be nested in arrays: an array of numbers has depth 1.
 pub const MAX_ARRAY_DEPTH: usize = 4;
+
+/// The shortest metadata value: an empty key, a type, one byte.
+const MIN_KV_BYTES: u64 = 8 + 4 + 1;
+
+/// The shortest row of the tensor table: an empty name, one dimension, a type, an offset.
+const MIN_TENSOR_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
 
 /// A GGUF file, or the files of a split model as one, checked.
 #[derive(Clone, Debug)]
@@ -77,7 +82,10 @@ impl Gguf {
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf, Error> {
         let path = path.as_ref();
         let mut whole = open_one(path)?;
-        let siblings = split::siblings(path, whole.split()?).map_err(|e| e.in_file(path))?;
+        let siblings = whole
+            .split()
+            .and_then(|split| split::siblings(path, split))
+            .map_err(|e| e.in_file(path))?;
         for (i, sibling) in siblings.iter().enumerate() {
             let shard = open_one(sibling)?;
             split::check_sibling(&whole, &shard, i as u32 + 1)
@@ -104,15 +112,18 @@ impl Gguf {
         let version = read_magic_and_version(&mut cursor)?;
         let n_tensors = cursor.u64(&"the tensor count")?;
         let n_kv = cursor.u64(&"the metadata count")?;
-        // An empty key or name, then a type and the smallest value; or one dimension and an offset.
-        cursor.expect(n_kv, 8 + 4 + 1, &format_args!("{n_kv} metadata values"))?;
+        cursor.expect(
+            n_kv,
+            MIN_KV_BYTES,
+            &format_args!("the metadata (count {n_kv})"),
+        )?;
         let metadata = read_metadata(&mut cursor, n_kv)?;
         let alignment = alignment(&metadata)?;
 
         cursor.expect(
             n_tensors,
-            8 + 4 + 8 + 4 + 8,
-            &format_args!("a table of {n_tensors} tensors"),
+            MIN_TENSOR_BYTES,
+            &format_args!("the tensor table (count {n_tensors})"),
         )?;
         let mut tensors = Vec::new();
         let mut by_name = HashMap::new();
@@ -126,14 +137,7 @@ impl Gguf {
                     alignment,
                 });
             }
-            match by_name.entry(tensor.name.clone()) {
-                Entry::Occupied(_) => {
-                    return Err(Error::DuplicateTensor {
-                        tensor: tensor.name.as_str().into(),
-                    });
-                }
-                Entry::Vacant(slot) => slot.insert(tensors.len()),
-            };
+            insert_name(&mut by_name, &tensor.name, tensors.len())?;
             tensors.push(tensor);
         }
 
@@ -254,12 +258,7 @@ impl Gguf {
         self.shards.extend(next.shards);
         for mut tensor in next.tensors {
             tensor.shard = shard;
-            let known = self.by_name.insert(tensor.name.clone(), self.tensors.len());
-            if known.is_some() {
-                return Err(Error::DuplicateTensor {
-                    tensor: tensor.name.as_str().into(),
-                });
-            }
+            insert_name(&mut self.by_name, &tensor.name, self.tensors.len())?;
             self.tensors.push(tensor);
         }
         Ok(())
@@ -300,7 +299,7 @@ fn read_metadata(cursor: &mut Cursor<'_>, n_kv: u64) -> Result<Metadata, Error> 
         if metadata.contains(key) {
             return Err(Error::DuplicateKey { key: key.into() });
         }
-        let type_id = cursor.u32(&format_args!("the type of metadata key {key:?}"))?;
+        let type_id = cursor.u32(&format_args!("the type of metadata key {}", Quote(key)))?;
         let value = read_value(cursor, key, type_id)?;
         metadata.insert(key, value);
     }
@@ -308,7 +307,7 @@ fn read_metadata(cursor: &mut Cursor<'_>, n_kv: u64) -> Result<Metadata, Error> 
 }
 
 fn read_value(cursor: &mut Cursor<'_>, key: &str, type_id: u32) -> Result<Value, Error> {
-    let what = format_args!("the value of metadata key {key:?}");
+    let what = format_args!("the value of metadata key {}", Quote(key));
     Ok(match type_id {
         0 => Value::U8(u8::from_le_bytes(cursor.array(&what)?)),
         1 => Value::I8(i8::from_le_bytes(cursor.array(&what)?)),
@@ -350,9 +349,15 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str, depth: usize) -> Result<Array,
             limit: MAX_ARRAY_DEPTH,
         });
     }
-    let type_id = cursor.u32(&format_args!("the element type of metadata key {key:?}"))?;
-    let count = cursor.u64(&format_args!("the array length of metadata key {key:?}"))?;
-    let what = format_args!("{count} elements of metadata key {key:?}");
+    let type_id = cursor.u32(&format_args!(
+        "the element type of metadata key {}",
+        Quote(key)
+    ))?;
+    let count = cursor.u64(&format_args!(
+        "the array length of metadata key {}",
+        Quote(key)
+    ))?;
+    let what = format_args!("the array (count {count}) of metadata key {}", Quote(key));
     Ok(match type_id {
         0 => Array::U8(cursor.numbers(count, u8::from_le_bytes, &what)?),
         1 => Array::I8(cursor.numbers(count, i8::from_le_bytes, &what)?),
@@ -395,7 +400,7 @@ fn read_array(cursor: &mut Cursor<'_>, key: &str, depth: usize) -> Result<Array,
 /// Reads a row of the table. Its `offset` is still relative to the tensor data.
 fn read_tensor_spec(cursor: &mut Cursor<'_>, i: u64) -> Result<TensorSpec, Error> {
     let name = cursor.string(&format_args!("the name of tensor number {i}"))?;
-    let what = format_args!("the table row of tensor {name:?}");
+    let what = format_args!("the table row of tensor {}", Quote(name));
     let shape_error = |source| Error::Shape {
         tensor: name.into(),
         source,
@@ -424,6 +429,15 @@ fn read_tensor_spec(cursor: &mut Cursor<'_>, i: u64) -> Result<TensorSpec, Error
         n_bytes,
         shard: 0,
     })
+}
+
+fn insert_name(by_name: &mut HashMap<String, usize>, name: &str, i: usize) -> Result<(), Error> {
+    match by_name.insert(name.to_owned(), i) {
+        Some(_) => Err(Error::DuplicateTensor {
+            tensor: name.into(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn check_overlap(tensors: &[TensorSpec]) -> Result<(), Error> {

@@ -192,7 +192,7 @@ impl<W: Write> Write for Counted<W> {
 
 fn depth(array: &Array) -> usize {
     match array {
-        Array::Array(arrays) => 1 + arrays.iter().map(depth).max().unwrap_or(1),
+        Array::Array(arrays) => 1 + arrays.iter().map(depth).max().unwrap_or(0),
         _ => 1,
     }
 }

@@ -74,7 +74,8 @@ fn dot_32<B: Unpack<32, 1>>(blocks: &[B], x: &[ActQ8]) -> f32 {
         let Unpacked {
             v, scale: [scale], ..
         } = block.unpack();
-        sum += scale * x.d * product(&v, &x.qs) as f32;
+        // The scales are not multiplied with one another, where two small ones would underflow.
+        sum += scale * (x.d * product(&v, &x.qs) as f32);
     }
     sum
 }

@@ -1,10 +1,14 @@
 //! Decoders, encoders and small floats against values from other implementations.
 
 mod npz;
+mod products;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use ds4_formats::small_float::{
+    e2m1_to_f32, e4m3_to_f32, f32_to_e2m1, f32_to_e4m3, f32_to_ue8m0_ceil, ue8m0_to_f32,
+};
 use ds4_formats::{GgmlType, quant};
 use npz::{Npy, read_npz};
 
@@ -75,6 +79,65 @@ fn encoders_write_the_bytes_of_the_gguf_package() {
             .enumerate()
         {
             assert_eq!(f, x, "{ty}, block {b}");
+        }
+    }
+}
+
+/// The largest magnitude of a block.
+fn amax(block: &[f32]) -> f32 {
+    block.iter().fold(0.0, |amax, v| amax.max(v.abs()))
+}
+
+#[test]
+fn shared_cache_rows_round_to_the_same_e4m3_codes_and_scales() {
+    let Some(path) = shared("golden/unit.npz") else {
+        return;
+    };
+    let arrays = read_npz(&path);
+    let (input, output) = (arrays["kv_in"].f32(), arrays["kv_out"].f32());
+    let (codes, scales) = (arrays["kv_codes"].u8(), arrays["kv_scale_e8m0"].u8());
+    // Rows of 512: seven blocks of 64 are rounded, the last 64 channels are kept.
+    for (row, x) in input.chunks(512).enumerate() {
+        for (block, x) in x[..448].chunks(64).enumerate() {
+            let scale = f32_to_ue8m0_ceil(amax(x).max(1e-4) * (1.0 / 448.0));
+            assert_eq!(
+                scale,
+                scales[7 * row + block],
+                "scale of row {row}, block {block}"
+            );
+            for (e, &x) in x.iter().enumerate() {
+                let at = 448 * row + 64 * block + e;
+                let code = f32_to_e4m3(x / ue8m0_to_f32(scale));
+                assert_eq!(
+                    code,
+                    codes[at],
+                    "code of row {row}, channel {}",
+                    64 * block + e
+                );
+                let value = e4m3_to_f32(code) * ue8m0_to_f32(scale);
+                assert_eq!(
+                    value,
+                    output[512 * row + 64 * block + e],
+                    "row {row}, element {e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn shared_index_rows_round_to_the_same_e2m1_values() {
+    let Some(path) = shared("golden/unit.npz") else {
+        return;
+    };
+    let arrays = read_npz(&path);
+    let (input, output) = (arrays["idx_hadamard"].f32(), arrays["idx_out"].f32());
+    for (block, (x, expected)) in input.chunks(32).zip(output.chunks(32)).enumerate() {
+        let least = 6.0 * f32::MIN_POSITIVE;
+        let scale = ue8m0_to_f32(f32_to_ue8m0_ceil(amax(x).max(least) * (1.0 / 6.0)));
+        for (e, (&x, &expected)) in x.iter().zip(expected).enumerate() {
+            let found = e2m1_to_f32(f32_to_e2m1(x / scale)) * scale;
+            assert_eq!(found, expected, "block {block}, element {e}: {x:e}");
         }
     }
 }

@@ -1,0 +1,109 @@
+//! What goes to the terminal besides the answer: banner, progress, closing line. All of it goes
+//! to stderr, so that stdout carries the answer alone.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use crate::args::VerbosityArgs;
+
+/// Clears from the cursor to the end of the line.
+const CLEAR_LINE: &str = "\x1b[K";
+/// Less intense text.
+pub(crate) const DIM: &str = "\x1b[2m";
+/// Ordinary text.
+pub(crate) const RESET: &str = "\x1b[0m";
+
+/// Where output goes and how it may look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Console {
+    /// stdout is a terminal.
+    pub stdout_is_terminal: bool,
+    /// stderr is a terminal.
+    pub stderr_is_terminal: bool,
+    /// Escape sequences may be used on a terminal.
+    pub colour: bool,
+    quiet: bool,
+    verbose: bool,
+}
+
+impl Console {
+    /// By what stdout and stderr are, and the user's wish not to see colours.
+    pub(crate) fn new(verbosity: VerbosityArgs) -> Console {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+            || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
+        Console {
+            stdout_is_terminal: io::stdout().is_terminal(),
+            stderr_is_terminal: io::stderr().is_terminal(),
+            colour: !no_colour,
+            quiet: verbosity.quiet,
+            verbose: verbosity.verbose,
+        }
+    }
+
+    /// Whether stdout takes colours.
+    pub(crate) fn styles_stdout(&self) -> bool {
+        self.colour && self.stdout_is_terminal
+    }
+
+    /// A line for a person who watches: the banner, notes.
+    pub(crate) fn note(&self, line: &str) {
+        if !self.quiet && (self.stderr_is_terminal || self.verbose) {
+            self.line(line);
+        }
+    }
+
+    /// A line that matters also in a log: warnings and the closing line.
+    pub(crate) fn report(&self, line: &str) {
+        if !self.quiet {
+            self.line(line);
+        }
+    }
+
+    /// A line for a person who asked for details.
+    pub(crate) fn detail(&self, line: &str) {
+        if self.verbose {
+            self.line(line);
+        }
+    }
+
+    /// An error that does not end the program.
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        self.line(&format!("error: {}", crate::error::one_line(error)));
+    }
+
+    /// Shows how far something is, in place of the last such line; only where it can be replaced.
+    pub(crate) fn progress(&self, line: &str) {
+        if self.shows_progress() {
+            self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
+        }
+    }
+
+    /// Removes the line of [`Console::progress`].
+    pub(crate) fn end_progress(&self) {
+        if self.shows_progress() {
+            self.raw(&format!("\r{CLEAR_LINE}"));
+        }
+    }
+
+    fn shows_progress(&self) -> bool {
+        self.stderr_is_terminal && self.colour && !self.quiet
+    }
+
+    fn line(&self, line: &str) {
+        self.raw(&format!("{}\n", self.dimmed(line)));
+    }
+
+    fn dimmed(&self, line: &str) -> String {
+        if self.stderr_is_terminal && self.colour {
+            format!("{DIM}{line}{RESET}")
+        } else {
+            line.to_owned()
+        }
+    }
+
+    fn raw(&self, text: &str) {
+        // Nothing can be done about a stderr that does not take it.
+        let mut stderr = io::stderr().lock();
+        let _ = stderr.write_all(text.as_bytes());
+        let _ = stderr.flush();
+    }
+}

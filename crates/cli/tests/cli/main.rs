@@ -1,0 +1,10 @@
+//! The built program, run as a user runs it.
+
+mod ask;
+mod bad_input;
+mod bench;
+mod inspect;
+mod logits;
+mod program;
+mod speaking_model;
+mod text;
