@@ -12,6 +12,8 @@
 pub(crate) trait Lanes: Copy {
     /// Elements of a vector.
     const N: usize;
+    /// Vector registers of the path.
+    const REGISTERS: usize;
 
     /// Every element `x`.
     unsafe fn splat(x: f32) -> Self;
@@ -48,7 +50,9 @@ pub(crate) trait Lanes: Copy {
         let mut v = [0f32; 16];
         // SAFETY: no vector has more than 16 elements; the rest is the caller's promise.
         unsafe { self.store(v.as_mut_ptr()) };
-        v[..Self::N].iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x))
+        v[..Self::N]
+            .iter()
+            .fold(f32::NEG_INFINITY, |m, x| m.max(*x))
     }
 
     /// The first `n < N` elements at `from`, then zeros.
@@ -85,12 +89,22 @@ pub(crate) trait Lanes: Copy {
             // x = n ln 2 + r with n whole and |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to a whole
             // number; ln 2 is taken off in two parts, of which the first is exact for every n.
             let magic = Self::splat(12_582_912.0);
-            let n = x.mul_add(Self::splat(std::f32::consts::LOG2_E), magic).sub(magic);
+            let n = x
+                .mul_add(Self::splat(std::f32::consts::LOG2_E), magic)
+                .sub(magic);
             let r = n.mul_add(Self::splat(-0.693_359_4), x);
             let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
             // The series to r^7: what is left out is under 2^-27.
             let mut p = Self::splat(1.0 / 5040.0);
-            for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            for c in [
+                1.0 / 720.0,
+                1.0 / 120.0,
+                1.0 / 24.0,
+                1.0 / 6.0,
+                0.5,
+                1.0,
+                1.0,
+            ] {
                 p = p.mul_add(r, Self::splat(c));
             }
             p.mul(n.exp2_whole())
@@ -126,6 +140,8 @@ impl Plain8 {
 
 impl Lanes for Plain8 {
     const N: usize = 8;
+    // Of half the width.
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -199,7 +215,10 @@ impl Lanes for Plain8 {
 
     #[inline(always)]
     unsafe fn exp2_whole(self) -> Self {
-        Plain8(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+        Plain8(
+            self.0
+                .map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)),
+        )
     }
 
     #[inline(always)]
@@ -217,7 +236,7 @@ mod x86 {
 
     macro_rules! lanes {
         (
-            $ty:ident, $n:literal,
+            $ty:ident, $n:literal, $registers:literal,
             $splat:ident, $load:ident, $store:ident, $add:ident, $sub:ident, $mul:ident, $div:ident,
             $fmadd:ident, $max:ident, $min:ident;
             $($rest:item)*
@@ -226,6 +245,7 @@ mod x86 {
             // and the memory is there.
             impl Lanes for $ty {
                 const N: usize = $n;
+                const REGISTERS: usize = $registers;
 
                 #[inline(always)]
                 unsafe fn splat(x: f32) -> Self {
@@ -293,7 +313,7 @@ mod x86 {
     }
 
     lanes! {
-        __m512, 16,
+        __m512, 16, 32,
         _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_add_ps, _mm512_sub_ps,
         _mm512_mul_ps, _mm512_div_ps, _mm512_fmadd_ps, _mm512_max_ps, _mm512_min_ps;
 
@@ -344,7 +364,7 @@ mod x86 {
     }
 
     lanes! {
-        __m256, 8,
+        __m256, 8, 16,
         _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_sub_ps,
         _mm256_mul_ps, _mm256_div_ps, _mm256_fmadd_ps, _mm256_max_ps, _mm256_min_ps;
 
@@ -385,37 +405,40 @@ mod x86 {
     }
 }
 
-/// Makes safe functions that run a generic body, `unsafe fn body<L: Lanes>(...)`, compiled for the
-/// path they are given.
+/// Makes functions that run a generic body, `unsafe fn body<L: Lanes>(...)`, compiled for the path
+/// they are given first. A function written with `unsafe` passes the body's own conditions on.
 macro_rules! on_every_path {
     ($($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)? = $body:ident;)*) => {
-        $(
-            $(#[$doc])*
-            $vis fn $name(cpu: $crate::path::Cpu, $($arg: $ty),*) $(-> $out)? {
-                #[cfg(target_arch = "x86_64")]
-                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni,avx2,fma,f16c")]
-                unsafe fn avx512($($arg: $ty),*) $(-> $out)? {
-                    // SAFETY: the instructions are enabled here.
-                    unsafe { $body::<std::arch::x86_64::__m512>($($arg),*) }
-                }
-                #[cfg(target_arch = "x86_64")]
-                #[target_feature(enable = "avx2,fma,f16c")]
-                unsafe fn avx2($($arg: $ty),*) $(-> $out)? {
-                    // SAFETY: the instructions are enabled here.
-                    unsafe { $body::<std::arch::x86_64::__m256>($($arg),*) }
-                }
-                // SAFETY: a `Cpu` is a path that the machine has.
-                unsafe {
-                    match cpu.path() {
-                        #[cfg(target_arch = "x86_64")]
-                        $crate::path::Path::Avx512 => avx512($($arg),*),
-                        #[cfg(target_arch = "x86_64")]
-                        $crate::path::Path::Avx2 => avx2($($arg),*),
-                        _ => $body::<$crate::lanes::Plain8>($($arg),*),
-                    }
+        $($crate::lanes::on_every_path!(@define [$(#[$doc])* $vis] $name($($arg: $ty),*) [$(-> $out)?] $body);)*
+    };
+    ($($(#[$doc:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $body:ident;)*) => {
+        $($crate::lanes::on_every_path!(@define [$(#[$doc])* $vis unsafe] $name($($arg: $ty),*) [] $body);)*
+    };
+    (@define [$($head:tt)*] $name:ident($($arg:ident: $ty:ty),*) [$($out:tt)*] $body:ident) => {
+        $($head)* fn $name(cpu: $crate::path::Cpu, $($arg: $ty),*) $($out)* {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni,avx2,fma,f16c")]
+            unsafe fn avx512($($arg: $ty),*) $($out)* {
+                // SAFETY: the instructions are enabled here; the rest is the caller's promise.
+                unsafe { $body::<std::arch::x86_64::__m512>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            unsafe fn avx2($($arg: $ty),*) $($out)* {
+                // SAFETY: the instructions are enabled here; the rest is the caller's promise.
+                unsafe { $body::<std::arch::x86_64::__m256>($($arg),*) }
+            }
+            // SAFETY: a `Cpu` is a path that the machine has; the rest is the caller's promise.
+            unsafe {
+                match cpu.path() {
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::path::Path::Avx512 => avx512($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::path::Path::Avx2 => avx2($($arg),*),
+                    _ => $body::<$crate::lanes::Plain8>($($arg),*),
                 }
             }
-        )*
+        }
     };
 }
 pub(crate) use on_every_path;
@@ -454,7 +477,10 @@ mod tests {
                     let unit = f64::from(f32::EPSILON) * (exact.log2().floor()).exp2();
                     let error = (f64::from(y) - exact).abs() / unit;
                     worst = worst.max(error);
-                    assert!(error <= 2.0, "{cpu:?}: exp({x}) = {y:e}, off by {error} units");
+                    assert!(
+                        error <= 2.0,
+                        "{cpu:?}: exp({x}) = {y:e}, off by {error} units"
+                    );
                 }
             }
             assert!(worst > 0.1, "the comparison cannot fail");
@@ -471,7 +497,10 @@ mod tests {
             x[3] = f32::INFINITY;
             exp(cpu, &mut x);
             assert!(x[0] < 2e-38 && x[1] < 2e-38, "{cpu:?} {x:?}");
-            assert!(x[2] > 2e38 && x[2].is_finite() && x[3].is_finite(), "{cpu:?} {x:?}");
+            assert!(
+                x[2] > 2e38 && x[2].is_finite() && x[3].is_finite(),
+                "{cpu:?} {x:?}"
+            );
             assert_eq!(x[4], 1.0, "{cpu:?}");
         }
     }

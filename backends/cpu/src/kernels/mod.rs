@@ -11,12 +11,13 @@ pub(crate) mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod float;
 mod portable;
 mod scalar;
 
 use ds4_formats::GgmlType;
 
-use crate::path::Path;
+use crate::path::{Cpu, Path};
 pub(crate) use activation::{Form, Order};
 
 /// An activation row and the row of the output that its products belong to.
@@ -29,6 +30,8 @@ pub(crate) struct RowPair {
 /// One call of a kernel: every weight row times every activation row of `pairs`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job<'a> {
+    /// Type of the weights.
+    pub(crate) ty: GgmlType,
     /// Whole rows of `row_bytes` each.
     pub(crate) weights: &'a [u8],
     pub(crate) row_bytes: usize,
@@ -76,10 +79,10 @@ pub(crate) type Scratch = crate::memory::Aligned<u8>;
 
 /// # Safety
 ///
-/// The machine has the kernel's path; `weights` is whole rows of `n_in` elements of its type;
+/// `Cpu` is the one the kernel was made for; `weights` is whole rows of `n_in` elements of its type;
 /// `acts` holds rows of `n_in` in its form wherever `pairs` points; the outputs are valid for
 /// writing and nobody else touches them; the scratch has [`scratch_bytes`].
-pub(crate) type RowDots = unsafe fn(&Job<'_>, &mut Scratch);
+pub(crate) type RowDots = unsafe fn(Cpu, &Job<'_>, &mut Scratch);
 
 /// How one weight type is multiplied on one path.
 #[derive(Clone, Copy, Debug)]
@@ -109,15 +112,17 @@ impl Kernel {
         }
     }
 
-    /// The kernel for products of int8 activations with a blocked type.
-    pub(crate) fn quantised(path: Path, ty: GgmlType) -> Option<Kernel> {
-        match path {
+    /// The kernel of a type. Activations are quantised for types with blocks, unless `precise`.
+    pub(crate) fn new(cpu: Cpu, ty: GgmlType, precise: bool) -> Kernel {
+        let quantised = match cpu.path() {
+            _ if precise => None,
             #[cfg(target_arch = "x86_64")]
             Path::Avx512 => avx512::kernel(ty),
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => avx2::kernel(ty),
             _ => scalar::kernel(ty),
-        }
+        };
+        quantised.unwrap_or_else(|| float::kernel(ty))
     }
 }
 

@@ -52,8 +52,8 @@ fn expected(ty: GgmlType, row: &[u8], x: &[f32]) -> (f32, f32) {
     let mut w = vec![0.0; x.len()];
     ds4_formats::quant::decode_row(ty, row, &mut w);
     let magnitude = w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum();
-    let product = match Kernel::quantised(Path::Scalar, ty).map(|k| k.form) {
-        Some(Form::Q8(_)) => {
+    let product = match Kernel::new(scalar(), ty, false).form {
+        Form::Q8(_) => {
             let mut blocks = vec![ActQ8::ZERO; x.len() / 32];
             quantize_q8(x, &mut blocks);
             dot(ty, row, &Activation::Q8(&blocks))
@@ -68,6 +68,7 @@ fn expected(ty: GgmlType, row: &[u8], x: &[f32]) -> (f32, f32) {
 }
 
 fn products(
+    cpu: Cpu,
     kernel: Kernel,
     row_dots: RowDots,
     ty: GgmlType,
@@ -92,6 +93,7 @@ fn products(
         .collect();
     let mut out = vec![f32::NAN; x.len() * n_out];
     let job = Job {
+        ty,
         weights,
         row_bytes,
         n_in,
@@ -103,12 +105,16 @@ fn products(
     };
     let mut scratch = Scratch::new(scratch_bytes(n_in)).unwrap();
     // SAFETY: the path is available, and the job describes the vectors above.
-    unsafe { row_dots(&job, &mut scratch) };
+    unsafe { row_dots(cpu, &job, &mut scratch) };
     out.chunks_exact(n_out).rev().map(<[f32]>::to_vec).collect()
 }
 
-fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_available())
+fn scalar() -> Cpu {
+    Cpu::new(Path::Scalar).expect("every machine has it")
+}
+
+fn cpus() -> impl Iterator<Item = Cpu> {
+    Path::ALL.into_iter().filter_map(Cpu::new)
 }
 
 fn quantised_types() -> impl Iterator<Item = GgmlType> {
@@ -145,8 +151,9 @@ fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
         (33, 12),
         (65, 6),
     ];
-    for (path, ty) in paths().flat_map(|path| quantised_types().map(move |ty| (path, ty))) {
-        let kernel = Kernel::quantised(path, ty).expect("a kernel for every type");
+    for (cpu, ty) in cpus().flat_map(|cpu| quantised_types().map(move |ty| (cpu, ty))) {
+        let kernel = Kernel::new(cpu, ty, false);
+        let path = cpu.path();
         for (way, row_dots) in ways(kernel) {
             for n_blocks in [1, 2, 3, 5, 16] {
                 let n_in = n_blocks * ty.block_len();
@@ -154,7 +161,7 @@ fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
                     let row_bytes = ty.row_bytes(n_in).unwrap();
                     let weights = random_weights(&mut random, ty, n_out * row_bytes);
                     let x = random_rows(&mut random, n_rows, n_in);
-                    let found = products(kernel, row_dots, ty, &weights, n_in, &x);
+                    let found = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
                     for (r, x) in x.iter().enumerate() {
                         for (o, row) in weights.chunks_exact(row_bytes).enumerate() {
                             let (expected, magnitude) = expected(ty, row, x);
@@ -177,16 +184,17 @@ fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
 #[test]
 fn a_row_has_the_same_products_alone_and_among_others() {
     let mut random = Random(0xfeed_5678_9abc_def1);
-    for (path, ty) in paths().flat_map(|path| quantised_types().map(move |ty| (path, ty))) {
-        let kernel = Kernel::quantised(path, ty).expect("a kernel for every type");
+    for (cpu, ty) in cpus().flat_map(|cpu| quantised_types().map(move |ty| (cpu, ty))) {
+        let kernel = Kernel::new(cpu, ty, false);
+        let path = cpu.path();
         for (way, row_dots) in ways(kernel) {
             let n_in = 6 * ty.block_len();
             let weights = random_weights(&mut random, ty, 7 * ty.row_bytes(n_in).unwrap());
             let x = random_rows(&mut random, 9, n_in);
-            let together = products(kernel, row_dots, ty, &weights, n_in, &x);
+            let together = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
             for (x, together) in x.iter().zip(together) {
                 let x = std::slice::from_ref(x);
-                let alone = products(kernel, row_dots, ty, &weights, n_in, x);
+                let alone = products(cpu, kernel, row_dots, ty, &weights, n_in, x);
                 assert_eq!(alone[0], together, "{path} {ty} {way}");
             }
         }

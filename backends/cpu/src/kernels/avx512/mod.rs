@@ -17,6 +17,7 @@ mod panel32;
 use ds4_formats::GgmlType;
 
 use super::{Form, Job, Kernel, Order, Panel, RowDots, Scratch};
+use crate::path::Cpu;
 use block32::{Iq4Nl, Mxfp4, Q8_0};
 use block256::Portable;
 use iq::{Iq2Xxs, Iq4Xs};
@@ -29,7 +30,7 @@ macro_rules! entries {
             /// # Safety
             /// As [`super::RowDots`].
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,gfni,avx2,fma,f16c")]
-            unsafe fn $name(job: &Job<'_>, scratch: &mut Scratch) {
+            unsafe fn $name(_: Cpu, job: &Job<'_>, scratch: &mut Scratch) {
                 // SAFETY: the caller's promise; the instructions are enabled here.
                 unsafe { $body(job, scratch) }
             }

@@ -38,7 +38,11 @@ macro_rules! natural_kernels {
         /// # Safety
         /// As [`crate::kernels::RowDots`].
         $(#[$features])*
-        unsafe fn $name(job: &$crate::kernels::Job<'_>, scratch: &mut $crate::kernels::Scratch) {
+        unsafe fn $name(
+            _: $crate::path::Cpu,
+            job: &$crate::kernels::Job<'_>,
+            scratch: &mut $crate::kernels::Scratch,
+        ) {
             // SAFETY: the caller's promise; the instructions are enabled here.
             unsafe { $crate::kernels::portable::$body::<$unpack, $inner>(job, scratch) }
         }
