@@ -1,0 +1,17 @@
+use ds4_model::RowsImage;
+
+use super::real;
+use crate::buffer::Buffer;
+
+pub(crate) fn store_compressed(
+    rows: &RowsImage,
+    ratio: usize,
+    pooled: &Buffer,
+    cache: &mut Buffer,
+) {
+    for r in real(rows) {
+        if let Some(index) = rows.completes(r, ratio) {
+            cache.store(rows.slot[r] as usize, index, 0, pooled.row(r));
+        }
+    }
+}

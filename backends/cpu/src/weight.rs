@@ -1,0 +1,63 @@
+//! Weights: in the file where products read them, decoded where they are used element by element.
+
+use ds4_formats::{Tensor, quant};
+use ds4_model::{BackendError, WeightRole};
+
+/// A weight in the form its role wants.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// The role it was taken for.
+    pub(crate) role: WeightRole,
+    /// As in the file; a clone shares the mapping.
+    pub(crate) tensor: Tensor,
+    floats: Vec<f32>,
+}
+
+impl Weight {
+    pub(crate) fn new(role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
+        let mut floats = Vec::new();
+        if role == WeightRole::Vector {
+            let n = tensor.n_elements();
+            floats
+                .try_reserve_exact(n)
+                .map_err(|_| BackendError::OutOfMemory {
+                    what: tensor.name.clone(),
+                    n_bytes: 4 * n,
+                })?;
+            floats.resize(n, 0.0);
+            quant::decode_row(tensor.ty, &tensor.data, &mut floats);
+        }
+        Ok(Weight {
+            role,
+            tensor,
+            floats,
+        })
+    }
+
+    /// Elements of a row.
+    pub(crate) fn n_in(&self) -> usize {
+        self.tensor.ne[0] as usize
+    }
+
+    /// Rows of the matrix; of one expert's matrix for `Experts`.
+    pub(crate) fn n_out(&self) -> usize {
+        self.tensor.ne.get(1).map_or(1, |n| *n as usize)
+    }
+
+    /// Decodes row `i` (of all experts' rows, one expert after another).
+    pub(crate) fn decode(&self, i: usize, out: &mut [f32]) {
+        quant::decode_row(self.tensor.ty, self.tensor.row(i), out);
+    }
+
+    /// All elements of a `Vector`.
+    pub(crate) fn vector(&self) -> &[f32] {
+        debug_assert_eq!(self.role, WeightRole::Vector);
+        &self.floats
+    }
+
+    /// Row `i` of `Ids`.
+    pub(crate) fn ids(&self, i: usize) -> impl Iterator<Item = u32> {
+        let (words, _) = self.tensor.row(i).as_chunks::<4>();
+        words.iter().map(|word| u32::from_le_bytes(*word))
+    }
+}
