@@ -1,12 +1,14 @@
 //! Replies are read the same however they arrive, and as the official grammar reads them.
 
 mod common;
+#[path = "common/exercise.rs"]
+mod exercise;
 
 use common::{cases, json, read, rows, str, testdata};
 use ds4_text::{
-    EndReason, Event, ParsedCall, Phase, Reply, ReplyParser, Start, ToolSchemas, Utf8Stream,
-    parse_strict,
+    EndReason, Event, ParsedCall, Phase, Reply, ReplyParser, Start, ToolSchemas, parse_strict,
 };
+use exercise::parse_chunks;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use serde_json::Value;
@@ -14,65 +16,6 @@ use serde_json::Value;
 fn tools() -> ToolSchemas {
     let tools = json(&read(&testdata("recovery_tools.json")));
     tools.as_object().unwrap().clone().into_iter().collect()
-}
-
-/// The reply to a text that arrives in chunks of bytes, after checking that the events say the
-/// same as the reply.
-fn parse_chunks<'a>(
-    start: Start,
-    tools: &ToolSchemas,
-    chunks: impl IntoIterator<Item = &'a [u8]>,
-    end: EndReason,
-) -> Reply {
-    let mut parser = ReplyParser::new(start, tools.clone());
-    let mut utf8 = Utf8Stream::default();
-    let mut events = Vec::new();
-    for chunk in chunks {
-        events.extend(parser.push(&utf8.push(chunk)));
-    }
-    events.extend(parser.push(&utf8.finish()));
-    let (last, reply) = parser.finish(end);
-    events.extend(last);
-    assert_eq!(told(&events), without_offset(&reply), "events {events:?}");
-    reply
-}
-
-/// The reply that a client puts together from the events. What events do not tell is taken as
-/// told: `implicit_think_end` is left false.
-fn told(events: &[Event]) -> Reply {
-    let mut reply = Reply::default();
-    for event in events {
-        match event {
-            Event::ReasoningDelta(text) => reply.reasoning.push_str(text),
-            Event::ContentDelta(text) => reply.content.push_str(text),
-            Event::ToolStart { index, name } => {
-                assert_eq!(
-                    *index,
-                    reply.tool_calls.len(),
-                    "calls are numbered in order"
-                );
-                reply.tool_calls.push(ParsedCall {
-                    name: name.clone(),
-                    ..ParsedCall::default()
-                });
-            }
-            Event::ToolArgsDelta { index, text } => {
-                reply.tool_calls[*index].arguments.push_str(text)
-            }
-            Event::ToolEnd { index } => reply.tool_calls[*index].complete = true,
-            Event::BlockDone => assert!(!reply.tool_calls.is_empty(), "a block has a call"),
-            Event::Malformed { detail } => reply.malformed = Some(detail.clone()),
-        }
-    }
-    reply
-}
-
-fn without_offset(reply: &Reply) -> Reply {
-    Reply {
-        implicit_think_end: false,
-        block_start: None,
-        ..reply.clone()
-    }
 }
 
 /// Checks that a text gives the same reply whole, byte by byte and in 100 random cuts.
@@ -449,5 +392,19 @@ fn reading_takes_linear_time_byte_by_byte() {
             whole.as_secs() < 3 && bytes.as_secs() < 3,
             "{before:?} {unit:?}"
         );
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(500))]
+
+    #[test]
+    fn any_bytes_are_read_without_harm(
+        how in any::<u8>(),
+        text in marked_up_texts(),
+        noise in prop::collection::vec(any::<u8>(), 0..20),
+    ) {
+        exercise::reply(&[&[how], text.as_bytes(), &noise].concat());
+        exercise::reply(&noise);
     }
 }

@@ -2,6 +2,8 @@
 //! `tokenizer.json` and from the arrays of a GGUF file.
 
 mod common;
+#[path = "common/exercise.rs"]
+mod exercise;
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -126,6 +128,33 @@ fn the_protocol_tokens_are_found_by_their_text() {
         let bytes = unhex(str(token, "utf8_hex"));
         assert_eq!(tokenizer.token_bytes(id), bytes, "{name}");
     }
+}
+
+#[test]
+fn what_no_reply_contains_can_be_left_out_of_sampling() {
+    let small = small_tokenizer();
+    let p = *small.protocol();
+    let masked = small.never_sampled();
+    assert!(masked.is_sorted());
+    for id in [
+        p.bos,
+        p.user,
+        p.assistant,
+        p.pad.unwrap(),
+        p.latest_reminder.unwrap(),
+    ] {
+        assert!(masked.contains(&id), "{id}");
+    }
+    for id in [p.eos, p.think_open, p.think_close, p.dsml] {
+        assert!(!masked.contains(&id), "{id}");
+    }
+    let Some(published) = published_tokenizer() else {
+        return;
+    };
+    let mut expected = vec![0, 2, 128_803, 128_804, 128_828];
+    expected.extend((128_000..128_800).chain(128_846..129_280));
+    expected.sort_unstable();
+    assert_eq!(published.never_sampled(), expected);
 }
 
 #[test]
@@ -390,22 +419,13 @@ proptest! {
     #![proptest_config(cases(300))]
 
     #[test]
-    fn ids_decode_to_the_text_they_were_made_from(text in texts(), other in any::<String>()) {
+    fn any_bytes_are_encoded_and_decoded_without_loss(
+        text in texts(),
+        noise in prop::collection::vec(any::<u8>(), 0..20),
+    ) {
         let tokenizer = small_tokenizer();
-        for text in [text, other] {
-            prop_assert_eq!(tokenizer.decode(&tokenizer.encode(&text)).unwrap(), text.clone());
-            prop_assert_eq!(tokenizer.decode(&tokenizer.encode_ordinary(&text)).unwrap(), text);
-        }
-    }
-
-    #[test]
-    fn pieces_cover_the_text_in_order(text in texts()) {
-        let mut end = 0;
-        splitter::split(&text, |piece| {
-            assert!(piece.start == end && piece.end > end, "{piece:?} after {end}");
-            end = piece.end;
-        });
-        prop_assert_eq!(end, text.len());
+        exercise::tokenizer(&tokenizer, text.as_bytes());
+        exercise::tokenizer(&tokenizer, &[noise.as_slice(), text.as_bytes()].concat());
     }
 
     #[test]
