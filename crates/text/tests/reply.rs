@@ -7,7 +7,7 @@ use ds4_text::{
     EndReason, Event, ParsedCall, Reply, ReplyParser, Start, ToolSchemas, Utf8Stream, parse_strict,
 };
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use proptest::test_runner::{RngAlgorithm, TestRng};
 use serde_json::Value;
 
 fn tools() -> ToolSchemas {
