@@ -11,6 +11,7 @@ mod conversation;
 mod error;
 mod folders;
 mod interrupt;
+mod markdown_style;
 mod model;
 mod model_choice;
 mod options;
