@@ -136,18 +136,27 @@ impl<W: Write> ReplyWriter<W> {
         self.out.write_all(shown.as_bytes())
     }
 
-    /// The text without what a terminal would obey.
+    /// The text as it may be written.
     fn shown<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if self.for_terminal && text.contains(is_command) {
-            text.replace(is_command, "\u{fffd}").into()
+        if self.for_terminal {
+            printable(text)
         } else {
             text.into()
         }
     }
 }
 
-/// Whether a terminal takes a character for a command: what the model says must not move the
-/// cursor, set titles or ring.
+/// The text without what a terminal would obey: what a model says or a file is called must not
+/// move the cursor, set titles or ring.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if text.contains(is_command) {
+        text.replace(is_command, "\u{fffd}").into()
+    } else {
+        text.into()
+    }
+}
+
+/// Whether a terminal takes a character for a command.
 fn is_command(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\t')
 }
