@@ -77,6 +77,32 @@ pub(crate) trait Lanes: Copy {
         }
     }
 
+    /// As many of the `n` elements at `from` as fit, then zeros.
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if n >= Self::N {
+                Self::load(from)
+            } else {
+                Self::load_part(from, n)
+            }
+        }
+    }
+
+    /// Writes as many elements as fit into `n`.
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if n >= Self::N {
+                self.store(to)
+            } else {
+                self.store_part(to, n)
+            }
+        }
+    }
+
     /// `e^self`, within 2 units in the last place from -87.3 to 88.3 and constant beyond: below it
     /// stays at 1.2e-38, above at 2.2e38.
     #[inline(always)]

@@ -16,6 +16,7 @@ mod memory;
 mod ops;
 mod path;
 pub mod pool;
+mod products;
 mod weight;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions, MAX_THREADS};

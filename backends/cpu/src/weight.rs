@@ -3,6 +3,10 @@
 use ds4_formats::{Tensor, quant};
 use ds4_model::{BackendError, WeightRole};
 
+use crate::kernels::Kernel;
+use crate::path::Cpu;
+use crate::products::WeightRows;
+
 /// A weight in the form its role wants.
 #[derive(Clone, Debug)]
 pub struct Weight {
@@ -10,11 +14,13 @@ pub struct Weight {
     pub(crate) role: WeightRole,
     /// As in the file; a clone shares the mapping.
     pub(crate) tensor: Tensor,
+    /// Of the matrix roles.
+    kernel: Option<Kernel>,
     floats: Vec<f32>,
 }
 
 impl Weight {
-    pub(crate) fn new(role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
+    pub(crate) fn new(cpu: Cpu, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
         let mut floats = Vec::new();
         if role == WeightRole::Vector {
             let n = tensor.n_elements();
@@ -27,11 +33,40 @@ impl Weight {
             floats.resize(n, 0.0);
             quant::decode_row(tensor.ty, &tensor.data, &mut floats);
         }
+        let kernel = match role {
+            WeightRole::Matrix | WeightRole::Experts => Some(false),
+            WeightRole::PreciseMatrix => Some(true),
+            WeightRole::Vector | WeightRole::Embedding | WeightRole::Ids => None,
+        };
         Ok(Weight {
             role,
+            kernel: kernel.map(|precise| Kernel::new(cpu, tensor.ty, precise)),
             tensor,
             floats,
         })
+    }
+
+    /// How the matrix is multiplied.
+    pub(crate) fn kernel(&self) -> &Kernel {
+        self.kernel.as_ref().expect("a weight taken as a matrix")
+    }
+
+    /// The whole matrix; of `Experts` that of expert `index`.
+    pub(crate) fn rows(&self, index: usize) -> WeightRows<'_> {
+        let row_bytes = self.row_bytes();
+        let matrix_bytes = self.n_out() * row_bytes;
+        WeightRows {
+            ty: self.tensor.ty,
+            kernel: *self.kernel(),
+            bytes: &self.tensor.data[index * matrix_bytes..][..matrix_bytes],
+            row_bytes,
+            n_in: self.n_in(),
+        }
+    }
+
+    fn row_bytes(&self) -> usize {
+        let row_bytes = self.tensor.ty.row_bytes(self.n_in());
+        row_bytes.expect("a tensor has whole rows")
     }
 
     /// Elements of a row.

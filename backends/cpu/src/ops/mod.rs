@@ -33,6 +33,7 @@ use ds4_formats::small_float::bf16_to_f32;
 use ds4_model::RowsImage;
 
 use crate::buffer::{Buffer, CacheRow};
+use crate::kernels::RowPair;
 use crate::pool::Pool;
 
 /// Values that make a task worth another thread: about a microsecond of an elementwise op.
@@ -41,6 +42,15 @@ const TASK_LEN: usize = 4096;
 /// Rows that are not padding.
 pub(crate) fn real(rows: &RowsImage) -> impl Iterator<Item = usize> {
     (0..rows.len()).filter(|r| rows.slot(*r).is_some())
+}
+
+/// Notes the rows that are not padding.
+pub(crate) fn set_real(rows: &RowsImage, out: &mut Vec<RowPair>) {
+    out.clear();
+    out.extend(real(rows).map(|r| RowPair {
+        from: r as u32,
+        to: r as u32,
+    }));
 }
 
 /// Runs `body(row, values)` for every row of `out` that is not padding.
@@ -103,12 +113,6 @@ pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
-}
-
-/// `weight * silu(min(g, clamp)) * clamp(u, ±clamp)`.
-pub(crate) fn swiglu(g: f32, u: f32, clamp: f32, weight: f32) -> f32 {
-    let g = g.min(clamp);
-    weight * g * sigmoid(g) * u.clamp(-clamp, clamp)
 }
 
 /// Decodes cache rows one at a time.
