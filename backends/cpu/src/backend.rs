@@ -324,7 +324,7 @@ impl Backend for CpuBackend {
         scores: &Buffer,
         selected: &mut Buffer,
     ) {
-        ops::top_k::top_k(rows, range, scores, selected);
+        ops::top_k::top_k(self, rows, range, scores, selected);
     }
 
     fn attend(

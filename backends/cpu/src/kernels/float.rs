@@ -14,6 +14,21 @@ const CACHED_ROWS: usize = 24;
 /// Most weight rows of a tile.
 const TILE_WEIGHTS: usize = 4;
 
+/// Products of f32 rows, `[n, row_bytes]`, with the activation rows of a job: for ops that multiply
+/// what is not a weight.
+///
+/// # Safety
+/// As [`super::RowDots`].
+pub(crate) unsafe fn dots(cpu: Cpu, job: &Job<'_>) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match job.ty {
+            GgmlType::BF16 => bf16_dots(cpu, job, &mut Scratch::default()),
+            _ => f32_dots(cpu, job, &mut Scratch::default()),
+        }
+    }
+}
+
 /// A type of weight without blocks.
 pub(crate) trait FloatType {
     /// Bytes of an element.
@@ -201,9 +216,15 @@ unsafe fn tile<L: Lanes, T: FloatType, const W: usize, const R: usize>(
                 }
             }
         }
-        for w in 0..W {
-            for r in 0..R {
-                *job.out(pairs[r], o + w) = sums[w][r].sum();
+        for r in 0..R {
+            let out = job.out(pairs[r], o);
+            if W == 4 {
+                let sums = [sums[0][r], sums[1 % W][r], sums[2 % W][r], sums[3 % W][r]];
+                out.cast::<[f32; 4]>().write_unaligned(L::sums(sums));
+            } else {
+                for w in 0..W {
+                    *out.add(w) = sums[w][r].sum();
+                }
             }
         }
     }

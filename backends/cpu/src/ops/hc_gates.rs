@@ -1,21 +1,14 @@
 use ds4_model::RowsImage;
 use ds4_model::weights::HyperConnection;
 
-use super::{dot, each_row, inverse_rms, sigmoid};
+use super::elementwise::inverse_rms;
+use super::matmul::matmul;
+use super::{each_row, sigmoid};
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 use crate::weight::Weight;
 
-/// `(fn · v) * rsqrt(mean(v²) + eps)` for every row of `fn`.
-pub(crate) fn mix(eps: f32, hc: &HyperConnection<Weight>, v: &[f32], out: &mut [f32]) {
-    let inv = inverse_rms(v, eps);
-    let mut w = vec![0.0; v.len()];
-    for (i, mix) in out.iter_mut().enumerate() {
-        hc.fn_.decode(i, &mut w);
-        *mix = dot(&w, v) * inv;
-    }
-}
-
+/// One product with all streams, then the gates row by row.
 pub(crate) fn hc_gates(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
@@ -23,20 +16,27 @@ pub(crate) fn hc_gates(
     hc: &HyperConnection<Weight>,
     gates: &mut Buffer,
 ) {
+    matmul(cpu, rows, &hc.fn_, streams, gates);
     let geometry = &cpu.geometry;
+    let path = cpu.cpu;
+    each_row(&mut cpu.pool, rows, gates, |r, gates| {
+        let inv = inverse_rms(path, streams.row(r), geometry.rms_eps);
+        finish(geometry, hc, inv, gates);
+    });
+}
+
+/// Turns the products of a row into its gates.
+fn finish(geometry: &ds4_model::Geometry, hc: &HyperConnection<Weight>, inv: f32, g: &mut [f32]) {
     let (n, eps) = (geometry.n_hc, geometry.hc_eps);
     let (base, scale) = (hc.base.vector(), hc.scale.vector());
-    each_row(&mut cpu.pool, rows, gates, |r, g| {
-        mix(geometry.rms_eps, hc, streams.row(r), g);
-        for j in 0..n {
-            g[j] = sigmoid(g[j] * scale[0] + base[j]) + eps;
-            g[n + j] = 2.0 * sigmoid(g[n + j] * scale[1] + base[n + j]);
-        }
-        for i in 2 * n..n * (2 + n) {
-            g[i] = g[i] * scale[2] + base[i];
-        }
-        sinkhorn(&mut g[2 * n..], n, geometry.n_sinkhorn, eps);
-    });
+    for j in 0..n {
+        g[j] = sigmoid(g[j] * inv * scale[0] + base[j]) + eps;
+        g[n + j] = 2.0 * sigmoid(g[n + j] * inv * scale[1] + base[n + j]);
+    }
+    for i in 2 * n..n * (2 + n) {
+        g[i] = g[i] * inv * scale[2] + base[i];
+    }
+    sinkhorn(&mut g[2 * n..], n, geometry.n_sinkhorn, eps);
 }
 
 /// Makes `c`, `[n source, n destination]`, nearly doubly stochastic: a softmax along the destination

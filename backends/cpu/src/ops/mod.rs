@@ -3,6 +3,7 @@
 pub(crate) mod add;
 pub(crate) mod add_position_bias;
 pub(crate) mod attend;
+pub(crate) mod elementwise;
 pub(crate) mod embed;
 pub(crate) mod experts_down;
 pub(crate) mod experts_gate_up;
@@ -29,15 +30,17 @@ pub(crate) mod store_frontier;
 pub(crate) mod store_window;
 pub(crate) mod top_k;
 
-use ds4_formats::small_float::bf16_to_f32;
 use ds4_model::RowsImage;
 
-use crate::buffer::{Buffer, CacheRow};
+use crate::buffer::Buffer;
 use crate::kernels::RowPair;
 use crate::pool::Pool;
 
 /// Values that make a task worth another thread: about a microsecond of an elementwise op.
-const TASK_LEN: usize = 4096;
+pub(crate) const TASK_LEN: usize = 4096;
+
+/// The most residual streams; as many as a geometry may have.
+pub(crate) const MAX_STREAMS: usize = 16;
 
 /// Rows that are not padding.
 pub(crate) fn real(rows: &RowsImage) -> impl Iterator<Item = usize> {
@@ -93,46 +96,6 @@ pub(crate) fn each_head<F>(
     });
 }
 
-/// Sum of products in sixteen partial sums.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; 16];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
-/// Reciprocal of the root of the mean square.
-pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
-}
-
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
-}
-
-/// Decodes cache rows one at a time.
-pub(crate) struct CacheFloats(Vec<f32>);
-
-impl CacheFloats {
-    pub(crate) fn new(width: usize) -> CacheFloats {
-        CacheFloats(vec![0.0; width])
-    }
-
-    /// The values of a row, valid until the next.
-    pub(crate) fn get<'a>(&'a mut self, row: CacheRow<'a>) -> &'a [f32] {
-        match row {
-            CacheRow::F32(row) => row,
-            CacheRow::Bf16(row) => {
-                for (x, half) in self.0.iter_mut().zip(row) {
-                    *x = bf16_to_f32(*half);
-                }
-                &self.0
-            }
-        }
-    }
 }

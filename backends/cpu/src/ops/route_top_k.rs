@@ -2,7 +2,6 @@ use ds4_model::{Routes, RowsImage};
 
 use super::real;
 use super::route_hash::mixing_weights;
-use super::top_k::largest;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 use crate::weight::Weight;
@@ -31,4 +30,20 @@ pub(crate) fn route_top_k(
         }
         mixing_weights(cpu.geometry.expert_scale, scores.row(r), routes, r);
     }
+}
+
+/// Indices of the `k` largest values, largest first; of equal ones the lowest index first.
+fn largest(values: &[f32], k: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..values.len() as u32).collect();
+    let by_value = |a: &u32, b: &u32| {
+        values[*b as usize]
+            .total_cmp(&values[*a as usize])
+            .then(a.cmp(b))
+    };
+    if k < order.len() {
+        order.select_nth_unstable_by(k, by_value);
+        order.truncate(k);
+    }
+    order.sort_unstable_by(by_value);
+    order
 }
