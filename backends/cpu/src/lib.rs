@@ -15,6 +15,7 @@ mod memory;
 mod ops;
 mod path;
 pub mod pool;
+mod simd;
 mod weight;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions, MAX_THREADS};
