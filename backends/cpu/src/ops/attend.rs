@@ -8,7 +8,7 @@ use crate::buffer::{Buffer, Cache};
 use crate::memory::Aligned;
 use crate::path::Path;
 use crate::pool::Spread;
-use crate::simd::{LANES, Simd, SimdExt, dispatch};
+use crate::simd::{LANES, Simd, SimdExt, dispatch, map};
 use crate::weight::Weight;
 
 /// Attended rows whose scores are held at a time; the softmax of more is carried from chunk to
@@ -509,7 +509,7 @@ fn sums_on<S: Simd, const N: usize>(
                     .slice(out.start + head * out.stride, out.n_columns)
             };
             let inverse = s.splat(1.0 / sum);
-            s.map(out, |x| s.mul(x, inverse));
+            map!(s, out, |x| s.mul(x, inverse));
         }
     }
 }

@@ -13,7 +13,7 @@ macro_rules! apply {
     ($path:expr, $x:expr, |$s:ident, $v:ident| $body:expr) => {{
         #[inline(always)]
         fn all<S: Simd>($s: S, x: &mut [f32]) {
-            $s.map(x, |$v| $body);
+            map!($s, x, |$v| $body);
         }
         let mut x: Vec<f32> = $x.to_vec();
         let values = &mut x;
