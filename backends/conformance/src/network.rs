@@ -348,8 +348,8 @@ pub fn an_exported_slot_continues_elsewhere<A: Backend, B: Backend>(
             .import(&mut b.backend, 3, &state)
             .expect("same geometry");
         assert_eq!(
-            b.session.export(&mut b.backend, 3).expect("reads").layers,
-            state.layers,
+            b.session.export(&mut b.backend, 3).expect("reads").rows,
+            state.rows,
             "{}: what was imported at {cut} exports the same",
             golden.name
         );

@@ -10,10 +10,12 @@ use ds4_model::{
 };
 
 use crate::buffer::Buffer;
+use crate::kernels::RowPair;
 use crate::ops;
 use crate::ops::attend::Attention;
-use crate::path::Path;
+use crate::path::{Cpu, Path};
 use crate::pool::Pool;
+use crate::products::{Activations, Uses, Worker};
 use crate::weight::Weight;
 
 /// How a [`CpuBackend`] runs.
@@ -59,10 +61,15 @@ fn list(paths: &[Path]) -> String {
 #[derive(Debug)]
 pub struct CpuBackend {
     pub(crate) geometry: Geometry,
-    pub(crate) path: Path,
+    pub(crate) cpu: Cpu,
     pub(crate) pool: Pool,
-    /// Scratch of each thread, grown to what the ops need when they first run.
-    pub(crate) scratch: Vec<Vec<f32>>,
+    /// What each thread works in, taken when rows are allocated.
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) activations: Activations,
+    /// Rows of the current op that are not padding.
+    pub(crate) real: Vec<RowPair>,
+    /// Rows of the current op by expert.
+    pub(crate) uses: Uses,
     /// Products of the head's hyper-connection, `[n_rows, n_hc]`.
     pub(crate) head_products: Vec<f32>,
     /// Scratch of `attend`.
@@ -78,7 +85,7 @@ impl CpuBackend {
     /// above [`MAX_THREADS`].
     pub fn new(geometry: &Geometry, options: CpuOptions) -> Result<CpuBackend, CpuError> {
         let path = options.simd.unwrap_or_else(Path::best);
-        if !path.is_available() {
+        let Some(cpu) = Cpu::new(path) else {
             return Err(CpuError::Simd {
                 asked: path,
                 available: Path::ALL
@@ -86,7 +93,7 @@ impl CpuBackend {
                     .filter(|path| path.is_available())
                     .collect(),
             });
-        }
+        };
         let n_threads = options.n_threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS))
         });
@@ -97,8 +104,11 @@ impl CpuBackend {
         let attention = Attention::new(geometry, pool.n_threads()).ok_or(CpuError::OutOfMemory)?;
         Ok(CpuBackend {
             geometry: geometry.clone(),
-            path,
-            scratch: vec![Vec::new(); pool.n_threads()],
+            cpu,
+            workers: (0..pool.n_threads()).map(|_| Worker::default()).collect(),
+            activations: Activations::default(),
+            real: Vec::new(),
+            uses: Uses::default(),
             head_products: Vec::new(),
             attention,
             pool,
@@ -107,7 +117,7 @@ impl CpuBackend {
 
     /// The instructions in use.
     pub fn simd(&self) -> Path {
-        self.path
+        self.cpu.path()
     }
 
     /// Threads in use, the caller's included.
@@ -126,7 +136,7 @@ impl Backend for CpuBackend {
     }
 
     fn upload(&mut self, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
-        Weight::new(role, tensor)
+        Weight::new(self.cpu, role, tensor)
     }
 
     fn alloc(&mut self, element: ElementType, shape: Shape) -> Result<Buffer, BackendError> {
@@ -134,6 +144,12 @@ impl Backend for CpuBackend {
     }
 
     fn alloc_rows(&mut self, capacity: usize) -> Result<RowsImage, BackendError> {
+        self.activations.reserve(&self.geometry, capacity)?;
+        self.uses.reserve(&self.geometry, capacity);
+        self.real.reserve(capacity.saturating_sub(self.real.len()));
+        for worker in &mut self.workers {
+            worker.reserve(&self.geometry)?;
+        }
         Ok(RowsImage::with_capacity(&self.geometry, capacity))
     }
 
@@ -229,6 +245,10 @@ impl Backend for CpuBackend {
 
     fn matmul(&mut self, rows: &RowsImage, weight: &Weight, x: &Buffer, out: &mut Buffer) {
         ops::matmul::matmul(self, rows, weight, x, out);
+    }
+
+    fn matmuls(&mut self, rows: &RowsImage, x: &Buffer, products: &mut [(&Weight, &mut Buffer)]) {
+        ops::matmul::matmuls(self, rows, x, products);
     }
 
     fn matmul_grouped(&mut self, rows: &RowsImage, weight: &Weight, x: &Buffer, out: &mut Buffer) {

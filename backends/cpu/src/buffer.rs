@@ -119,6 +119,11 @@ impl Buffer {
         &self.floats()[self.index(0, row)]
     }
 
+    /// The first `n` rows of an activation.
+    pub(crate) fn first_rows(&self, n: usize) -> &[f32] {
+        &self.floats()[..n * self.width()]
+    }
+
     /// Row `row` of ids.
     pub(crate) fn id_row(&self, row: usize) -> &[u32] {
         &self.ids()[self.index(0, row)]

@@ -1,11 +1,13 @@
 //! Opening a model and running its steps.
 
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ds4_cpu::{CpuBackend, CpuOptions, SimdPath};
 use ds4_formats::gguf::{self, Gguf};
+use ds4_model::session::{RowKind, StoredRows};
 use ds4_model::{
     Backend, BackendError, Batch, CacheRounding, Frontier, Geometry, GeometryError, ImportError,
     Network, Reference, RestoreError, RewindError, SessionShape, SlotState, StepError,
@@ -417,6 +419,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Rows of a slot in logical order: positions of a ring, indices of
+    /// compressed rows. The range must be inside what the slot holds.
+    pub fn read_rows(
+        &mut self,
+        slot: usize,
+        layer: usize,
+        kind: RowKind,
+        range: Range<usize>,
+    ) -> Result<StoredRows, BackendError> {
+        self.runner.read_rows(slot, layer, kind, range)
+    }
+
     /// A slot's state, with the tokens it was made from.
     pub fn export(&mut self, slot: usize) -> Result<(Vec<u32>, SlotState), BackendError> {
         Ok((self.tokens[slot].clone(), self.runner.export(slot)?))
@@ -430,11 +444,11 @@ impl Engine {
         state: &SlotState,
     ) -> Result<(), ImportError> {
         self.clear(slot);
-        if tokens.len() != state.frontier.len {
+        if tokens.len() != state.len {
             return Err(ImportError::Mismatch {
                 what: "the number of tokens".to_owned(),
                 found: tokens.len().to_string(),
-                expected: state.frontier.len.to_string(),
+                expected: state.len.to_string(),
             });
         }
         self.runner.import(slot, state)?;

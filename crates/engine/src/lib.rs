@@ -19,7 +19,12 @@ pub use engine::{
 };
 pub use memory::available_bytes;
 pub use sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
-pub use scheduler::{Event, FinishReason, Request, RequestError, Scheduler, SequenceId, Timings};
+pub use scheduler::{
+    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIXED_CHUNK, Request,
+    RequestError, Scheduler, SequenceId, Timings,
+};
 
 pub use ds4_cpu::SimdPath;
-pub use ds4_model::{Batch, CacheRounding, Geometry, Outputs, RewindError, SlotState, StepError};
+pub use ds4_model::{
+    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError, StoredRows,
+};

@@ -1,9 +1,12 @@
 //! A model on some backend, with the backend's types hidden: the engine is
 //! chosen when the program runs.
 
+use std::ops::Range;
+
+use ds4_model::session::{RowKind, StoredRows};
 use ds4_model::{
-    Backend, BackendError, Batch, Frontier, Geometry, ImportError, Network, RestoreError,
-    RewindError, Session, SessionShape, SlotState, StepError,
+    Backend, BackendError, Batch, Frontier, ImportError, Network, RestoreError, RewindError,
+    Session, SessionShape, SlotState, StepError,
 };
 
 /// What the engine needs of a loaded model.
@@ -16,6 +19,13 @@ pub(crate) trait Runner: Send {
     fn rewind(&mut self, slot: usize, len: usize) -> Result<(), RewindError>;
     fn frontier(&mut self, slot: usize) -> Result<Frontier, BackendError>;
     fn restore(&mut self, slot: usize, frontier: &Frontier) -> Result<(), RestoreError>;
+    fn read_rows(
+        &mut self,
+        slot: usize,
+        layer: usize,
+        kind: RowKind,
+        range: Range<usize>,
+    ) -> Result<StoredRows, BackendError>;
     fn export(&mut self, slot: usize) -> Result<SlotState, BackendError>;
     fn import(&mut self, slot: usize, state: &SlotState) -> Result<(), ImportError>;
 }
@@ -39,10 +49,6 @@ impl<B: Backend> Loaded<B> {
             network,
             session,
         })
-    }
-
-    pub(crate) fn geometry(&self) -> &Geometry {
-        &self.network.geometry
     }
 }
 
@@ -83,6 +89,17 @@ where
 
     fn restore(&mut self, slot: usize, frontier: &Frontier) -> Result<(), RestoreError> {
         self.session.restore(&mut self.backend, slot, frontier)
+    }
+
+    fn read_rows(
+        &mut self,
+        slot: usize,
+        layer: usize,
+        kind: RowKind,
+        range: Range<usize>,
+    ) -> Result<StoredRows, BackendError> {
+        self.session
+            .read_rows(&mut self.backend, slot, layer, kind, range)
     }
 
     fn export(&mut self, slot: usize) -> Result<SlotState, BackendError> {

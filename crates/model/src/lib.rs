@@ -32,8 +32,8 @@ pub use reference::Reference;
 pub use rope::{RopeFrequencies, RopeTable};
 pub use rows::{Batch, Outputs, PAD_SLOT, RowsImage, Segment};
 pub use session::{
-    CacheRounding, Frontier, ImportError, MemoryPlan, RestoreError, RewindError, Session,
-    SessionShape, SlotState, StepError,
+    CacheRounding, Frontier, ImportError, MemoryPlan, RestoreError, RewindError, RowKind, Session,
+    SessionShape, SlotState, StepError, StoredRows,
 };
 pub use unfused::Unfused;
 pub use weights::{Component, Network, Requirement, WeightsError, requirements};

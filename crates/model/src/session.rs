@@ -398,15 +398,13 @@ pub enum RowKind {
     IndexFrontier,
 }
 
-/// The part of a slot that is not append-only, at one length: enough to return
+/// The rings of a slot at one length: enough for [`Session::restore`] to return
 /// there while the compressed rows below it are still those of that time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontier {
     /// Tokens in the slot when it was taken.
     pub len: usize,
-    /// For every layer the window rows, then the frontier rings it has, in the
-    /// order of [`RowKind`].
-    pub layers: Vec<Vec<(RowKind, StoredRows)>>,
+    layers: Vec<Vec<(RowKind, StoredRows)>>,
     slot: usize,
     n_cuts: u64,
 }
@@ -414,10 +412,13 @@ pub struct Frontier {
 /// All of a slot, independent of the device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SlotState {
-    /// The frontier, with the length.
-    pub frontier: Frontier,
+    /// Tokens in the slot.
+    pub len: usize,
+    /// For every layer the window rows, then the frontier rings it has: what
+    /// the tokens after `len` still look back to.
+    pub rings: Vec<Vec<(RowKind, StoredRows)>>,
     /// For every layer its compressed rows, then its index rows, if it has any.
-    pub layers: Vec<Vec<(RowKind, StoredRows)>>,
+    pub rows: Vec<Vec<(RowKind, StoredRows)>>,
 }
 
 /// Why a step was refused. Nothing was changed, unless it says so.
@@ -902,8 +903,9 @@ impl<B: Backend> Session<B> {
     pub fn export(&self, backend: &mut B, slot: usize) -> Result<SlotState, BackendError> {
         let len = self.len(slot);
         Ok(SlotState {
-            frontier: self.frontier(backend, slot)?,
-            layers: self.read_layers(backend, slot, len, false)?,
+            len,
+            rings: self.read_layers(backend, slot, len, true)?,
+            rows: self.read_layers(backend, slot, len, false)?,
         })
     }
 
@@ -937,7 +939,7 @@ impl<B: Backend> Session<B> {
         state: &SlotState,
     ) -> Result<(), ImportError> {
         self.clear(slot);
-        let len = state.frontier.len;
+        let len = state.len;
         if len > self.shape.capacity {
             return Err(mismatch(
                 "the number of tokens",
@@ -945,9 +947,9 @@ impl<B: Backend> Session<B> {
                 format!("at most {}", self.shape.capacity),
             ));
         }
-        self.check_layers(&state.frontier.layers, len, true)?;
-        self.check_layers(&state.layers, len, false)?;
-        for layers in [&state.frontier.layers, &state.layers] {
+        self.check_layers(&state.rings, len, true)?;
+        self.check_layers(&state.rows, len, false)?;
+        for layers in [&state.rings, &state.rows] {
             for (layer, rows) in layers.iter().enumerate() {
                 for (row, stored) in rows {
                     self.write_stored(backend, slot, layer, *row, stored)?;

@@ -101,14 +101,41 @@ fn write_number(number: &Number, out: &mut String) {
 /// The shortest digits that read back as `value`, laid out as Python's `repr` does: with an
 /// exponent of at least two digits below 1e-4 and from 1e16 on, otherwise with a decimal point.
 fn float(value: f64) -> String {
-    let scientific = format!("{value:e}");
-    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let shortest = format!("{value:e}");
+    let n_decimals = shortest.find('e').unwrap_or(0).saturating_sub(
+        // What stands before the decimals: the sign, a digit and the point.
+        if value.is_sign_negative() { 3 } else { 2 },
+    );
+    // Of two equally short and equally near spellings Python takes the even one, as formatting
+    // to a given precision does, and formatting to the shortest does not.
+    let nearest = format!("{value:.n_decimals$e}");
+    let chosen = if nearest.parse() == Ok(value) {
+        nearest
+    } else {
+        shortest
+    };
+    let (mantissa, exponent) = chosen.split_once('e').unwrap_or((&chosen, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..16).contains(&exponent) {
-        return format!("{value:?}");
+    if !(-4..16).contains(&exponent) {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        return format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs());
     }
-    let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{digits}e{sign}{:02}", exponent.unsigned_abs())
+    let (sign, mantissa) = match mantissa.strip_prefix('-') {
+        Some(mantissa) => ("-", mantissa),
+        None => ("", mantissa),
+    };
+    let mut digits = mantissa.replace('.', "");
+    // The point belongs behind digit 1 + exponent; zeros fill up to one digit on both sides.
+    let n_before = if exponent < 0 {
+        digits.insert_str(0, &"0".repeat(exponent.unsigned_abs() as usize));
+        1
+    } else {
+        1 + exponent as usize
+    };
+    while digits.len() <= n_before {
+        digits.push('0');
+    }
+    format!("{sign}{}.{}", &digits[..n_before], &digits[n_before..])
 }
 
 /// Replaces `\uD8xx`-like escapes that are not a high one followed by a low one.
@@ -166,11 +193,16 @@ mod tests {
             ("1.5E-10", "1.5e-10"),
             ("-2.5e-300", "-2.5e-300"),
             ("5e-324", "5e-324"),
-            ("1e400", "1e400"),
+            // Too large for a double: kept, with the sign that serde_json puts there.
+            ("1e400", "1e+400"),
             ("1.7976931348623157e308", "1.7976931348623157e+308"),
             ("0e5", "0.0"),
             ("3.0", "3.0"),
             ("0.1", "0.1"),
+            ("-0.00012345", "-0.00012345"),
+            ("-123456.789", "-123456.789"),
+            ("582355980615229.25", "582355980615229.2"),
+            ("2.5e-16", "2.5e-16"),
         ] {
             let value = parse(literal).expect(literal);
             assert_eq!(to_string(&value), expected, "{literal}");

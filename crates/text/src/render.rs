@@ -260,11 +260,12 @@ fn order_results(turns: &mut [Turn]) {
             let position = order.get(message.tool_call_id.as_str());
             position.copied().unwrap_or(0)
         });
-        let mut results = results.into_iter();
-        for part in &mut turn.parts {
-            if let (Part::Result(slot), Some(message)) = (part, results.next()) {
-                *slot = message;
-            }
+        let slots = turn.parts.iter_mut().filter_map(|part| match part {
+            Part::Result(slot) => Some(slot),
+            Part::Text(_) => None,
+        });
+        for (slot, message) in slots.zip(results) {
+            *slot = message;
         }
     }
 }

@@ -185,3 +185,27 @@ fn arguments_that_are_no_object_become_one_parameter_or_none() {
         assert!(prompt.text.contains(&call), "{arguments}: {}", prompt.text);
     }
 }
+
+#[test]
+fn results_are_put_into_the_order_of_their_calls_and_text_keeps_its_place() {
+    let mut assistant = Message::assistant("");
+    assistant.tool_calls = ["a", "b", "c"]
+        .map(|id| ToolCall {
+            id: id.to_owned(),
+            name: "f".to_owned(),
+            arguments: "{}".to_owned(),
+        })
+        .to_vec();
+    let messages = [
+        assistant,
+        Message::tool("c", "C"),
+        Message::user("first"),
+        Message::tool("b", "B"),
+        Message::user("second"),
+        Message::tool("a", "A"),
+    ];
+    let prompt = render(&messages, &RenderOptions::default()).unwrap();
+    let turn = "<｜User｜><tool_result>A</tool_result>\n\nfirst\n\n<tool_result>B</tool_result>\n\n\
+                second\n\n<tool_result>C</tool_result><｜Assistant｜>";
+    assert!(prompt.text.contains(turn), "{}", prompt.text);
+}

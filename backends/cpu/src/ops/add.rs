@@ -6,7 +6,7 @@ use crate::buffer::Buffer;
 use crate::simd::{Simd, SimdExt, dispatch, zip};
 
 pub(crate) fn add(cpu: &mut CpuBackend, rows: &RowsImage, x: &Buffer, out: &mut Buffer) {
-    let path = cpu.path;
+    let path = cpu.cpu;
     each_row(&mut cpu.pool, rows, out, |r, out| {
         let x = x.row(r);
         dispatch!(path, add_row(x: &[f32], out: &mut [f32]));

@@ -15,7 +15,7 @@ pub(crate) fn hc_post(
     gates: &Buffer,
     streams: &mut Buffer,
 ) {
-    let (path, n) = (cpu.path, cpu.geometry.n_hc);
+    let (path, n) = (cpu.cpu, cpu.geometry.n_hc);
     each_row(&mut cpu.pool, rows, streams, |r, streams| {
         let (y, gates) = (y.row(r), &gates.row(r)[n..]);
         dispatch!(path, post_row(n: usize, y: &[f32], gates: &[f32], streams: &mut [f32]));

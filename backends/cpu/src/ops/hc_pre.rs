@@ -12,7 +12,7 @@ pub(crate) fn hc_pre(
     gates: &Buffer,
     x: &mut Buffer,
 ) {
-    let (path, n_hc) = (cpu.path, cpu.geometry.n_hc);
+    let (path, n_hc) = (cpu.cpu, cpu.geometry.n_hc);
     each_row(&mut cpu.pool, rows, x, |r, x| {
         let (streams, weights) = (streams.row(r), &gates.row(r)[..n_hc]);
         dispatch!(path, weighted_sum(streams: &[f32], weights: &[f32], x: &mut [f32]));

@@ -6,7 +6,7 @@ use crate::buffer::Buffer;
 use crate::simd::{Simd, SimdExt, dispatch, map};
 
 pub(crate) fn head_norm(cpu: &mut CpuBackend, rows: &RowsImage, head_dim: usize, x: &mut Buffer) {
-    let (path, eps) = (cpu.path, cpu.geometry.rms_eps);
+    let (path, eps) = (cpu.cpu, cpu.geometry.rms_eps);
     each_head(&mut cpu.pool, rows, head_dim, x, |_, head| {
         dispatch!(path, normalise(eps: f32, head: &mut [f32]));
     });

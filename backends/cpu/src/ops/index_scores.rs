@@ -23,7 +23,7 @@ pub(crate) fn index_scores(
     cache: &Buffer,
     scores: &mut Buffer,
 ) {
-    let (path, geometry) = (cpu.path, &cpu.geometry);
+    let (path, geometry) = (cpu.cpu, &cpu.geometry);
     let dim = geometry.index_dim;
     let scale = (dim as f32).powf(-0.5) * (geometry.n_index_heads as f32).powf(-0.5);
     let longest = range

@@ -8,7 +8,7 @@ use crate::buffer::Buffer;
 use crate::simd::{Simd, SimdExt, dispatch, map};
 
 pub(crate) fn kv_round(cpu: &mut CpuBackend, rows: &RowsImage, x: &mut Buffer) {
-    let (path, rope_dim) = (cpu.path, cpu.geometry.rope_dim);
+    let (path, rope_dim) = (cpu.cpu, cpu.geometry.rope_dim);
     each_row(&mut cpu.pool, rows, x, |_, x| {
         dispatch!(path, kv_round_row(rope_dim: usize, x: &mut [f32]));
     });

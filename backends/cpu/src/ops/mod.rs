@@ -38,7 +38,8 @@ pub(crate) mod top_k;
 use ds4_model::{ElementType, RowsImage};
 
 use crate::buffer::Buffer;
-use crate::path::Path;
+use crate::kernels::RowPair;
+use crate::path::Cpu;
 use crate::pool::Pool;
 use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
@@ -48,6 +49,15 @@ const TASK_LEN: usize = 8192;
 /// Rows that are not padding.
 pub(crate) fn real(rows: &RowsImage) -> impl Iterator<Item = usize> {
     (0..rows.len()).filter(|r| rows.slot(*r).is_some())
+}
+
+/// Notes the rows that are not padding.
+pub(crate) fn set_real(rows: &RowsImage, out: &mut Vec<RowPair>) {
+    out.clear();
+    out.extend(real(rows).map(|r| RowPair {
+        from: r as u32,
+        to: r as u32,
+    }));
 }
 
 /// Runs `body(row, values)` for every row of `out` that is not padding.
@@ -90,21 +100,8 @@ pub(crate) fn each_head<F>(
     });
 }
 
-/// Sum of products in sixteen partial sums.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; 16];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
-}
-
 /// `1 / sqrt(mean(x²) + eps)`.
-pub(crate) fn inverse_rms(path: Path, x: &[f32], eps: f32) -> f32 {
+pub(crate) fn inverse_rms(path: Cpu, x: &[f32], eps: f32) -> f32 {
     #[inline(always)]
     fn on<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
         s.inverse_rms(x, eps)
@@ -114,7 +111,7 @@ pub(crate) fn inverse_rms(path: Path, x: &[f32], eps: f32) -> f32 {
 
 /// Writes `values` into a row of a cache from channel `at` on, in the element of the cache.
 pub(crate) fn store(
-    path: Path,
+    path: Cpu,
     cache: &mut Buffer,
     slot: usize,
     row: usize,
@@ -144,10 +141,4 @@ pub(crate) fn store(
 
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
-}
-
-/// `weight * silu(min(g, clamp)) * clamp(u, ±clamp)`.
-pub(crate) fn swiglu(g: f32, u: f32, clamp: f32, weight: f32) -> f32 {
-    let g = g.min(clamp);
-    weight * g * sigmoid(g) * u.clamp(-clamp, clamp)
 }

@@ -14,7 +14,7 @@ pub(crate) fn pool(
     frontier: &Buffer,
     pooled: &mut Buffer,
 ) {
-    let path = cpu.path;
+    let path = cpu.cpu;
     let job = Job {
         rows,
         kind,

@@ -7,7 +7,7 @@ use crate::simd::{Simd, SimdExt, dispatch, zip};
 use crate::weight::Weight;
 
 pub(crate) fn rms_norm(cpu: &mut CpuBackend, rows: &RowsImage, weight: &Weight, x: &mut Buffer) {
-    let (path, eps, weight) = (cpu.path, cpu.geometry.rms_eps, weight.vector());
+    let (path, eps, weight) = (cpu.cpu, cpu.geometry.rms_eps, weight.vector());
     each_row(&mut cpu.pool, rows, x, |_, x| {
         dispatch!(path, rms_norm_row(eps: f32, weight: &[f32], x: &mut [f32]));
     });

@@ -6,7 +6,7 @@ use crate::buffer::Buffer;
 use crate::simd::{Simd, SimdExt, dispatch, map};
 
 pub(crate) fn router_scores(cpu: &mut CpuBackend, rows: &RowsImage, scores: &mut Buffer) {
-    let path = cpu.path;
+    let path = cpu.cpu;
     each_row(&mut cpu.pool, rows, scores, |_, scores| {
         dispatch!(path, root_softplus(scores: &mut [f32]));
     });

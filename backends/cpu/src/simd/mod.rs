@@ -121,10 +121,10 @@ macro_rules! intrinsics {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use intrinsics;
 
-/// `dispatch!(path, f(a: A, b: B) -> R)` is `f(token, a, b)` compiled for the instructions of a path
-/// that the machine has, where `fn f<S: Simd>(s: S, a: A, b: B) -> R` is `#[inline(always)]`.
+/// `dispatch!(cpu, f(a: A, b: B) -> R)` is `f(token, a, b)` compiled for the instructions of a
+/// [`Cpu`](crate::path::Cpu), where `fn f<S: Simd>(s: S, a: A, b: B) -> R` is `#[inline(always)]`.
 macro_rules! dispatch {
-    ($path:expr, $f:ident($($a:ident: $t:ty),* $(,)?) $(-> $r:ty)?) => {{
+    ($cpu:expr, $f:ident($($a:ident: $t:ty),* $(,)?) $(-> $r:ty)?) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2($($a: $t),*) $(-> $r)? {
@@ -145,9 +145,9 @@ macro_rules! dispatch {
             // SAFETY: this function has these features.
             $f(unsafe { $crate::simd::Neon::new() }, $($a),*)
         }
-        match $path {
-            // SAFETY: a backend is made only with a path that the machine has, and these are the
-            // features that `Path::is_available` asks for.
+        match $crate::path::Cpu::path($cpu) {
+            // SAFETY: a `Cpu` is a path that the machine has, and these are the features that
+            // `Path::is_available` asks for.
             #[cfg(target_arch = "x86_64")]
             $crate::path::Path::Avx2 => unsafe { avx2($($a),*) },
             // SAFETY: as above.
