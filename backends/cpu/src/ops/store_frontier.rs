@@ -18,8 +18,8 @@ pub(crate) fn store_frontier(
         if rows.segment_end(r) - r <= n_ring {
             let slot = rows.slot[r] as usize;
             let at = rows.position[r] as usize % n_ring;
-            store(cpu.cpu.path(), frontier, slot, at, 0, &kv.row(r)[..dim]);
-            store(cpu.cpu.path(), frontier, slot, at, dim, &gate.row(r)[..dim]);
+            store(cpu.cpu, frontier, slot, at, 0, &kv.row(r)[..dim]);
+            store(cpu.cpu, frontier, slot, at, dim, &gate.row(r)[..dim]);
         }
     }
 }
