@@ -151,7 +151,10 @@ impl RowFormat {
 
 fn encode_planes(rows: &[u8], element_bytes: usize, out: &mut Vec<u8>) {
     for plane in 0..element_bytes {
-        out.extend(rows.chunks_exact(element_bytes).map(|element| element[plane]));
+        out.extend(
+            rows.chunks_exact(element_bytes)
+                .map(|element| element[plane]),
+        );
     }
 }
 
@@ -169,9 +172,9 @@ fn decode_planes(planes: &[u8], element_bytes: usize, rows: &mut [u8]) {
 
 /// Largest magnitude of a block of bf16 numbers.
 fn amax(block: &[u8]) -> f32 {
-    let bits = block
-        .chunks_exact(2)
-        .fold(0, |m: u16, b| m.max(u16::from_le_bytes([b[0], b[1]]) & 0x7fff));
+    let bits = block.chunks_exact(2).fold(0, |m: u16, b| {
+        m.max(u16::from_le_bytes([b[0], b[1]]) & 0x7fff)
+    });
     f32::from_bits(u32::from(bits) << 16)
 }
 
