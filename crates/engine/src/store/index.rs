@@ -492,8 +492,13 @@ impl Index {
     }
 }
 
+/// Whether a time lies so far back; or ahead, after a clock was set back, since
+/// such files would otherwise never age.
 fn is_older(time: SystemTime, now: SystemTime, age: Duration) -> bool {
-    now.duration_since(time).is_ok_and(|found| found >= age)
+    match now.duration_since(time) {
+        Ok(found) => found >= age,
+        Err(ahead) => ahead.duration() >= age,
+    }
 }
 
 fn forget<K: std::hash::Hash + Eq>(map: &mut HashMap<K, Vec<FileId>>, key: &K, id: FileId) {

@@ -47,6 +47,13 @@ pub(crate) fn read(path: &Path, index: &mut Index) {
     }
 }
 
+/// The number of entries of a journal that is in memory. For fuzzing of the
+/// reader.
+#[doc(hidden)]
+pub fn read_journal_bytes(bytes: &[u8]) -> Option<usize> {
+    parse(bytes).map(|entries| entries.len())
+}
+
 /// The entries of a journal; `None` when it is damaged.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Vec<(FileId, Uses)>> {
     let (body, checksum) = bytes.split_last_chunk::<8>()?;
