@@ -10,11 +10,14 @@ compile_error!("this backend runs on little-endian machines only");
 
 mod backend;
 mod buffer;
-#[allow(dead_code, reason = "the scratch of the kernels")]
+mod kernels;
+mod lanes;
 mod memory;
 mod ops;
 mod path;
 pub mod pool;
+mod products;
+mod simd;
 mod weight;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions, MAX_THREADS};

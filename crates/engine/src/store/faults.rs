@@ -109,7 +109,7 @@ fn a_volume_that_takes_no_more_pauses_writing_and_nothing_else() {
 
     // ENOSPC, EDQUOT, EROFS pause at once, and so does a volume near its end;
     // EIO after three failures.
-    let causes = [(28, 1), (122, 1), (30, 1), (NEARLY_FULL, 1), (5, 2)];
+    let causes = [(28, 1), (122, 1), (30, 1), (NEARLY_FULL, 1), (5, 3)];
     for (n, (code, n_saves)) in causes.into_iter().enumerate() {
         errno.store(code, Ordering::SeqCst);
         for i in 0..n_saves {

@@ -121,9 +121,7 @@ fn refresh() {
         fs::remove_dir_all(&kept).unwrap();
     }
     write(&golden_dir());
-    for name in ["lock"] {
-        fs::remove_file(kept.join(name)).unwrap();
-    }
+    fs::remove_file(kept.join("lock")).unwrap();
     for entry in fs::read_dir(&kept).unwrap() {
         let lock = entry.unwrap().path().join("gc.lock");
         if lock.exists() {
