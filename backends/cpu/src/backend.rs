@@ -159,13 +159,7 @@ impl Backend for CpuBackend {
     }
 
     fn write_rows(&mut self, rows: &mut RowsImage, image: &RowsImage) {
-        // Field by field, into the memory that is there.
-        rows.token.clone_from(&image.token);
-        rows.position.clone_from(&image.position);
-        rows.slot.clone_from(&image.slot);
-        rows.first_row.clone_from(&image.first_row);
-        rows.source.clone_from(&image.source);
-        rows.angles.clone_from(&image.angles);
+        rows.copy_from(image);
     }
 
     fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {
