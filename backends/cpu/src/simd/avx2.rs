@@ -135,13 +135,6 @@ impl Simd for Avx2 {
             )
         }
 
-        fn load_f16(self, x: &Lanes<u16>) -> F {
-            (
-                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
-                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())),
-            )
-        }
-
         fn store_bf16(self, x: F, out: &mut Lanes<u16>) -> () {
             let packed = _mm256_packus_epi32(round_bf16(x.0), round_bf16(x.1));
             // The pack works within 128-bit halves.

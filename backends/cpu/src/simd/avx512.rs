@@ -45,10 +45,6 @@ impl Simd for Avx512 {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
         }
 
-        fn load_f16(self, x: &Lanes<u16>) -> __m512 {
-            _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()))
-        }
-
         fn store_bf16(self, x: __m512, out: &mut Lanes<u16>) -> () {
             // Half a step less one, plus the last kept bit, carries exactly when rounding up is due.
             let bits = _mm512_castps_si512(x);

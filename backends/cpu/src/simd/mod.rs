@@ -49,8 +49,6 @@ pub(crate) trait Simd: Copy {
 
     /// Sixteen bf16, exactly.
     fn load_bf16(self, x: &Lanes<u16>) -> Self::F;
-    /// Sixteen f16, exactly.
-    fn load_f16(self, x: &Lanes<u16>) -> Self::F;
     /// Rounds to bf16, ties to even. NaN becomes some NaN.
     fn store_bf16(self, x: Self::F, out: &mut Lanes<u16>);
     /// Thirty-two bf16 as bits, two in each lane; see [`Simd::split_bf16`].

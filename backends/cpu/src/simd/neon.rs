@@ -2,8 +2,6 @@
 
 use std::arch::aarch64::*;
 
-use half::f16;
-
 use super::{LANES, Lanes, Simd, intrinsics};
 
 /// NEON with the dot products of ARMv8.2.
@@ -99,15 +97,6 @@ impl Simd for Neon {
 
         fn load_bf16(self, x: &Lanes<u16>) -> F {
             each!(i => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().add(4 * i)))))
-        }
-
-        fn load_f16(self, x: &Lanes<u16>) -> F {
-            // The conversion of four at a time has no stable intrinsic.
-            let mut lanes = [0.0; LANES];
-            for i in 0..LANES {
-                lanes[i] = f16::from_bits(x[i]).to_f32();
-            }
-            each!(i => vld1q_f32(lanes.as_ptr().add(4 * i)))
         }
 
         fn store_bf16(self, x: F, out: &mut Lanes<u16>) -> () {

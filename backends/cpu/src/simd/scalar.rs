@@ -1,9 +1,7 @@
 //! Arrays, for any machine.
 
-use ds4_formats::small_float::{bf16_from_f32, bf16_to_f32};
-use half::f16;
-
 use super::{LANES, Lanes, Simd};
+use ds4_formats::small_float::{bf16_from_f32, bf16_to_f32};
 
 /// Plain Rust, which every machine runs.
 #[derive(Clone, Copy)]
@@ -45,11 +43,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_bf16(self, x: &Lanes<u16>) -> Lanes {
         each(|i| bf16_to_f32(x[i]))
-    }
-
-    #[inline(always)]
-    fn load_f16(self, x: &Lanes<u16>) -> Lanes {
-        each(|i| f16::from_bits(x[i]).to_f32())
     }
 
     #[inline(always)]
