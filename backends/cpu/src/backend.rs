@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use ds4_formats::Tensor;
-use ds4_model::weights::HyperConnection;
+use ds4_model::weights::{Compressor, HyperConnection};
 use ds4_model::{
     Backend, BackendError, CompressedRows, ElementType, Geometry, LayerKind, Place, RopeTable,
     Rotation, Routes, RowsImage, Shape, WeightRole,
@@ -12,6 +12,8 @@ use ds4_model::{
 use crate::buffer::Buffer;
 use crate::kernels::RowPair;
 use crate::ops;
+use crate::ops::attend::Attention;
+use crate::ops::index_scores::Queries;
 use crate::path::{Cpu, Path};
 use crate::pool::Pool;
 use crate::products::{Activations, Uses, Worker};
@@ -43,6 +45,9 @@ pub enum CpuError {
         /// The number asked for.
         found: usize,
     },
+    /// There is no memory for the scratch of the threads.
+    #[error("out of memory for the threads' scratch; use fewer threads")]
+    OutOfMemory,
 }
 
 /// The most threads a backend takes.
@@ -66,6 +71,12 @@ pub struct CpuBackend {
     pub(crate) real: Vec<RowPair>,
     /// Rows of the current op by expert.
     pub(crate) uses: Uses,
+    /// Products of the head's hyper-connection, `[n_rows, n_hc]`.
+    pub(crate) head_products: Vec<f32>,
+    /// Scratch of `attend`.
+    pub(crate) attention: Attention,
+    /// Scratch of `index_scores`.
+    pub(crate) queries: Queries,
 }
 
 impl CpuBackend {
@@ -93,6 +104,7 @@ impl CpuBackend {
             return Err(CpuError::Threads { found: n_threads });
         }
         let pool = Pool::new(n_threads);
+        let attention = Attention::new(geometry, pool.n_threads()).ok_or(CpuError::OutOfMemory)?;
         Ok(CpuBackend {
             geometry: geometry.clone(),
             cpu,
@@ -100,6 +112,9 @@ impl CpuBackend {
             activations: Activations::default(),
             real: Vec::new(),
             uses: Uses::default(),
+            head_products: Vec::new(),
+            attention,
+            queries: Queries::default(),
             pool,
         })
     }
@@ -135,6 +150,7 @@ impl Backend for CpuBackend {
     fn alloc_rows(&mut self, capacity: usize) -> Result<RowsImage, BackendError> {
         self.activations.reserve(&self.geometry, capacity)?;
         self.uses.reserve(&self.geometry, capacity);
+        self.queries.reserve(&self.geometry, capacity)?;
         self.real.reserve(capacity.saturating_sub(self.real.len()));
         for worker in &mut self.workers {
             worker.reserve(&self.geometry)?;
@@ -143,13 +159,7 @@ impl Backend for CpuBackend {
     }
 
     fn write_rows(&mut self, rows: &mut RowsImage, image: &RowsImage) {
-        // Field by field, into the memory that is there.
-        rows.token.clone_from(&image.token);
-        rows.position.clone_from(&image.position);
-        rows.slot.clone_from(&image.slot);
-        rows.first_row.clone_from(&image.first_row);
-        rows.source.clone_from(&image.source);
-        rows.angles.clone_from(&image.angles);
+        rows.copy_from(image);
     }
 
     fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {
@@ -196,6 +206,18 @@ impl Backend for CpuBackend {
 
     fn hc_pre(&mut self, rows: &RowsImage, streams: &Buffer, gates: &Buffer, x: &mut Buffer) {
         ops::hc_pre::hc_pre(self, rows, streams, gates, x);
+    }
+
+    fn hc_pre_norm(
+        &mut self,
+        rows: &RowsImage,
+        streams: &Buffer,
+        hc: &HyperConnection<Weight>,
+        norm: &Weight,
+        gates: &mut Buffer,
+        x: &mut Buffer,
+    ) {
+        ops::hc_pre_norm::hc_pre_norm(self, rows, streams, hc, norm, gates, x);
     }
 
     fn hc_post(&mut self, rows: &RowsImage, y: &Buffer, gates: &Buffer, streams: &mut Buffer) {
@@ -251,6 +273,21 @@ impl Backend for CpuBackend {
         ops::rope::rope(self, rows, table, rotation, head_dim, x);
     }
 
+    fn q_norm_rope(&mut self, rows: &RowsImage, table: RopeTable, q: &mut Buffer) {
+        ops::q_norm_rope::q_norm_rope(self, rows, table, q);
+    }
+
+    fn kv_norm_rope(
+        &mut self,
+        rows: &RowsImage,
+        norm: &Weight,
+        table: RopeTable,
+        rounded: bool,
+        kv: &mut Buffer,
+    ) {
+        ops::kv_norm_rope::kv_norm_rope(self, rows, norm, table, rounded, kv);
+    }
+
     fn kv_round(&mut self, rows: &RowsImage, x: &mut Buffer) {
         ops::kv_round::kv_round(self, rows, x);
     }
@@ -260,7 +297,7 @@ impl Backend for CpuBackend {
     }
 
     fn store_window(&mut self, rows: &RowsImage, kv: &Buffer, window: &mut Buffer) {
-        ops::store_window::store_window(rows, kv, window);
+        ops::store_window::store_window(self, rows, kv, window);
     }
 
     fn add_position_bias(
@@ -292,7 +329,7 @@ impl Backend for CpuBackend {
         pooled: &Buffer,
         cache: &mut Buffer,
     ) {
-        ops::store_compressed::store_compressed(rows, ratio, pooled, cache);
+        ops::store_compressed::store_compressed(self, rows, ratio, pooled, cache);
     }
 
     fn store_frontier(
@@ -302,7 +339,23 @@ impl Backend for CpuBackend {
         gate: &Buffer,
         frontier: &mut Buffer,
     ) {
-        ops::store_frontier::store_frontier(rows, kv, gate, frontier);
+        ops::store_frontier::store_frontier(self, rows, kv, gate, frontier);
+    }
+
+    fn compress(
+        &mut self,
+        rows: &RowsImage,
+        compressor: &Compressor<Weight>,
+        rounded: bool,
+        kv: &Buffer,
+        gate: &mut Buffer,
+        pooled: &mut Buffer,
+        frontier: &mut Buffer,
+        cache: &mut Buffer,
+    ) {
+        ops::compress::compress(
+            self, rows, compressor, rounded, kv, gate, pooled, frontier, cache,
+        );
     }
 
     fn index_scores(

@@ -17,6 +17,7 @@ mod ops;
 mod path;
 pub mod pool;
 mod products;
+mod simd;
 mod weight;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions, MAX_THREADS};

@@ -7,7 +7,6 @@ use ds4_model::{BackendError, Geometry};
 use crate::buffer::Buffer;
 use crate::kernels::{Form, Job, Kernel, Order, RowPair, Scratch, scratch_bytes};
 use crate::memory::{Aligned, Plain};
-use crate::ops::top_k::N_DIGITS;
 use crate::path::Cpu;
 use crate::pool::Pool;
 
@@ -23,36 +22,6 @@ pub(crate) const BATCH_ROWS: usize = 256;
 /// Columns of such products.
 pub(crate) const BATCH_COLUMNS: usize = 64;
 
-/// Rows of a tile of attention.
-pub(crate) const ATTEND_ROWS: usize = 32;
-/// Most heads that one task attends with.
-pub(crate) const ATTEND_HEADS: usize = 64;
-/// Index rows that are scored together.
-pub(crate) const INDEX_ROWS: usize = 64;
-/// Most heads of the indexer whose products wait to be summed.
-pub(crate) const MAX_INDEX_HEADS: usize = 64;
-
-/// Floats from one row of a tile to the next. A distance of whole pages would map all rows to the
-/// same few places of the first-level cache.
-pub(crate) const fn attend_stride(dim: usize) -> usize {
-    dim.next_multiple_of(16) + 16
-}
-
-/// What a thread attends in.
-#[derive(Debug, Default)]
-pub(crate) struct Attend {
-    /// Rows of a tile, `[ATTEND_ROWS, attend_stride(head_dim)]`.
-    pub(crate) tile: Aligned<f32>,
-    /// Scores, then weights, `[ATTEND_HEADS, ATTEND_ROWS]`.
-    pub(crate) scores: Aligned<f32>,
-    /// Of each head: the largest score so far.
-    pub(crate) largest: Vec<f32>,
-    /// Of each head: the sum of the weights so far.
-    pub(crate) weights: Vec<f32>,
-    /// Of each head: what the former sums are multiplied by.
-    pub(crate) factors: Vec<f32>,
-}
-
 /// What one thread works in.
 #[derive(Debug, Default)]
 pub(crate) struct Worker {
@@ -62,13 +31,6 @@ pub(crate) struct Worker {
     pub(crate) batch: Aligned<f32>,
     /// Pairs of a batch.
     pub(crate) pairs: Vec<RowPair>,
-    /// Pairs `(h, h)` of heads.
-    pub(crate) heads: Vec<RowPair>,
-    pub(crate) attend: Attend,
-    /// Products of index rows, `[MAX_INDEX_HEADS, INDEX_ROWS]`.
-    pub(crate) index: Aligned<f32>,
-    /// Of a selection.
-    pub(crate) counts: Vec<u32>,
 }
 
 impl Worker {
@@ -89,22 +51,6 @@ impl Worker {
         grow(&mut self.batch, batch_len, "a batch of products")?;
         self.pairs.clear();
         self.pairs.reserve(BATCH_ROWS);
-        let n_heads = ATTEND_HEADS.max(MAX_INDEX_HEADS) as u32;
-        self.heads = (0..n_heads).map(|h| RowPair { from: h, to: h }).collect();
-        let tile_len = ATTEND_ROWS * attend_stride(g.head_dim);
-        grow(&mut self.attend.tile, tile_len, "a tile of attention")?;
-        let scores_len = ATTEND_HEADS * ATTEND_ROWS;
-        grow(&mut self.attend.scores, scores_len, "scores of a tile")?;
-        for values in [
-            &mut self.attend.largest,
-            &mut self.attend.weights,
-            &mut self.attend.factors,
-        ] {
-            values.resize(ATTEND_HEADS, 0.0);
-        }
-        let index_len = MAX_INDEX_HEADS * INDEX_ROWS;
-        grow(&mut self.index, index_len, "products of index rows")?;
-        self.counts.resize(N_DIGITS, 0);
         Ok(())
     }
 }

@@ -1,18 +1,23 @@
 //! Weights: in the file where products read them, decoded where they are used element by element.
 
-use ds4_formats::{Tensor, quant};
+use ds4_formats::{GgmlType, Tensor, quant};
 use ds4_model::{BackendError, WeightRole};
+use zerocopy::IntoBytes;
 
 use crate::kernels::Kernel;
 use crate::path::Cpu;
 use crate::products::WeightRows;
+
+/// Most elements of a quantised matrix that is decoded when it is taken, because its activations
+/// stay in f32: a hyper-connection has 393,216 in the published geometry.
+const MAX_DECODED: usize = 1 << 19;
 
 /// A weight in the form its role wants.
 #[derive(Clone, Debug)]
 pub struct Weight {
     /// The role it was taken for.
     pub(crate) role: WeightRole,
-    /// As in the file; a clone shares the mapping.
+    /// As in the file, which a clone shares, or decoded to F32.
     pub(crate) tensor: Tensor,
     /// Of the matrix roles.
     kernel: Option<Kernel>,
@@ -21,17 +26,14 @@ pub struct Weight {
 
 impl Weight {
     pub(crate) fn new(cpu: Cpu, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
-        let mut floats = Vec::new();
+        let n = tensor.n_elements();
+        let (mut tensor, mut floats) = (tensor, Vec::new());
         if role == WeightRole::Vector {
-            let n = tensor.n_elements();
-            floats
-                .try_reserve_exact(n)
-                .map_err(|_| BackendError::OutOfMemory {
-                    what: tensor.name.clone(),
-                    n_bytes: 4 * n,
-                })?;
-            floats.resize(n, 0.0);
-            quant::decode_row(tensor.ty, &tensor.data, &mut floats);
+            floats = decoded(&tensor)?;
+        }
+        if role == WeightRole::PreciseMatrix && tensor.ty.block_len() > 1 && n <= MAX_DECODED {
+            tensor.data = decoded(&tensor)?.as_bytes().to_vec().into();
+            tensor.ty = GgmlType::F32;
         }
         let kernel = match role {
             WeightRole::Matrix | WeightRole::Experts => Some(false),
@@ -95,4 +97,18 @@ impl Weight {
         let (words, _) = self.tensor.row(i).as_chunks::<4>();
         words.iter().map(|word| u32::from_le_bytes(*word))
     }
+}
+
+fn decoded(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
+    let n = tensor.n_elements();
+    let mut floats = Vec::new();
+    floats
+        .try_reserve_exact(n)
+        .map_err(|_| BackendError::OutOfMemory {
+            what: tensor.name.clone(),
+            n_bytes: 4 * n,
+        })?;
+    floats.resize(n, 0.0);
+    quant::decode_row(tensor.ty, &tensor.data, &mut floats);
+    Ok(floats)
 }

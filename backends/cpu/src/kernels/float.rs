@@ -14,21 +14,6 @@ const CACHED_ROWS: usize = 24;
 /// Most weight rows of a tile.
 const TILE_WEIGHTS: usize = 4;
 
-/// Products of f32 rows, `[n, row_bytes]`, with the activation rows of a job: for ops that multiply
-/// what is not a weight.
-///
-/// # Safety
-/// As [`super::RowDots`].
-pub(crate) unsafe fn dots(cpu: Cpu, job: &Job<'_>) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match job.ty {
-            GgmlType::BF16 => bf16_dots(cpu, job, &mut Scratch::default()),
-            _ => f32_dots(cpu, job, &mut Scratch::default()),
-        }
-    }
-}
-
 /// A type of weight without blocks.
 pub(crate) trait FloatType {
     /// Bytes of an element.

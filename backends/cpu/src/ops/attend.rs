@@ -1,19 +1,85 @@
-use ds4_formats::GgmlType;
-use ds4_model::{CompressedRows, RowsImage};
+use std::ops::Range;
 
+use ds4_model::{CompressedRows, Geometry, RowsImage};
+
+use super::panel::{Onto, PANEL_VECTORS, Rows, Target, add_products, fill_columns, fill_rows};
 use crate::backend::CpuBackend;
-use crate::buffer::{Buffer, CacheRow};
-use crate::kernels::{Job, RowPair, float};
-use crate::lanes::{Lanes, on_every_path};
+use crate::buffer::{Buffer, Cache};
+use crate::memory::Aligned;
 use crate::path::Cpu;
 use crate::pool::Spread;
-use crate::products::{ATTEND_HEADS, ATTEND_ROWS, Attend, attend_stride};
+use crate::simd::{LANES, Simd, SimdExt, dispatch, map};
 use crate::weight::Weight;
 
-/// Attends to the rows in tiles of [`ATTEND_ROWS`], which all heads of a task share: a tile is
-/// brought to f32 once. Between tiles every head carries its largest score so far, and what it has
-/// summed is scaled down when a larger one comes (the online softmax of arXiv 1805.02867). Tiles
-/// begin at a row's own first attended row, so they are the same in any batch.
+/// Attended rows whose scores are held at a time; the softmax of more is carried from chunk to
+/// chunk. A window of 128 with 512 selected rows is one chunk.
+const CHUNK: usize = 640;
+/// Heads whose softmax is one task of a step of few rows.
+const SOFTMAX_HEADS: usize = 8;
+
+/// Scratch: for each thread the scores of a row's heads, `[n_heads, CHUNK]`, and for each head the
+/// largest score so far, the sum of the exponentials, and the factor that scales what was summed
+/// before the current chunk.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    values: Aligned<f32>,
+    n_heads: usize,
+}
+
+impl Attention {
+    /// `None` when there is no memory.
+    pub(crate) fn new(geometry: &Geometry, n_threads: usize) -> Option<Attention> {
+        let n_heads = geometry.n_heads;
+        let len = n_heads.checked_mul(CHUNK + 3)?.checked_mul(n_threads)?;
+        Some(Attention {
+            values: Aligned::new(len)?,
+            n_heads,
+        })
+    }
+}
+
+/// The scratch of one row.
+#[derive(Clone, Copy)]
+struct Own<'a> {
+    values: &'a Spread<'a, f32>,
+    start: usize,
+    n_heads: usize,
+}
+
+impl<'a> Own<'a> {
+    fn of(values: &'a Spread<'a, f32>, n_heads: usize, place: usize) -> Own<'a> {
+        Own {
+            values,
+            start: place * n_heads * (CHUNK + 3),
+            n_heads,
+        }
+    }
+
+    fn score_index(&self, head: usize) -> usize {
+        self.start + head * CHUNK
+    }
+
+    /// Where one of the three numbers of a head is.
+    fn number_index(&self, which: usize, head: usize) -> usize {
+        self.start + (CHUNK + which) * self.n_heads + head
+    }
+
+    /// One of the numbers of a head.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else uses it meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn number(&self, which: usize, head: usize) -> &'a mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { &mut self.values.slice(self.number_index(which, head), 1)[0] }
+    }
+}
+
+const LARGEST: usize = 0;
+const SUM: usize = 1;
+const FACTOR: usize = 2;
+
 pub(crate) fn attend(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
@@ -24,313 +90,426 @@ pub(crate) fn attend(
     sinks: &Weight,
     out: &mut Buffer,
 ) {
-    let geometry = &cpu.geometry;
-    let (dim, n_heads, window) = (geometry.head_dim, geometry.n_heads, geometry.window);
-    let (path, width, sinks) = (cpu.cpu, out.width(), sinks.vector());
-    // Few rows are split by heads, so that every thread has some.
-    let n_splits = (4 * cpu.pool.n_threads()).div_ceil(rows.len().max(1));
-    let heads = n_heads
-        .div_ceil(n_splits)
-        .next_multiple_of(4)
-        .min(ATTEND_HEADS);
-    let n_parts = n_heads.div_ceil(heads);
-    let outs = Spread::new(out.floats_mut());
-    let n_tasks = rows.len() * n_parts;
-    cpu.pool
-        .run_with(&mut cpu.workers, n_tasks, |task, worker| {
-            let (r, first) = (task / n_parts, task % n_parts * heads);
-            if rows.slot(r).is_none() {
-                return;
+    let out_width = out.width();
+    let out = Spread::new(out.floats_mut());
+    let job = Job {
+        geometry: &cpu.geometry,
+        rows,
+        q,
+        kv,
+        ring,
+        compressed,
+        sinks: sinks.vector(),
+        out: &out,
+        out_width,
+    };
+    let (path, n_heads) = (cpu.cpu, cpu.attention.n_heads);
+    let pool = &mut cpu.pool;
+    let n_threads = pool.n_threads();
+    let scratch = Spread::new(&mut cpu.attention.values);
+    if n_threads == 1 || rows.len() >= 2 * n_threads {
+        pool.run(rows.len(), |r, worker| {
+            if rows.slot(r).is_some() {
+                job.whole_row(path, r, Own::of(&scratch, n_heads, worker));
             }
-            let n = heads.min(n_heads - first);
-            let q = &q.row(r)[first * dim..][..n * dim];
-            // SAFETY: tasks own different heads of different rows.
-            let out = unsafe { outs.slice(r * width + first * dim, n * dim) };
-            let sinks = &sinks[first..first + n];
-            let attended = Attended::new(rows, window, r, kv, ring, compressed);
-            heads_of_a_row(
-                path,
-                &worker.heads,
-                &mut worker.attend,
-                dim,
-                q,
-                sinks,
-                &attended,
-                out,
-            );
         });
+        return;
+    }
+    // Few rows: as many at a time as there are places in the scratch, each divided among threads.
+    for first in (0..rows.len()).step_by(n_threads) {
+        let group = first..(first + n_threads).min(rows.len());
+        let own = |r: usize| Own::of(&scratch, n_heads, r - group.start);
+        let is_real = |r: usize| rows.slot(r).is_some();
+        let n_chunks = group.clone().filter(|r| is_real(*r)).map(|r| {
+            let attended = job.attended(r);
+            attended.len.div_ceil(CHUNK)
+        });
+        let n_chunks = n_chunks.max().unwrap_or(0);
+        for r in group.clone() {
+            job.begin(own(r));
+        }
+        let (width, dim) = (panel_width(path), cpu.geometry.head_dim);
+        let (n_blocks, n_strips) = (CHUNK.div_ceil(width), dim.div_ceil(width));
+        let n_softmax = n_heads.div_ceil(SOFTMAX_HEADS);
+        // Parts of the heads, so that every thread finds something to do.
+        let n_parts = (2 * n_threads).div_ceil(group.len() * n_strips);
+        let part_len = n_heads.div_ceil(n_parts).next_multiple_of(8);
+        let n_parts = n_heads.div_ceil(part_len);
+        for chunk in 0..n_chunks {
+            // The rows of the group to which the chunk belongs, and it, cut to their length.
+            let piece = |r: usize| {
+                let attended = job.attended(r);
+                let end = ((chunk + 1) * CHUNK).min(attended.len);
+                (is_real(r) && chunk * CHUNK < attended.len).then(|| (attended, chunk * CHUNK..end))
+            };
+            pool.run(group.len() * n_blocks, |task, _| {
+                let r = group.start + task / n_blocks;
+                if let Some((attended, chunk)) = piece(r) {
+                    let first = chunk.start + task % n_blocks * width;
+                    let block = first..(first + width).min(chunk.end);
+                    if !block.is_empty() {
+                        job.scores(path, r, &attended, &chunk, block, 0..n_heads, own(r));
+                    }
+                }
+            });
+            pool.run(group.len() * n_softmax, |task, _| {
+                let r = group.start + task / n_softmax;
+                if let Some((_, chunk)) = piece(r) {
+                    let first = task % n_softmax * SOFTMAX_HEADS;
+                    let heads = first..(first + SOFTMAX_HEADS).min(n_heads);
+                    job.softmax(path, chunk.len(), heads, own(r));
+                }
+            });
+            pool.run(group.len() * n_strips * n_parts, |task, _| {
+                let (task, part) = (task / n_parts, task % n_parts);
+                let r = group.start + task / n_strips;
+                if let Some((attended, chunk)) = piece(r) {
+                    let first = task % n_strips * width;
+                    let channels = first..(first + width).min(dim);
+                    let heads = part * part_len..((part + 1) * part_len).min(n_heads);
+                    job.sums(path, r, &attended, &chunk, channels, heads, own(r));
+                }
+            });
+        }
+    }
+}
+
+/// Columns of a panel.
+fn panel_width(path: Cpu) -> usize {
+    #[inline(always)]
+    fn on<S: Simd>(_: S) -> usize {
+        S::TILE_VECTORS * LANES
+    }
+    dispatch!(path, on() -> usize)
+}
+
+struct Job<'a> {
+    geometry: &'a Geometry,
+    rows: &'a RowsImage,
+    q: &'a Buffer,
+    kv: &'a Buffer,
+    ring: &'a Buffer,
+    compressed: &'a CompressedRows<'a, Buffer>,
+    sinks: &'a [f32],
+    out: &'a Spread<'a, f32>,
+    out_width: usize,
 }
 
 /// The rows that a query attends to: window rows in order of position, then compressed rows. Recent
-/// tokens stand in both.
+/// tokens stand in both; they are not de-duplicated.
+#[derive(Clone, Copy)]
 struct Attended<'a> {
-    slot: usize,
-    /// Position of the first window row, and of the first one in the batch.
+    /// Number of rows.
+    len: usize,
+    dim: usize,
+    /// Position of the first window row.
     window_start: usize,
+    /// Position from which on rows are those of the batch.
     batch_start: usize,
-    /// Row of the batch that has position `batch_start`.
+    /// One past the query's own position.
+    window_end: usize,
+    /// Row of the batch at `batch_start`.
     first_row: usize,
-    n_window: usize,
-    n_compressed: usize,
-    /// Indices of compressed rows, when they are selected.
+    n_ring: usize,
+    kv: Cache<'a>,
+    ring: Cache<'a>,
+    compressed: Option<Cache<'a>>,
     selected: Option<&'a [u32]>,
-    kv: &'a Buffer,
-    ring: &'a Buffer,
-    cache: &'a Buffer,
 }
 
 impl<'a> Attended<'a> {
-    fn new(
-        rows: &RowsImage,
-        window: usize,
-        r: usize,
-        kv: &'a Buffer,
-        ring: &'a Buffer,
-        compressed: &CompressedRows<'a, Buffer>,
-    ) -> Attended<'a> {
-        let end = rows.position[r] as usize + 1;
-        let (cache, n_compressed, selected) = match *compressed {
-            CompressedRows::None => (ring, 0, None),
-            CompressedRows::All { cache, ratio } => (cache, rows.n_visible(r, ratio), None),
+    #[inline(always)]
+    fn row(&self, i: usize) -> Cache<'a> {
+        let position = self.window_start + i;
+        if position >= self.window_end {
+            let i = position - self.window_end;
+            let i = self.selected.map_or(i, |selected| selected[i] as usize);
+            match self.compressed {
+                Some(cache) => cache.row(self.dim, i),
+                None => unreachable!("a row after the window of a sliding layer"),
+            }
+        } else if position >= self.batch_start {
+            self.kv
+                .row(self.dim, self.first_row + (position - self.batch_start))
+        } else {
+            self.ring.row(self.dim, position % self.n_ring)
+        }
+    }
+}
+
+impl Job<'_> {
+    fn attended(&self, r: usize) -> Attended<'_> {
+        let rows = self.rows;
+        let Some(slot) = rows.slot(r) else {
+            // Padding attends to nothing.
+            return Attended {
+                len: 0,
+                dim: self.geometry.head_dim,
+                window_start: 0,
+                batch_start: 0,
+                window_end: 0,
+                first_row: 0,
+                n_ring: 1,
+                kv: self.kv.slot(0),
+                ring: self.ring.slot(0),
+                compressed: None,
+                selected: None,
+            };
+        };
+        let window_end = rows.position[r] as usize + 1;
+        let window_start = window_end.saturating_sub(self.geometry.window);
+        let (n_compressed, compressed, selected) = match self.compressed {
+            CompressedRows::None => (0, None, None),
+            CompressedRows::All { cache, ratio } => {
+                (rows.n_visible(r, *ratio), Some(cache.slot(slot)), None)
+            }
             CompressedRows::Selected {
                 cache,
                 ratio,
                 selected,
             } => {
-                let n = rows.n_visible(r, ratio).min(selected.width());
-                (cache, n, Some(selected.id_row(r)))
+                let ids = selected.id_row(r);
+                let n = rows.n_visible(r, *ratio).min(ids.len());
+                (n, Some(cache.slot(slot)), Some(ids))
             }
         };
         Attended {
-            slot: rows.slot[r] as usize,
-            window_start: end.saturating_sub(window),
+            len: window_end - window_start + n_compressed,
+            dim: self.geometry.head_dim,
+            window_start,
             batch_start: rows.segment_position(r),
+            window_end,
             first_row: rows.first_row[r] as usize,
-            n_window: end.min(window),
-            n_compressed,
+            n_ring: self.ring.n_rows(),
+            kv: self.kv.slot(0),
+            ring: self.ring.slot(slot),
+            compressed,
             selected,
-            kv,
-            ring,
-            cache,
         }
     }
 
-    fn len(&self) -> usize {
-        self.n_window + self.n_compressed
-    }
-
-    fn row(&self, i: usize) -> CacheRow<'a> {
-        if let Some(c) = i.checked_sub(self.n_window) {
-            let c = self.selected.map_or(c, |ids| ids[c] as usize);
-            return self.cache.cache_row(self.slot, c);
-        }
-        let position = self.window_start + i;
-        match position.checked_sub(self.batch_start) {
-            Some(after) => CacheRow::F32(self.kv.row(self.first_row + after)),
-            None => self
-                .ring
-                .cache_row(self.slot, position % self.ring.n_rows()),
-        }
-    }
-}
-
-/// `q`, `out`: `[n_heads, dim]`, `sinks`: `[n_heads]`.
-fn heads_of_a_row(
-    cpu: Cpu,
-    heads: &[RowPair],
-    memory: &mut Attend,
-    dim: usize,
-    q: &[f32],
-    sinks: &[f32],
-    attended: &Attended<'_>,
-    out: &mut [f32],
-) {
-    let n_heads = sinks.len();
-    let scale = (dim as f32).powf(-0.5);
-    let stride = attend_stride(dim);
-    // The sink is a first row whose score is its own and whose value is zero.
-    out.fill(0.0);
-    memory.largest[..n_heads].copy_from_slice(sinks);
-    memory.weights[..n_heads].fill(1.0);
-    for first in (0..attended.len()).step_by(ATTEND_ROWS) {
-        let n = ATTEND_ROWS.min(attended.len() - first);
-        for (i, row) in memory.tile.chunks_exact_mut(stride).take(n).enumerate() {
-            match attended.row(first + i) {
-                CacheRow::F32(from) => row[..dim].copy_from_slice(from),
-                CacheRow::Bf16(from) => widen(cpu, from, &mut row[..dim]),
+    /// Nothing but the sink was seen.
+    fn begin(&self, own: Own<'_>) {
+        for (head, sink) in self.sinks.iter().enumerate() {
+            // SAFETY: the row's scratch is not in use yet.
+            unsafe {
+                *own.number(LARGEST, head) = *sink;
+                *own.number(SUM, head) = 1.0;
             }
         }
-        let tile = &memory.tile[..n * stride];
-        let scores = &mut memory.scores[..n_heads * ATTEND_ROWS];
-        let job = Job {
-            ty: GgmlType::F32,
-            weights: zerocopy::IntoBytes::as_bytes(tile),
-            row_bytes: 4 * stride,
-            n_in: dim,
-            acts: zerocopy::IntoBytes::as_bytes(q),
-            act_stride: 4 * dim,
-            pairs: &heads[..n_heads],
-            out: scores.as_mut_ptr(),
-            out_stride: ATTEND_ROWS,
+    }
+
+    fn whole_row(&self, path: Cpu, r: usize, own: Own<'_>) {
+        let attended = self.attended(r);
+        self.begin(own);
+        let (width, dim) = (panel_width(path), self.geometry.head_dim);
+        let n_heads = self.geometry.n_heads;
+        for start in (0..attended.len).step_by(CHUNK) {
+            let chunk = start..(start + CHUNK).min(attended.len);
+            for first in chunk.clone().step_by(width) {
+                let block = first..(first + width).min(chunk.end);
+                self.scores(path, r, &attended, &chunk, block, 0..n_heads, own);
+            }
+            self.softmax(path, chunk.len(), 0..n_heads, own);
+            for first in (0..dim).step_by(width) {
+                let channels = first..(first + width).min(dim);
+                self.sums(path, r, &attended, &chunk, channels, 0..n_heads, own);
+            }
+        }
+    }
+
+    /// The products of a row's queries with a block of attended rows, which is at most as long as a
+    /// panel is wide.
+    fn scores(
+        &self,
+        path: Cpu,
+        r: usize,
+        attended: &Attended<'_>,
+        chunk: &Range<usize>,
+        block: Range<usize>,
+        heads: Range<usize>,
+        own: Own<'_>,
+    ) {
+        let dim = self.geometry.head_dim;
+        let q = &self.q.row(r)[heads.start * dim..heads.end * dim];
+        let out = Target {
+            values: own.values,
+            start: own.score_index(heads.start) + (block.start - chunk.start),
+            stride: CHUNK,
+            n_columns: panel_width(path).min(CHUNK - (block.start - chunk.start)),
         };
-        // SAFETY: rows of `dim` floats on both sides; the scores have a row for every head.
-        unsafe { float::dots(cpu, &job) };
-        for (h, scores) in scores.chunks_exact_mut(ATTEND_ROWS).enumerate() {
-            let largest = &mut memory.largest[h];
-            let (factor, sum) = soften(cpu, &mut scores[..n], scale, largest);
-            memory.factors[h] = factor;
-            memory.weights[h] = memory.weights[h] * factor + sum;
-        }
-        accumulate(cpu, dim, n, tile, scores, &memory.factors[..n_heads], out);
+        dispatch!(
+            path,
+            scores(attended: &Attended<'_>, block: Range<usize>, q: &[f32], out: Target<'_>)
+        );
     }
-    for (out, weight) in out.chunks_exact_mut(dim).zip(&memory.weights) {
-        super::elementwise::scale(cpu, out, 1.0 / weight);
+
+    /// Turns the scores of a chunk of `len` rows into exponentials.
+    fn softmax(&self, path: Cpu, len: usize, heads: Range<usize>, own: Own<'_>) {
+        let scale = (self.geometry.head_dim as f32).powf(-0.5);
+        dispatch!(path, softmax(len: usize, scale: f32, heads: Range<usize>, own: Own<'_>));
+    }
+
+    /// Adds a chunk's rows, weighted by their exponentials, to some channels of some heads of the
+    /// output, and after the last chunk divides by the sum of all exponentials.
+    fn sums(
+        &self,
+        path: Cpu,
+        r: usize,
+        attended: &Attended<'_>,
+        chunk: &Range<usize>,
+        channels: Range<usize>,
+        heads: Range<usize>,
+        own: Own<'_>,
+    ) {
+        let dim = self.geometry.head_dim;
+        let out = Target {
+            values: self.out,
+            start: r * self.out_width + heads.start * dim + channels.start,
+            stride: dim,
+            n_columns: channels.len(),
+        };
+        dispatch!(
+            path,
+            sums(
+                attended: &Attended<'_>, chunk: &Range<usize>, channels: Range<usize>,
+                heads: Range<usize>, own: Own<'_>, out: Target<'_>,
+            )
+        );
     }
 }
 
-on_every_path! {
-    /// bf16 to f32.
-    fn widen(from: &[u16], to: &mut [f32]) = widen_lanes;
-    /// Turns products into the weights of a softmax: scores are `scale` times the products, and a
-    /// weight is `e^(score - largest)` with the largest score so far. Returns the factor for what
-    /// was summed with the former largest, and the sum of the new weights.
-    fn soften(products: &mut [f32], scale: f32, largest: &mut f32) -> (f32, f32) = soften_lanes;
-    /// `out[h] = out[h] * factors[h] + Σ_i weights[h, i] * tile[i]` for `n` rows of the tile.
-    fn accumulate(dim: usize, n: usize, tile: &[f32], weights: &[f32], factors: &[f32], out: &mut [f32]) = accumulate_lanes;
-}
-
-/// # Safety
-/// As [`Lanes`]; so for all functions below.
 #[inline(always)]
-unsafe fn widen_lanes<L: Lanes>(from: &[u16], to: &mut [f32]) {
-    assert_eq!(from.len(), to.len());
-    let whole = to.len() / L::N * L::N;
-    // SAFETY: the caller's promise; vectors within the slices.
-    unsafe {
-        for i in (0..whole).step_by(L::N) {
-            L::load_bf16(from.as_ptr().add(i).cast()).store(to.as_mut_ptr().add(i));
-        }
-    }
-    for i in whole..to.len() {
-        to[i] = f32::from_bits(u32::from(from[i]) << 16);
+fn scores<S: Simd>(s: S, attended: &Attended<'_>, block: Range<usize>, q: &[f32], out: Target<'_>) {
+    match S::TILE_VECTORS {
+        2 => scores_on::<S, 2>(s, attended, block, q, out),
+        _ => scores_on::<S, 1>(s, attended, block, q, out),
     }
 }
 
-/// # Safety
-/// See above.
 #[inline(always)]
-unsafe fn soften_lanes<L: Lanes>(
-    products: &mut [f32],
-    scale: f32,
-    largest: &mut f32,
-) -> (f32, f32) {
-    let n = products.len();
-    let before = *largest;
-    for product in products.iter_mut() {
-        *product *= scale;
-        *largest = largest.max(*product);
-    }
-    // SAFETY: see above.
-    unsafe {
-        let shift = L::splat(*largest);
-        let mut sum = 0.0;
-        for i in (0..n).step_by(L::N) {
-            let at = products.as_mut_ptr().add(i);
-            let weights = L::load_first(at, n - i).sub(shift).exp();
-            weights.store_first(at, n - i);
-        }
-        for weight in products {
-            sum += *weight;
-        }
-        ((before - *largest).exp(), sum)
-    }
-}
-
-/// # Safety
-/// See above.
-#[inline(always)]
-unsafe fn accumulate_lanes<L: Lanes>(
-    dim: usize,
-    n: usize,
-    tile: &[f32],
-    weights: &[f32],
-    factors: &[f32],
-    out: &mut [f32],
+fn scores_on<S: Simd, const N: usize>(
+    s: S,
+    attended: &Attended<'_>,
+    block: Range<usize>,
+    q: &[f32],
+    out: Target<'_>,
 ) {
-    let n_heads = factors.len();
-    let stride = attend_stride(dim);
-    assert!(tile.len() >= n * stride && out.len() == n_heads * dim);
-    assert!(n <= ATTEND_ROWS && weights.len() >= n_heads * ATTEND_ROWS);
-    // SAFETY: see above.
-    unsafe {
-        let mut h = 0;
-        while h < n_heads {
-            let (at, left) = (h, n_heads - h);
-            let tile = tile.as_ptr();
-            let weights = weights.as_ptr().add(at * ATTEND_ROWS);
-            let factors = factors.as_ptr().add(at);
-            let out = out.as_mut_ptr().add(at * dim);
-            if left >= 4 {
-                accumulate_heads::<L, 4>(dim, n, tile, weights, factors, out);
-                h += 4;
-            } else {
-                accumulate_heads::<L, 1>(dim, n, tile, weights, factors, out);
-                h += 1;
-            }
-        }
+    let dim = attended.dim;
+    let mut panel = [[0.0; LANES]; PANEL_VECTORS];
+    for start in (0..dim).step_by(PANEL_VECTORS / N) {
+        let channels = start..(start + PANEL_VECTORS / N).min(dim);
+        let depth = channels.len();
+        fill_columns::<S, N>(s, block.clone(), |i| attended.row(i), channels, &mut panel);
+        let q = Rows {
+            values: &q[start..],
+            stride: dim,
+            n_rows: q.len() / dim,
+            depth,
+        };
+        let onto = if start == 0 { Onto::Zero } else { Onto::Kept };
+        // SAFETY: tasks own different blocks of the scores.
+        unsafe { add_products::<S, N>(s, q, &panel, onto, out) };
     }
 }
 
-/// # Safety
-/// See above; the pointers are those of `H` heads.
 #[inline(always)]
-unsafe fn accumulate_heads<L: Lanes, const H: usize>(
-    dim: usize,
-    n: usize,
-    tile: *const f32,
-    weights: *const f32,
-    factors: *const f32,
-    out: *mut f32,
-) {
-    let stride = attend_stride(dim);
-    // SAFETY: the caller's promise. Two vectors of `H` heads are summed at a time; channels that
-    // fill no vector one by one.
-    unsafe {
-        let mut c = 0;
-        while c + 2 * L::N <= dim {
-            let mut sums = [[L::splat(0.0); 2]; H];
-            for h in 0..H {
-                let factor = L::splat(*factors.add(h));
-                for v in 0..2 {
-                    sums[h][v] = L::load(out.add(h * dim + c + v * L::N)).mul(factor);
-                }
-            }
-            for i in 0..n {
-                let row = tile.add(i * stride + c);
-                let row = [L::load(row), L::load(row.add(L::N))];
-                for h in 0..H {
-                    let weight = L::splat(*weights.add(h * ATTEND_ROWS + i));
-                    for v in 0..2 {
-                        sums[h][v] = row[v].mul_add(weight, sums[h][v]);
-                    }
-                }
-            }
-            for h in 0..H {
-                for v in 0..2 {
-                    sums[h][v].store(out.add(h * dim + c + v * L::N));
-                }
-            }
-            c += 2 * L::N;
+fn softmax<S: Simd>(s: S, len: usize, scale: f32, heads: Range<usize>, own: Own<'_>) {
+    for head in heads {
+        // SAFETY: tasks own different heads.
+        let (scores, largest, sum, factor) = unsafe {
+            (
+                own.values.slice(own.score_index(head), CHUNK),
+                own.number(LARGEST, head),
+                own.number(SUM, head),
+                own.number(FACTOR, head),
+            )
+        };
+        let padded = len.next_multiple_of(LANES).min(CHUNK);
+        scores[len..padded].fill(f32::NEG_INFINITY);
+        let (vectors, _) = scores[..padded].as_chunks_mut::<LANES>();
+        let mut max = s.splat(f32::NEG_INFINITY);
+        for z in vectors.iter() {
+            max = s.max(s.load(z), max);
         }
-        while c < dim {
-            for h in 0..H {
-                let out = out.add(h * dim + c);
-                *out *= *factors.add(h);
-                for i in 0..n {
-                    *out += *tile.add(i * stride + c) * *weights.add(h * ATTEND_ROWS + i);
-                }
-            }
-            c += 1;
+        let max = (s.largest(max) * scale).max(*largest);
+        *factor = (*largest - max).exp();
+        *largest = max;
+        let (scale, shift) = (s.splat(scale), s.splat(-max));
+        let mut total = s.zero();
+        for z in vectors {
+            let p = s.exp(s.fma(s.load(z), scale, shift));
+            total = s.add(total, p);
+            s.store(p, z);
+        }
+        *sum = *sum * *factor + s.sum(total);
+    }
+}
+
+#[inline(always)]
+fn sums<S: Simd>(
+    s: S,
+    attended: &Attended<'_>,
+    chunk: &Range<usize>,
+    channels: Range<usize>,
+    heads: Range<usize>,
+    own: Own<'_>,
+    out: Target<'_>,
+) {
+    match S::TILE_VECTORS {
+        2 => sums_on::<S, 2>(s, attended, chunk, channels, heads, own, out),
+        _ => sums_on::<S, 1>(s, attended, chunk, channels, heads, own, out),
+    }
+}
+
+#[inline(always)]
+fn sums_on<S: Simd, const N: usize>(
+    s: S,
+    attended: &Attended<'_>,
+    chunk: &Range<usize>,
+    channels: Range<usize>,
+    heads: Range<usize>,
+    own: Own<'_>,
+    out: Target<'_>,
+) {
+    let (values, head) = (own.values, heads.start);
+    // SAFETY: the scores and the numbers of these heads are complete, and only read now.
+    let (p, sum, factor) = unsafe {
+        (
+            values.view(own.score_index(head), heads.len() * CHUNK),
+            values.view(own.number_index(SUM, head), heads.len()),
+            values.view(own.number_index(FACTOR, head), heads.len()),
+        )
+    };
+    let mut panel = [[0.0; LANES]; PANEL_VECTORS];
+    for start in chunk.clone().step_by(PANEL_VECTORS / N) {
+        let depth = start..(start + PANEL_VECTORS / N).min(chunk.end);
+        let p = Rows {
+            values: &p[start - chunk.start..],
+            stride: CHUNK,
+            n_rows: heads.len(),
+            depth: depth.len(),
+        };
+        fill_rows::<S, N>(s, depth, |i| attended.row(i), channels.clone(), &mut panel);
+        let onto = if start > chunk.start {
+            Onto::Kept
+        } else if chunk.start > 0 {
+            Onto::Scaled(factor)
+        } else {
+            Onto::Zero
+        };
+        // SAFETY: tasks own different channels of different heads of different rows.
+        unsafe { add_products::<S, N>(s, p, &panel, onto, out) };
+    }
+    if chunk.end == attended.len {
+        for (head, sum) in sum.iter().enumerate() {
+            // SAFETY: as above.
+            let out = unsafe {
+                out.values
+                    .slice(out.start + head * out.stride, out.n_columns)
+            };
+            let inverse = s.splat(1.0 / sum);
+            map!(s, out, |x| s.mul(x, inverse));
         }
     }
 }

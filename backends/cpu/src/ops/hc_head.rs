@@ -1,11 +1,13 @@
 use ds4_model::RowsImage;
 use ds4_model::weights::HyperConnection;
 
-use super::elementwise::{inverse_rms, weighted_sum};
-use super::{each_row, set_real, sigmoid};
+use super::hc_mix::{Means, mix};
+use super::hc_pre::weighted_sum;
+use super::{inverse_rms, sigmoid};
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::products::{Outputs, Product, multiply_all};
+use crate::pool::Spread;
+use crate::simd::dispatch;
 use crate::weight::Weight;
 
 pub(crate) fn hc_head(
@@ -15,36 +17,35 @@ pub(crate) fn hc_head(
     hc: &HyperConnection<Weight>,
     h: &mut Buffer,
 ) {
-    set_real(rows, &mut cpu.real);
-    let (kernel, width) = (hc.fn_.kernel(), h.width());
-    let forms = cpu.activations.form(
-        cpu.cpu,
-        &mut cpu.pool,
-        std::iter::once(kernel),
-        streams.first_rows(rows.len()),
-        streams.width(),
-        |row| rows.slot(row).is_some(),
-    );
-    // The few products of a row wait in the first channels of its output.
-    let product = Product {
-        weights: hc.fn_.rows(0),
-        acts: forms.of(kernel),
-        out: Outputs::new(h, rows.len(), width),
+    let (path, eps, hc_eps) = (cpu.cpu, cpu.geometry.rms_eps, cpu.geometry.hc_eps);
+    let (n_hc, base, scale) = (cpu.geometry.n_hc, hc.base.vector(), hc.scale.vector());
+    let mut products = std::mem::take(&mut cpu.head_products);
+    products.resize(products.len().max(rows.len() * n_hc), 0.0);
+    let width = h.width();
+    let outs = Spread::new(h.floats_mut());
+    let means = Means {
+        cpu: path,
+        pool: &mut cpu.pool,
+        workers: &mut cpu.workers,
+        activations: &mut cpu.activations,
     };
-    let product = std::iter::once(product);
-    assert!(hc.fn_.n_out() <= width);
-    // SAFETY: the form is of this backend's path, and a row of the output has the room.
-    unsafe { multiply_all(cpu.cpu, &mut cpu.pool, &mut cpu.workers, &cpu.real, product) };
-
-    let (geometry, path) = (&cpu.geometry, cpu.cpu);
-    let (base, scale) = (hc.base.vector(), hc.scale.vector());
-    each_row(&mut cpu.pool, rows, h, |r, h| {
-        let streams = streams.row(r);
-        let inv = inverse_rms(path, streams, geometry.rms_eps);
-        let mut weights = [0.0; super::MAX_STREAMS];
-        for (j, weight) in weights[..geometry.n_hc].iter_mut().enumerate() {
-            *weight = sigmoid(h[j] * inv * scale[0] + base[j]) + geometry.hc_eps;
-        }
-        weighted_sum(path, streams, &weights[..geometry.n_hc], h);
-    });
+    mix(
+        means,
+        rows,
+        streams,
+        &hc.fn_,
+        &mut products,
+        |r, weights| {
+            let streams = streams.row(r);
+            let inv = inverse_rms(path, streams, eps);
+            for (w, base) in weights.iter_mut().zip(base) {
+                *w = sigmoid(*w * inv * scale[0] + base) + hc_eps;
+            }
+            // SAFETY: a row is finished once.
+            let h = unsafe { outs.slice(r * width, width) };
+            let weights = &*weights;
+            dispatch!(path, weighted_sum(streams: &[f32], weights: &[f32], h: &mut [f32]));
+        },
+    );
+    cpu.head_products = products;
 }

@@ -1,10 +1,12 @@
 use ds4_model::RowsImage;
 
-use super::{MAX_STREAMS, TASK_LEN};
+use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::lanes::{Lanes, on_every_path};
-use crate::pool::Spread;
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
+
+/// Most streams that a geometry may have.
+const MAX_HC: usize = 16;
 
 pub(crate) fn hc_post(
     cpu: &mut CpuBackend,
@@ -13,73 +15,52 @@ pub(crate) fn hc_post(
     gates: &Buffer,
     streams: &mut Buffer,
 ) {
-    let (n, n_embd) = (cpu.geometry.n_hc, cpu.geometry.n_embd);
-    let (path, width) = (cpu.cpu, streams.width());
-    // Channels of a task, which mixes all streams.
-    let part = (TASK_LEN / n).next_multiple_of(64);
-    let n_parts = n_embd.div_ceil(part);
-    let streams = Spread::new(streams.floats_mut());
-    cpu.pool.run(rows.len() * n_parts, |task, _| {
-        let (r, first) = (task / n_parts, task % n_parts * part);
-        if rows.slot(r).is_none() {
-            return;
-        }
-        let len = part.min(n_embd - first);
-        let (post, comb) = gates.row(r)[n..].split_at(n);
-        let y = &y.row(r)[first..first + len];
-        let mut starts = [std::ptr::null_mut(); MAX_STREAMS];
-        for (j, start) in starts[..n].iter_mut().enumerate() {
-            let at = r * width + j * n_embd + first;
-            // SAFETY: tasks own different channels.
-            *start = unsafe { streams.slice(at, len) }.as_mut_ptr();
-        }
-        // SAFETY: each start has `len` channels that this task owns.
-        unsafe { mix(path, y, post, &comb[..n * n], &starts[..n]) };
+    let (path, n) = (cpu.cpu, cpu.geometry.n_hc);
+    each_row(&mut cpu.pool, rows, streams, |r, streams| {
+        let (y, gates) = (y.row(r), &gates.row(r)[n..]);
+        dispatch!(path, post_row(n: usize, y: &[f32], gates: &[f32], streams: &mut [f32]));
     });
 }
 
-on_every_path! {
-    /// `streams'[k] = post[k] * y + Σ_j comb[j, k] * streams[j]` where the streams begin.
-    unsafe fn mix(y: &[f32], post: &[f32], comb: &[f32], streams: &[*mut f32]) = mix_lanes;
-}
-
-/// # Safety
-/// As [`Lanes`]; every stream has as many channels as `y`, which nobody else uses.
 #[inline(always)]
-unsafe fn mix_lanes<L: Lanes>(y: &[f32], post: &[f32], comb: &[f32], streams: &[*mut f32]) {
-    let n = streams.len();
-    assert!(n <= MAX_STREAMS && post.len() == n && comb.len() == n * n);
-    // SAFETY: the caller's promise.
-    unsafe {
-        if n == 4 {
-            // With a constant number of streams, they stay in registers.
-            mix_n::<L>(4, y, post, comb, streams);
-        } else {
-            mix_n::<L>(n, y, post, comb, streams);
-        }
+fn post_row<S: Simd>(s: S, n: usize, y: &[f32], gates: &[f32], streams: &mut [f32]) {
+    if n == 4 {
+        mix_streams::<S, 4>(s, 4, y, gates, streams);
+    } else {
+        mix_streams::<S, MAX_HC>(s, n, y, gates, streams);
     }
 }
 
-/// # Safety
-/// As [`mix_lanes`].
+/// `streams'[k] = post[k] * y + Σ_j comb[j, k] * streams[j]` for `n <= N` streams;
+/// `gates` is `post[n], comb[n, n]`.
 #[inline(always)]
-unsafe fn mix_n<L: Lanes>(n: usize, y: &[f32], post: &[f32], comb: &[f32], streams: &[*mut f32]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        for i in (0..y.len()).step_by(L::N) {
-            let left = y.len() - i;
-            let y = L::load_first(y.as_ptr().add(i), left);
-            let mut old = [L::splat(0.0); MAX_STREAMS];
-            for j in 0..n {
-                old[j] = L::load_first(streams[j].add(i), left);
-            }
+fn mix_streams<S: Simd, const N: usize>(
+    s: S,
+    n: usize,
+    y: &[f32],
+    gates: &[f32],
+    streams: &mut [f32],
+) {
+    let n_embd = y.len();
+    let (post, comb) = gates.split_at(n);
+    let mut new = [s.zero(); N];
+    let mut start = 0;
+    while start < n_embd {
+        let len = LANES.min(n_embd - start);
+        let at = start..start + len;
+        let y = s.load_part(&y[at.clone()]);
+        for k in 0..n {
+            new[k] = s.mul(s.splat(post[k]), y);
+        }
+        for j in 0..n {
+            let old = s.load_part(&streams[j * n_embd..][..n_embd][at.clone()]);
             for k in 0..n {
-                let mut mixed = y.mul(L::splat(post[k]));
-                for j in 0..n {
-                    mixed = old[j].mul_add(L::splat(comb[j * n + k]), mixed);
-                }
-                mixed.store_first(streams[k].add(i), left);
+                new[k] = s.fma(s.splat(comb[j * n + k]), old, new[k]);
             }
         }
+        for k in 0..n {
+            s.store_part(new[k], &mut streams[k * n_embd..][..n_embd][at.clone()]);
+        }
+        start += LANES;
     }
 }

@@ -3,22 +3,27 @@
 pub(crate) mod add;
 pub(crate) mod add_position_bias;
 pub(crate) mod attend;
-pub(crate) mod elementwise;
+pub(crate) mod compress;
 pub(crate) mod embed;
 pub(crate) mod experts_down;
 pub(crate) mod experts_gate_up;
 pub(crate) mod gate_up;
 pub(crate) mod hc_gates;
 pub(crate) mod hc_head;
+pub(crate) mod hc_mix;
 pub(crate) mod hc_post;
 pub(crate) mod hc_pre;
+pub(crate) mod hc_pre_norm;
 pub(crate) mod head_norm;
 pub(crate) mod index_round;
 pub(crate) mod index_scores;
+pub(crate) mod kv_norm_rope;
 pub(crate) mod kv_round;
 pub(crate) mod matmul;
 pub(crate) mod matmul_grouped;
+pub(crate) mod panel;
 pub(crate) mod pool;
+pub(crate) mod q_norm_rope;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod route_hash;
@@ -30,17 +35,16 @@ pub(crate) mod store_frontier;
 pub(crate) mod store_window;
 pub(crate) mod top_k;
 
-use ds4_model::RowsImage;
+use ds4_model::{ElementType, RowsImage};
 
 use crate::buffer::Buffer;
 use crate::kernels::RowPair;
+use crate::path::Cpu;
 use crate::pool::Pool;
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
 /// Values that make a task worth another thread: about a microsecond of an elementwise op.
-pub(crate) const TASK_LEN: usize = 4096;
-
-/// The most residual streams; as many as a geometry may have.
-pub(crate) const MAX_STREAMS: usize = 16;
+const TASK_LEN: usize = 8192;
 
 /// Rows that are not padding.
 pub(crate) fn real(rows: &RowsImage) -> impl Iterator<Item = usize> {
@@ -94,6 +98,45 @@ pub(crate) fn each_head<F>(
             }
         }
     });
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+pub(crate) fn inverse_rms(path: Cpu, x: &[f32], eps: f32) -> f32 {
+    #[inline(always)]
+    fn on<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+        s.inverse_rms(x, eps)
+    }
+    dispatch!(path, on(x: &[f32], eps: f32) -> f32)
+}
+
+/// Writes `values` into a row of a cache from channel `at` on, in the element of the cache.
+pub(crate) fn store(
+    path: Cpu,
+    cache: &mut Buffer,
+    slot: usize,
+    row: usize,
+    at: usize,
+    values: &[f32],
+) {
+    #[inline(always)]
+    fn halves<S: Simd>(s: S, values: &[f32], out: &mut [u16]) {
+        let (chunks, rest) = values.as_chunks();
+        let (out_chunks, out_rest) = out.as_chunks_mut();
+        for (x, out) in chunks.iter().zip(out_chunks) {
+            s.store_bf16(s.load(x), out);
+        }
+        let mut last = [0; LANES];
+        s.store_bf16(s.load_part(rest), &mut last);
+        out_rest.copy_from_slice(&last[..rest.len()]);
+    }
+    let start = cache.index(slot, row).start + at;
+    match cache.element() {
+        ElementType::Bf16 => {
+            let out = &mut cache.halves_mut()[start..][..values.len()];
+            dispatch!(path, halves(values: &[f32], out: &mut [u16]));
+        }
+        _ => cache.floats_mut()[start..][..values.len()].copy_from_slice(values),
+    }
 }
 
 pub(crate) fn sigmoid(x: f32) -> f32 {

@@ -13,37 +13,35 @@ pub(crate) fn route_top_k(
     scores: &Buffer,
     routes: &mut Routes<Buffer>,
 ) {
-    let k = routes.experts.width();
     for r in real(rows) {
-        let biased: Vec<f32> = scores
-            .row(r)
-            .iter()
-            .zip(bias.vector())
-            .map(|(s, b)| s + b)
-            .collect();
         let out = routes.experts.index(0, r);
-        for (out, e) in routes.experts.ids_mut()[out]
-            .iter_mut()
-            .zip(largest(&biased, k))
-        {
-            *out = e;
-        }
+        choose(
+            scores.row(r),
+            bias.vector(),
+            &mut routes.experts.ids_mut()[out],
+        );
         mixing_weights(cpu.geometry.expert_scale, scores.row(r), routes, r);
     }
 }
 
-/// Indices of the `k` largest values, largest first; of equal ones the lowest index first.
-fn largest(values: &[f32], k: usize) -> Vec<u32> {
-    let mut order: Vec<u32> = (0..values.len() as u32).collect();
-    let by_value = |a: &u32, b: &u32| {
-        values[*b as usize]
-            .total_cmp(&values[*a as usize])
-            .then(a.cmp(b))
-    };
-    if k < order.len() {
-        order.select_nth_unstable_by(k, by_value);
-        order.truncate(k);
+/// Writes the indices of the largest sums, as many as fit and there are, largest first; of equal
+/// sums the lowest index first. An insertion sort that keeps only what fits.
+fn choose(scores: &[f32], bias: &[f32], out: &mut [u32]) {
+    let sum = |e: u32| scores[e as usize] + bias[e as usize];
+    let k = out.len();
+    let mut n = 0;
+    for e in 0..scores.len() as u32 {
+        let value = sum(e);
+        let is_larger = |other: u32| value.total_cmp(&sum(other)).is_gt();
+        if n == k && !is_larger(out[k - 1]) {
+            continue;
+        }
+        let mut at = n.min(k - 1);
+        while at > 0 && is_larger(out[at - 1]) {
+            out[at] = out[at - 1];
+            at -= 1;
+        }
+        out[at] = e;
+        n = (n + 1).min(k);
     }
-    order.sort_unstable_by(by_value);
-    order
 }

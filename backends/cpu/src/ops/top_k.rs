@@ -15,119 +15,112 @@ pub(crate) fn top_k(
     selected: &mut Buffer,
 ) {
     let k = selected.width();
-    let ids = Spread::new(selected.ids_mut());
-    cpu.pool
-        .run_with(&mut cpu.workers, range.len(), |task, worker| {
-            let r = range.start + task;
-            if rows.slot(r).is_some() {
-                let scores = &scores.row(task)[..rows.n_visible(r, CSA_RATIO)];
-                // SAFETY: tasks own different rows.
-                let out = unsafe { ids.slice(r * k, k.min(scores.len())) };
-                largest_in_order(scores, &mut worker.counts, out);
-            }
-        });
+    let selected = Spread::new(selected.ids_mut());
+    cpu.pool.run(range.len(), |i, _| {
+        let r = range.start + i;
+        if rows.slot(r).is_some() {
+            let scores = &scores.row(i)[..rows.n_visible(r, CSA_RATIO)];
+            // SAFETY: tasks own different rows.
+            let out = unsafe { selected.slice(r * k, k) };
+            largest_ascending(scores, out);
+        }
+    });
 }
 
-/// Bits that one pass over the values looks at.
+/// Bits of a key that one pass looks at.
 const DIGIT_BITS: u32 = 11;
-/// Counts of one pass.
-pub(crate) const N_DIGITS: usize = 1 << DIGIT_BITS;
+const N_DIGITS: usize = 1 << DIGIT_BITS;
 
-/// A number that orders as `f32::total_cmp` does.
-fn key(value: f32) -> u32 {
-    let bits = value.to_bits();
-    let mask = ((bits as i32) >> 31) as u32 | 0x8000_0000;
-    bits ^ mask
+/// A key that orders as [`f32::total_cmp`] does.
+#[inline(always)]
+fn key(x: f32) -> u32 {
+    let bits = x.to_bits();
+    bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000)
 }
 
-/// The indices of the `out.len()` largest values, ascending; of equal values the lowest indices.
+/// Writes the indices of the largest values, as many as fit, in ascending order; of equal values the
+/// lowest indices. When there are no more values than places, it is all of them.
 ///
-/// The smallest of the largest values is found by its digits, highest first: each pass counts the
-/// digits of the values that share the digits found so far (a radix selection).
-pub(crate) fn largest_in_order(values: &[f32], counts: &mut [u32], out: &mut [u32]) {
-    let counts = &mut counts[..N_DIGITS];
-    let n = out.len();
-    assert!(n <= values.len() && values.len() <= u32::MAX as usize);
-    if n == values.len() {
-        for (i, out) in out.iter_mut().enumerate() {
+/// A radix selection: three passes find the key of the last value that is taken, digit by digit,
+/// and a fourth takes what lies above it, and of its equals the first ones.
+pub(crate) fn largest_ascending(values: &[f32], out: &mut [u32]) {
+    let k = out.len();
+    if values.len() <= k {
+        for (i, out) in out[..values.len()].iter_mut().enumerate() {
             *out = i as u32;
         }
         return;
     }
-    if n == 0 {
-        return;
-    }
-    // Of the values that begin with `prefix`, the `rank` largest belong to the result.
-    let (mut prefix, mut rank, mut shift) = (0, n as u32, u32::BITS);
-    while shift > 0 {
-        let bits = DIGIT_BITS.min(shift);
-        let above = shift;
-        shift -= bits;
-        counts.fill(0);
-        let mask = (1 << bits) - 1;
-        for value in values {
-            let key = key(*value);
-            if above == u32::BITS || key >> above == prefix {
-                counts[(key >> shift & mask) as usize] += 1;
+    // The key found so far, in its upper bits, and how many of its equals are still wanted.
+    let (mut prefix, mut wanted) = (0u32, k as u32);
+    let mut known = 0;
+    while known < 32 {
+        let bits = DIGIT_BITS.min(32 - known);
+        let shift = 32 - known - bits;
+        let mut counts = [0u32; N_DIGITS];
+        for x in values {
+            let key = key(*x);
+            if known == 0 || (key >> (32 - known)) == prefix {
+                counts[(key >> shift) as usize & ((1 << bits) - 1)] += 1;
             }
         }
-        let mut digit = mask;
-        while counts[digit as usize] < rank {
-            rank -= counts[digit as usize];
+        let mut digit = (1usize << bits) - 1;
+        while counts[digit] < wanted {
+            wanted -= counts[digit];
             digit -= 1;
         }
-        prefix = prefix << bits | digit;
+        prefix = (prefix << bits) | digit as u32;
+        known += bits;
     }
-    let mut chosen = out.iter_mut();
-    for (i, value) in values.iter().enumerate() {
-        let key = key(*value);
-        let is_last = key == prefix && rank > 0;
-        if key > prefix || is_last {
-            rank -= u32::from(is_last);
-            let Some(out) = chosen.next() else {
-                unreachable!("as many values as were counted");
-            };
-            *out = i as u32;
+    let mut n = 0;
+    for (i, x) in values.iter().enumerate() {
+        let key = key(*x);
+        if key > prefix || (key == prefix && wanted > 0) {
+            wanted -= u32::from(key == prefix);
+            out[n] = i as u32;
+            n += 1;
         }
     }
+    debug_assert_eq!(n, k);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Sorted, which is what it must equal.
-    fn sorted(values: &[f32], n: usize) -> Vec<u32> {
+    /// The same by sorting.
+    fn sorted(values: &[f32], k: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..values.len() as u32).collect();
-        let value = |i: &u32| values[*i as usize];
-        order.sort_by(|a, b| value(b).total_cmp(&value(a)).then(a.cmp(b)));
-        order.truncate(n);
+        order.sort_by(|a, b| values[*b as usize].total_cmp(&values[*a as usize]));
+        order.truncate(k);
         order.sort_unstable();
         order
     }
 
     #[test]
-    fn the_largest_values_are_those_of_a_stable_sort() {
-        let mut seed = 0x1234_5678_9abc_def1u64;
-        let mut next = || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
+    fn the_largest_are_those_of_a_stable_sort() {
+        let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1e-40];
+        let mut seed = 1u32;
+        let mut random = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             seed
         };
-        let mut counts = vec![7; N_DIGITS];
-        for len in [1, 2, 5, 100, 3000] {
-            for ties in [1u64, 3, 50, u64::MAX] {
-                let mut values: Vec<f32> = (0..len)
-                    .map(|_| ((next() >> 20) % ties) as f32 * 1e-3 - 0.02)
+        for n in [1, 2, 5, 100, 513, 5000] {
+            for kind in 0..4 {
+                let values: Vec<f32> = (0..n)
+                    .map(|_| match kind {
+                        // Any bits, few values, one value, and special ones.
+                        0 => f32::from_bits(random()),
+                        1 => (random() % 7) as f32 - 3.0,
+                        2 => 0.25,
+                        _ => special[random() as usize % special.len()],
+                    })
                     .collect();
-                values[0] = f32::NEG_INFINITY;
-                values[len / 2] = -0.0;
-                for n in [1, 2, len / 2, len - 1, len] {
-                    let n = n.min(len);
-                    let mut found = vec![0; n];
-                    largest_in_order(&values, &mut counts, &mut found);
-                    assert_eq!(found, sorted(&values, n), "{n} of {len}, {ties} values");
+                for k in [1, 2, 7, 99, 512, n] {
+                    let mut out = vec![u32::MAX; k];
+                    largest_ascending(&values, &mut out);
+                    let expected = sorted(&values, k);
+                    assert_eq!(out[..expected.len()], expected, "{k} of {n}, kind {kind}");
                 }
             }
         }
