@@ -1,1 +1,12 @@
-//! Conformance suite.
+//! The suite that every backend runs.
+//!
+//! [`ops`] compares every op with the scalar reference at awkward shapes;
+//! [`network`] states what must hold of whole networks on any backend (chunks,
+//! batches, forks, rewinds, export and import, and the logits of independent
+//! implementations). A backend's own tests call these functions with a
+//! constructor of itself; the reference runs them in this crate's tests.
+
+pub mod fixtures;
+pub mod golden;
+pub mod network;
+pub mod ops;

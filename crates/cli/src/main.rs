@@ -1,2 +1,77 @@
 //! `ds4`: talk to DeepSeek V4 Flash.
-fn main() {}
+//!
+//! Arguments as typed ([`args`]) become options ([`options`]), which a command runs. stdout
+//! carries the answer alone; banner, progress and errors go to stderr.
+
+mod args;
+mod chat;
+mod commands;
+mod console;
+mod conversation;
+mod error;
+mod folders;
+mod interrupt;
+mod markdown_style;
+mod model;
+mod model_choice;
+mod options;
+mod prompt_input;
+mod reply_writer;
+mod units;
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+
+use args::{AskArgs, Cli, Command, VerbosityArgs};
+use commands::ask::Answered;
+use console::Console;
+use options::{AskOptions, Task};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse_from(args::spelled_for_clap(std::env::args_os()));
+    match run(cli) {
+        Ok(Answered::Complete) => ExitCode::SUCCESS,
+        Ok(Answered::Interrupted) => ExitCode::from(interrupt::EXIT_STATUS),
+        Err(error) if error::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where nobody takes the message, the exit status says it.
+            let _ = writeln!(io::stderr(), "ds4: {}", error::one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Answered> {
+    let console = Console::new(VerbosityArgs::default());
+    let stdout = &mut io::stdout().lock();
+    match cli.command {
+        None => return ask(cli.ask),
+        Some(Command::Inspect(args)) => commands::inspect::run(&args, stdout)?,
+        Some(Command::Logits(args)) => commands::logits::run(&args, &console, stdout)?,
+        Some(Command::Text(args)) => {
+            commands::text::run(&args.door, &mut io::stdin().lock(), stdout)?;
+        }
+        Some(Command::Bench(args)) => commands::bench::run(&args, &console, stdout)?,
+    }
+    Ok(Answered::Complete)
+}
+
+fn ask(args: AskArgs) -> Result<Answered> {
+    let console = Console::new(args.verbosity);
+    let options = AskOptions::new(args, io::stdin().is_terminal())?;
+    match &options.task {
+        Task::Chat => chat::run(&options, &console)?,
+        Task::Answer(prompt) => return commands::ask::answer(&options, prompt, &console),
+        Task::DumpTokens(prompt) => {
+            let stdout = &mut io::stdout().lock();
+            commands::ask::dump_tokens(&options, prompt, &console, stdout)?;
+        }
+        Task::DumpLogprobs(prompt, logprobs) => {
+            return commands::ask::dump_logprobs(&options, prompt, logprobs, &console);
+        }
+    }
+    Ok(Answered::Complete)
+}

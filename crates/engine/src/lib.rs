@@ -1,1 +1,31 @@
 //! A loaded model and its timelines.
+//!
+//! [`Engine::open`] maps a file, checks it, decides memory and binds the weights
+//! to a backend. [`Engine::step`] runs one batch of rows. [`Scheduler`] turns
+//! requests into steps: it chooses slots, reuses what they hold, prefills in
+//! chunks, decodes all sequences together and samples.
+//!
+//! One thread owns an engine; nothing in here locks.
+
+mod engine;
+mod memory;
+mod runner;
+mod sampler;
+mod scheduler;
+pub mod store;
+
+pub use engine::{
+    BackendKind, DEFAULT_CHUNK, DEFAULT_CONTEXT, Engine, LoadProgress, OpenError, OpenOptions,
+    Plan, tokenizer_of,
+};
+pub use memory::available_bytes;
+pub use sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+pub use scheduler::{
+    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIXED_CHUNK, Request,
+    RequestError, Scheduler, SequenceId, Timings,
+};
+
+pub use ds4_cpu::SimdPath;
+pub use ds4_model::{
+    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError, StoredRows,
+};

@@ -1,0 +1,26 @@
+use ds4_model::RowsImage;
+
+use super::{real, store};
+use crate::backend::CpuBackend;
+use crate::buffer::Buffer;
+
+pub(crate) fn store_compressed(
+    cpu: &CpuBackend,
+    rows: &RowsImage,
+    ratio: usize,
+    pooled: &Buffer,
+    cache: &mut Buffer,
+) {
+    for r in real(rows) {
+        if let Some(index) = rows.completes(r, ratio) {
+            store(
+                cpu.cpu,
+                cache,
+                rows.slot[r] as usize,
+                index,
+                0,
+                pooled.row(r),
+            );
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Arguments as typed. [`crate::options`] resolves and checks them.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ds4",
+    version,
+    about = "Talk to DeepSeek V4 Flash on this machine",
+    long_about = "Talk to DeepSeek V4 Flash on this machine.\n\n\
+        With -p or --prompt-file, or with a prompt on standard input, ds4 answers once. \
+        On a terminal without a prompt it holds a conversation; /help lists its commands.",
+    args_conflicts_with_subcommands = true,
+    subcommand_precedence_over_arg = true
+)]
+pub(crate) struct Cli {
+    /// Asking, once or in a conversation.
+    #[command(flatten)]
+    pub ask: AskArgs,
+    /// Everything else.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what a GGUF file holds, what a token costs, and what fits in memory
+    Inspect(InspectArgs),
+    /// Write the next-token logits at every position of a token list
+    Logits(LogitsArgs),
+    /// Tokenize, detokenize, render or parse JSON lines from stdin to stdout
+    Text(TextArgs),
+    /// Measure prefill and decode at growing contexts, as CSV
+    Bench(BenchArgs),
+}
+
+/// Which file, and what runs it.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct EngineArgs {
+    /// Model file; without it $DS4_MODEL, then the first of the user's models, then the
+    /// built-in small model
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// What computes
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub backend: BackendArg,
+    /// Threads of the CPU backend [default: the machine's cores]
+    #[arg(short, long, value_name = "N", value_parser = count)]
+    pub threads: Option<usize>,
+    /// Kernels of the CPU backend, for comparison [default: the fastest that this CPU has]
+    #[arg(long, value_enum, value_name = "PATH")]
+    pub simd: Option<SimdArg>,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendArg {
+    /// The CPU kernels
+    #[default]
+    Cpu,
+    /// The scalar meaning of every op: slow, for comparison
+    Reference,
+}
+
+/// Kernels of the CPU backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SimdArg {
+    /// Portable code
+    Scalar,
+    /// x86-64 with AVX2
+    Avx2,
+    /// x86-64 with AVX-512
+    Avx512,
+    /// 64-bit Arm
+    Neon,
+}
+
+/// Asking.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct AskArgs {
+    /// The prompt
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        conflicts_with = "prompt_file",
+        allow_hyphen_values = true
+    )]
+    pub prompt: Option<String>,
+    /// A file that holds the prompt; - is standard input
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
+    /// System text; also -sys
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system: Option<String>,
+
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Context in tokens: prompt and reply together [default: what fits in memory, up to 32768]
+    #[arg(short, long, value_name = "N", value_parser = count)]
+    pub ctx: Option<usize>,
+    /// Most rows of one prefill step
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512, hide_short_help = true)]
+    pub chunk: usize,
+
+    /// Most tokens of a reply [default: up to the end of the context]
+    #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count)]
+    pub tokens: Option<usize>,
+    /// Sampling temperature; 0 is greedy
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    pub temp: f32,
+    /// Sample among the K likeliest tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Sample among the likeliest tokens that have this share of the probability
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    pub top_p: f32,
+    /// Drop tokens less likely than this share of the likeliest
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.05,
+        allow_negative_numbers = true
+    )]
+    pub min_p: f32,
+    /// Make sampling repeatable [default: different every time]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Reason before answering (the default)
+    #[arg(long, group = "thinking")]
+    pub think: bool,
+    /// Answer at once
+    #[arg(long, group = "thinking")]
+    pub nothink: bool,
+    /// Reason with maximum effort; needs a large context (see --think-max-min-ctx)
+    #[arg(long, group = "thinking")]
+    pub think_max: bool,
+    /// Effort of --think
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TIER",
+        default_value_t,
+        hide_short_help = true
+    )]
+    pub default_effort: EffortArg,
+    /// Smallest context in which --think-max is not lowered to --think; 0 is any
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 393_216,
+        hide_short_help = true
+    )]
+    pub think_max_min_ctx: usize,
+    /// Which release's effort prefixes the model was trained with
+    #[arg(
+        long,
+        value_enum,
+        value_name = "NAME",
+        default_value_t,
+        hide_short_help = true
+    )]
+    pub prompt_revision: RevisionArg,
+    /// Write the reasoning to standard output also when it is not a terminal
+    #[arg(long)]
+    pub show_reasoning: bool,
+
+    /// Print the ids and pieces of the rendered prompt, and exit
+    #[arg(long)]
+    pub dump_tokens: bool,
+    /// Write the likeliest tokens of every step to a JSON file
+    #[arg(long, value_name = "FILE")]
+    pub dump_logprobs: Option<PathBuf>,
+    /// How many of them
+    #[arg(long, value_name = "K", value_parser = count, requires = "dump_logprobs", default_value = "20")]
+    pub logprobs_top_k: usize,
+
+    #[command(flatten)]
+    pub verbosity: VerbosityArgs,
+}
+
+/// How much goes to stderr.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct VerbosityArgs {
+    /// Say nothing but errors on standard error
+    #[arg(short, long, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Report the memory plan and progress also when standard error is not a terminal
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// Effort of thinking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EffortArg {
+    /// Short
+    Low,
+    /// As the hosted service
+    #[default]
+    High,
+    /// As --think-max, at any context
+    Max,
+}
+
+/// Release of the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RevisionArg {
+    /// By the file's name and metadata
+    #[default]
+    Auto,
+    /// The first release
+    Preview,
+    /// The release of 31 July
+    #[value(name = "0731")]
+    R0731,
+}
+
+/// `ds4 inspect`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct InspectArgs {
+    /// The GGUF file; of a split model the first
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    pub tensors: bool,
+    /// One JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Memory bandwidth you measured, in GB/s: says how long a token takes at least
+    #[arg(long, value_name = "GB/S", value_parser = bandwidth)]
+    pub bandwidth: Option<f64>,
+}
+
+/// `ds4 logits`.
+#[derive(Args, Clone, Debug)]
+#[command(group = clap::ArgGroup::new("input").required(true))]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Token ids
+    #[arg(long, value_name = "IDS", value_delimiter = ',', group = "input")]
+    pub tokens: Vec<u32>,
+    /// A file of token ids: a JSON array, an object with such an array under "ids", or numbers
+    /// separated by commas or white space
+    #[arg(long, value_name = "FILE", group = "input")]
+    pub tokens_file: Option<PathBuf>,
+    /// Rows of each step; of a list the last size repeats
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', value_parser = count, default_value = "512")]
+    pub chunk: Vec<usize>,
+    /// Keep cache rows in f32, for comparison with implementations that do not round them
+    #[arg(long)]
+    pub no_cache_rounding: bool,
+    /// Where the logits go: little-endian f32 [n_tokens, n_vocab]
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+}
+
+/// `ds4 text`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TextArgs {
+    #[command(subcommand)]
+    pub door: TextDoor,
+}
+
+/// The doors of the text layer.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum TextDoor {
+    /// {"text"} to {"ids"}
+    Tokenize(TokenizerArgs),
+    /// {"ids"} to {"text"} and the bytes of every id
+    Detokenize(TokenizerArgs),
+    /// A conversation to the prompt the model reads
+    Render,
+    /// The model's output to reasoning, content and tool calls
+    Parse,
+}
+
+/// Which tokenizer.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct TokenizerArgs {
+    /// A tokenizer.json or a GGUF file [default: the tokenizer of the model that ds4 would open]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// `ds4 bench`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Contexts at which to measure
+    #[arg(long, value_name = "N[,N...]", value_delimiter = ',', value_parser = count, default_value = "512,2048,8192")]
+    pub contexts: Vec<usize>,
+    /// Tokens to decode at each
+    #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count, default_value_t = 32)]
+    pub tokens: usize,
+    /// Most rows of one prefill step
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
+    pub chunk: usize,
+}
+
+/// A number of things, at least one.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(n) => Ok(n),
+        Err(e) => Err(format!("expected a whole number: {e}")),
+    }
+}
+
+fn bandwidth(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
+        _ => Err("expected a positive number".to_owned()),
+    }
+}
+
+/// The arguments as clap reads them: the published guides write the system text as `-sys TEXT`,
+/// which clap would take for `-s ys`.
+pub(crate) fn spelled_for_clap(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut values_follow = false;
+    args.into_iter()
+        .map(|arg| {
+            values_follow |= arg == "--";
+            if arg == "-sys" && !values_follow {
+                OsString::from("--system")
+            } else {
+                arg
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        let words = std::iter::once("ds4").chain(line.split_whitespace());
+        Cli::try_parse_from(spelled_for_clap(words.map(OsString::from)))
+    }
+
+    #[test]
+    fn the_definition_of_the_arguments_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_flags_of_the_published_guides_say_what_they_said() {
+        let ask = |line: &str| {
+            let cli = parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+            assert!(cli.command.is_none(), "{line}");
+            cli.ask
+        };
+        assert_eq!(ask("-p Hello").prompt.as_deref(), Some("Hello"));
+        assert_eq!(ask("-p -1").prompt.as_deref(), Some("-1"));
+        assert_eq!(ask("--prompt-file f").prompt_file, Some("f".into()));
+        assert_eq!(ask("-p x -m f.gguf").engine.model, Some("f.gguf".into()));
+        assert_eq!(ask("-p x -n 7").tokens, Some(7));
+        assert_eq!(ask("-p x --tokens 7").tokens, Some(7));
+        assert_eq!(ask("-p x --ctx 100000").ctx, Some(100_000));
+        assert_eq!(ask("-p x -c 64").ctx, Some(64));
+        assert_eq!(ask("-p x --temp 0").temp, 0.0);
+        assert_eq!(ask("-p x -sys Be").system.as_deref(), Some("Be"));
+        assert_eq!(ask("-p x --system Be").system.as_deref(), Some("Be"));
+        assert_eq!(ask("-p x -t 4").engine.threads, Some(4));
+        assert_eq!(ask("-p x --seed 9").seed, Some(9));
+        assert_eq!(ask("-p x --simd avx2").engine.simd, Some(SimdArg::Avx2));
+        assert_eq!(
+            ask("-p x --backend reference").engine.backend,
+            BackendArg::Reference
+        );
+        assert_eq!(
+            ask("-p x --prompt-revision 0731").prompt_revision,
+            RevisionArg::R0731
+        );
+        let thinking = |line: &str| {
+            let ask = ask(line);
+            (ask.think, ask.nothink, ask.think_max)
+        };
+        assert_eq!(thinking("-p x"), (false, false, false));
+        assert_eq!(thinking("-p x --think"), (true, false, false));
+        assert_eq!(thinking("-p x --nothink"), (false, true, false));
+        assert_eq!(thinking("-p x --think-max"), (false, false, true));
+        assert_eq!(ask("-p x --dump-logprobs f").logprobs_top_k, 20);
+        assert_eq!(
+            ask("-p x --dump-logprobs f --logprobs-top-k 3").logprobs_top_k,
+            3
+        );
+        let none = ask("");
+        assert_eq!(
+            (none.temp, none.top_k, none.top_p, none.min_p),
+            (1.0, 0, 1.0, 0.05)
+        );
+    }
+
+    #[test]
+    fn subcommands_have_flags_of_their_own() {
+        let command = |line: &str| {
+            let cli = parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+            cli.command
+                .unwrap_or_else(|| panic!("{line}: no subcommand"))
+        };
+        match command("logits -m f --tokens 1,2,3 --chunk 5,1 --no-cache-rounding --out o") {
+            Command::Logits(args) => {
+                assert_eq!(args.tokens, [1, 2, 3]);
+                assert_eq!(args.chunk, [5, 1]);
+                assert!(args.no_cache_rounding);
+            }
+            other => panic!("{other:?}"),
+        }
+        match command("bench --contexts 8,16 -n 2") {
+            Command::Bench(args) => {
+                assert_eq!(
+                    (args.contexts, args.tokens, args.chunk),
+                    (vec![8, 16], 2, 512)
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        match command("inspect f --json --tensors --bandwidth 273") {
+            Command::Inspect(args) => {
+                assert!(args.json && args.tensors);
+                assert_eq!(args.bandwidth, Some(273.0));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(
+            command("text tokenize --tokenizer f"),
+            Command::Text(TextArgs { door: TextDoor::Tokenize(args) }) if args.tokenizer.is_some()
+        ));
+    }
+
+    #[test]
+    fn the_old_spelling_of_the_system_flag_is_only_a_flag_before_the_end_of_flags() {
+        let spelled = spelled_for_clap(["-sys", "a", "--", "-sys"].map(OsString::from));
+        assert_eq!(spelled, ["--system", "a", "--", "-sys"].map(OsString::from));
+    }
+}

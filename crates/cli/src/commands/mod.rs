@@ -1,0 +1,7 @@
+//! One module for each thing the program does.
+
+pub(crate) mod ask;
+pub(crate) mod bench;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod text;

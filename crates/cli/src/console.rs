@@ -1,0 +1,119 @@
+//! What goes to the terminal besides the answer: banner, progress, closing line. All of it goes
+//! to stderr, so that stdout carries the answer alone.
+
+use std::cell::Cell;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use crate::args::VerbosityArgs;
+
+/// Clears from the cursor to the end of the line.
+const CLEAR_LINE: &str = "\x1b[K";
+/// Less intense text.
+pub(crate) const DIM: &str = "\x1b[2m";
+/// Ordinary text.
+pub(crate) const RESET: &str = "\x1b[0m";
+
+/// Least time between two lines of progress: what is over sooner shows none.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Where output goes and how it may look.
+#[derive(Debug)]
+pub(crate) struct Console {
+    /// stdout is a terminal.
+    pub stdout_is_terminal: bool,
+    /// stderr is a terminal.
+    pub stderr_is_terminal: bool,
+    /// Escape sequences may be used on a terminal.
+    pub colour: bool,
+    quiet: bool,
+    verbose: bool,
+    /// A line of progress is on the screen.
+    shows_progress: Cell<bool>,
+    last_progress: Cell<Instant>,
+}
+
+impl Console {
+    /// By what stdout and stderr are, and the user's wish not to see colours.
+    pub(crate) fn new(verbosity: VerbosityArgs) -> Console {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty())
+            || std::env::var_os("TERM").is_some_and(|v| v == "dumb");
+        Console {
+            stdout_is_terminal: io::stdout().is_terminal(),
+            stderr_is_terminal: io::stderr().is_terminal(),
+            colour: !no_colour,
+            quiet: verbosity.quiet,
+            verbose: verbosity.verbose,
+            shows_progress: Cell::new(false),
+            last_progress: Cell::new(Instant::now()),
+        }
+    }
+
+    /// Whether stdout takes colours.
+    pub(crate) fn styles_stdout(&self) -> bool {
+        self.colour && self.stdout_is_terminal
+    }
+
+    /// A line for a person who watches: the banner, notes.
+    pub(crate) fn note(&self, line: &str) {
+        if !self.quiet && (self.stderr_is_terminal || self.verbose) {
+            self.line(line);
+        }
+    }
+
+    /// A line that matters also in a log: warnings and the closing line.
+    pub(crate) fn report(&self, line: &str) {
+        if !self.quiet {
+            self.line(line);
+        }
+    }
+
+    /// A line for a person who asked for details.
+    pub(crate) fn detail(&self, line: &str) {
+        if self.verbose {
+            self.line(line);
+        }
+    }
+
+    /// An error that does not end the program.
+    pub(crate) fn error(&self, error: &anyhow::Error) {
+        self.raw(&format!("error: {}\n", crate::error::one_line(error)));
+    }
+
+    /// Shows how far something is, in place of the last such line; only where it can be replaced.
+    pub(crate) fn progress(&self, line: &str) {
+        let can_replace = self.stderr_is_terminal && self.colour && !self.quiet;
+        if can_replace && self.last_progress.get().elapsed() >= PROGRESS_INTERVAL {
+            self.last_progress.set(Instant::now());
+            self.shows_progress.set(true);
+            self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
+        }
+    }
+
+    /// Removes the line of [`Console::progress`], if there is one.
+    pub(crate) fn end_progress(&self) {
+        if self.shows_progress.replace(false) {
+            self.raw(&format!("\r{CLEAR_LINE}"));
+        }
+        self.last_progress.set(Instant::now());
+    }
+
+    fn line(&self, line: &str) {
+        self.raw(&format!("{}\n", self.dimmed(line)));
+    }
+
+    fn dimmed(&self, line: &str) -> String {
+        if self.stderr_is_terminal && self.colour {
+            format!("{DIM}{line}{RESET}")
+        } else {
+            line.to_owned()
+        }
+    }
+
+    fn raw(&self, text: &str) {
+        // Nothing can be done about a stderr that does not take it.
+        let mut stderr = io::stderr().lock();
+        let _ = stderr.write_all(text.as_bytes());
+        let _ = stderr.flush();
+    }
+}

@@ -1,0 +1,345 @@
+//! Answering a prompt.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::program::{Ds4, Ran};
+use crate::speaking_model::{self, N_VOCAB};
+
+struct Speaker {
+    ds4: Ds4,
+}
+
+impl Speaker {
+    fn new() -> Speaker {
+        let ds4 = Ds4::new();
+        speaking_model::write(ds4.home());
+        Speaker { ds4 }
+    }
+
+    fn ask(&self, args: &[&str]) -> Ran {
+        let model = ["-m", "speaking.gguf", "--ctx", "1024"];
+        self.ds4.run(model.iter().chain(args))
+    }
+}
+
+#[test]
+fn dumped_tokens_are_those_of_the_rendered_prompt() {
+    let speaker = Speaker::new();
+    let (bos, user, assistant, think, end_think) = (256, 258, 259, 260, 261);
+    let ids = |args: &[&str]| -> Vec<u32> {
+        let ran = speaker.ask(args);
+        let lines = ran.answer().lines();
+        let id = |line: &str| {
+            line.split('\t')
+                .next()
+                .expect("an id")
+                .parse()
+                .expect("an id")
+        };
+        lines.map(id).collect()
+    };
+    let text = |text: &str| text.bytes().map(u32::from).collect::<Vec<_>>();
+    for (args, expected) in [
+        (
+            &["--nothink"][..],
+            [vec![bos, user], text("Hi"), vec![assistant, end_think]].concat(),
+        ),
+        (
+            &["--think"],
+            [vec![bos, user], text("Hi"), vec![assistant, think]].concat(),
+        ),
+        (
+            &["--nothink", "--system", "Be."],
+            [
+                vec![bos],
+                text("Be."),
+                vec![user],
+                text("Hi"),
+                vec![assistant, end_think],
+            ]
+            .concat(),
+        ),
+        (
+            &["--nothink", "-sys", "Be."],
+            [
+                vec![bos],
+                text("Be."),
+                vec![user],
+                text("Hi"),
+                vec![assistant, end_think],
+            ]
+            .concat(),
+        ),
+        // Thinking hard is lowered in a small context.
+        (
+            &["--think-max"],
+            [vec![bos, user], text("Hi"), vec![assistant, think]].concat(),
+        ),
+    ] {
+        let args = [args, &["--dump-tokens", "-p", "Hi"]].concat();
+        assert_eq!(ids(&args), expected, "{args:?}");
+    }
+    let effort = "Reasoning Effort: Absolute maximum";
+    let args = [
+        "--think-max",
+        "--think-max-min-ctx",
+        "0",
+        "--dump-tokens",
+        "-p",
+        "Hi",
+    ];
+    let prefix = text(effort);
+    assert_eq!(ids(&args)[..=prefix.len()], [&[bos][..], &prefix].concat());
+
+    let ran = speaker.ask(&["--nothink", "--dump-tokens", "-p", "\u{e9}"]);
+    let pieces: Vec<&str> = ran.answer().lines().collect();
+    assert_eq!(pieces[0], "256\t\"<｜begin▁of▁sentence｜>\"");
+    assert_eq!(pieces[2], "195\t\"\u{fffd}\"", "half a character");
+}
+
+#[test]
+fn the_answer_is_alone_on_stdout_and_greedy_answers_repeat() {
+    let speaker = Speaker::new();
+    let ask = || speaker.ask(&["-p", "Hello", "--nothink", "--temp", "0", "-n", "24"]);
+    let first = ask();
+    assert!(!first.answer().is_empty());
+    assert!(first.answer().ends_with('\n'));
+    assert!(!first.answer().contains('\x1b'), "{first:?}");
+    assert_eq!(first.answer(), ask().answer());
+    let closing: Vec<&str> = first.stderr.lines().collect();
+    assert_eq!(closing.len(), 1, "{first:?}");
+    for words in [
+        "prefill 9 tokens at",
+        "0 cached",
+        "decode 24 tokens at",
+        "limit of -n",
+    ] {
+        assert!(closing[0].contains(words), "{words:?}: {}", closing[0]);
+    }
+    let quiet = speaker.ask(&["-p", "Hello", "--nothink", "--temp", "0", "-n", "24", "-q"]);
+    assert_eq!(
+        (quiet.answer(), quiet.stderr.as_str()),
+        (first.answer(), "")
+    );
+}
+
+#[test]
+fn a_seed_repeats_an_answer_and_another_seed_changes_it() {
+    let speaker = Speaker::new();
+    let ask = |seed| {
+        let ran = speaker.ask(&["-p", "Hello", "--nothink", "-n", "24", "--seed", seed]);
+        ran.answer().to_owned()
+    };
+    assert_eq!(ask("1"), ask("1"));
+    assert_ne!(ask("1"), ask("2"));
+}
+
+#[test]
+fn a_prompt_comes_from_a_flag_a_file_or_stdin() {
+    let speaker = Speaker::new();
+    std::fs::write(speaker.ds4.home().join("prompt.txt"), "Hello").expect("a writable home");
+    let rest = [
+        "--nothink",
+        "--temp",
+        "0",
+        "-n",
+        "8",
+        "-q",
+        "-m",
+        "speaking.gguf",
+    ];
+    let from = |args: &[&str]| {
+        let ran = speaker.ds4.run_with(args.iter().chain(&rest), b"Hello");
+        ran.answer().to_owned()
+    };
+    let expected = from(&["-p", "Hello"]);
+    assert_eq!(from(&["--prompt-file", "prompt.txt"]), expected);
+    assert_eq!(from(&["--prompt-file", "-"]), expected);
+    assert_eq!(from(&[]), expected);
+}
+
+#[test]
+fn reasoning_is_left_out_of_a_pipe_unless_asked_for() {
+    let speaker = Speaker::new();
+    let args = ["-p", "Hello", "--think", "--temp", "0", "-n", "24", "-q"];
+    let hidden = speaker.ask(&args);
+    let shown = speaker.ask(&[&args[..], &["--show-reasoning"]].concat());
+    assert!(shown.answer().starts_with("<think>\n"), "{shown:?}");
+    let (_, content) = shown.answer().split_once("</think>\n\n").expect("the tags");
+    assert_eq!(hidden.answer(), content);
+}
+
+#[test]
+fn logprobs_are_written_for_every_step_and_belong_to_the_answer() {
+    let speaker = Speaker::new();
+    let ran = speaker.ask(&[
+        "-p",
+        "Hello",
+        "--nothink",
+        "--temp",
+        "0",
+        "-n",
+        "6",
+        "--dump-logprobs",
+        "out.json",
+        "--logprobs-top-k",
+        "5",
+    ]);
+    let text = std::fs::read_to_string(speaker.ds4.home().join("out.json")).expect("written");
+    let report: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["source"], "ds4");
+    assert_eq!(report["prompt_tokens"], 9);
+    assert_eq!(report["ctx"], 1024);
+    assert_eq!(report["top_k"], 5);
+    let steps = report["steps"].as_array().expect("steps");
+    assert_eq!(steps.len(), 6);
+    let mut bytes = Vec::new();
+    for (i, step) in steps.iter().enumerate() {
+        assert_eq!(step["step"], i);
+        let top = step["top_logprobs"].as_array().expect("a list");
+        assert_eq!(top.len(), 5);
+        assert_eq!(
+            top[0]["token"], step["selected"],
+            "greedy takes the likeliest"
+        );
+        assert_eq!(top[0]["logprob"], step["logprob"]);
+        let logprobs: Vec<f64> = top
+            .iter()
+            .map(|t| t["logprob"].as_f64().expect("a number"))
+            .collect();
+        assert!(
+            logprobs.is_sorted_by(|a, b| a >= b) && logprobs[0] <= 0.0,
+            "{logprobs:?}"
+        );
+        let piece = step["selected"]["bytes"].as_array().expect("bytes");
+        bytes.extend(piece.iter().map(|b| b.as_u64().expect("a byte") as u8));
+    }
+    assert_eq!(
+        ran.answer().trim_end_matches('\n'),
+        String::from_utf8_lossy(&bytes).trim_end_matches('\n')
+    );
+    assert!(
+        report["steps"][0]["selected"]["id"]
+            .as_u64()
+            .expect("an id")
+            < N_VOCAB as u64
+    );
+}
+
+#[test]
+fn without_a_model_the_built_in_one_answers_or_the_error_says_how_to_get_one() {
+    let ds4 = Ds4::new();
+    let ran = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "-v", "--temp", "0"]);
+    let download = "hf download antirez/deepseek-v4-gguf";
+    let model = ds4_conformance::golden::project_root().join("models/ds4-small-q8_0.gguf");
+    if cfg!(feature = "builtin-model") && model.is_file() {
+        assert!(!ran.answer().trim().is_empty(), "{ran:?}");
+        assert!(ran.stderr.contains("small built-in model"), "{ran:?}");
+        assert!(ran.stderr.contains(download), "{ran:?}");
+        let quiet = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "--temp", "0", "-q"]);
+        assert_eq!(quiet.answer(), ran.stdout);
+    } else {
+        ran.refused(&["no model", "-m FILE", "$DS4_MODEL", download]);
+    }
+}
+
+#[test]
+fn the_variable_and_the_models_folder_name_a_model_and_the_banner_says_so() {
+    let speaker = Speaker::new();
+    let home = speaker.ds4.home();
+    let args = ["-p", "Hello", "--nothink", "-n", "4", "--temp", "0", "-v"];
+    let by_variable = Ran::of(
+        speaker
+            .ds4
+            .command(args)
+            .env("DS4_MODEL", "speaking.gguf")
+            .output()
+            .expect("ds4 starts"),
+    );
+    by_variable.answer();
+    assert!(
+        by_variable
+            .stderr
+            .contains("speaking.gguf, from $DS4_MODEL"),
+        "{by_variable:?}"
+    );
+    let folder = home.join(".local/share/ds4/models");
+    std::fs::create_dir_all(&folder).expect("a writable home");
+    std::fs::rename(home.join("speaking.gguf"), folder.join("speaking.gguf"))
+        .expect("the same disk");
+    let by_folder = speaker.ds4.run(args);
+    assert_eq!(by_folder.answer(), by_variable.answer());
+    assert!(
+        by_folder.stderr.contains("the first in the models folder"),
+        "{by_folder:?}"
+    );
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_program_quietly() {
+    let speaker = Speaker::new();
+    let mut command = speaker.ds4.command(["text", "parse"]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().expect("ds4 starts");
+    drop(child.stdout.take());
+    let mut input = child.stdin.take().expect("a pipe");
+    let writer = std::thread::spawn(move || {
+        for _ in 0..100_000 {
+            if std::io::Write::write_all(&mut input, b"{\"id\":1,\"text\":\"a\"}\n").is_err() {
+                break;
+            }
+        }
+    });
+    let ran = Ran::of(child.wait_with_output().expect("ds4 ends"));
+    writer.join().expect("the writer ends");
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_an_answer_and_keeps_what_was_said() {
+    let speaker = Speaker::new();
+    let args = [
+        "-p",
+        "Hello",
+        "--nothink",
+        "-m",
+        "speaking.gguf",
+        "--ctx",
+        "4096",
+        "--seed",
+        "1",
+    ];
+    let mut command = speaker.ds4.command(args);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("ds4 starts");
+    let mut first = [0];
+    let mut stdout = child.stdout.take().expect("a pipe");
+    std::io::Read::read_exact(&mut stdout, &mut first).expect("it begins to answer");
+    let kill = std::process::Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(kill.expect("kill runs").success());
+    let pressed = Instant::now();
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut stdout, &mut rest).expect("it ends its answer");
+    let ran = Ran::of(child.wait_with_output().expect("ds4 ends"));
+    assert!(
+        pressed.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        pressed.elapsed()
+    );
+    if ran.status == Some(0) {
+        // The answer was complete before the signal came.
+        return;
+    }
+    assert_eq!(ran.status, Some(130), "{ran:?}");
+    assert!(ran.stderr.contains("; stopped"), "{ran:?}");
+    assert_eq!(rest.last(), Some(&b'\n'), "the line is ended");
+}

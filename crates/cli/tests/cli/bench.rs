@@ -1,0 +1,57 @@
+//! `ds4 bench`.
+
+use ds4_conformance::golden::project_root;
+
+use crate::program::Ds4;
+
+#[test]
+fn every_context_is_a_line_of_csv_that_counts_its_own_increment() {
+    let ds4 = Ds4::new();
+    let model = project_root().join("testdata/forward/no-sliding/model.gguf");
+    let model = model.to_str().expect("a readable path");
+    // More decoded tokens than the rings can be cut back by, and contexts out of order.
+    let args = [
+        "bench",
+        "-m",
+        model,
+        "--contexts",
+        "160,32,200",
+        "-n",
+        "80",
+        "--chunk",
+        "50",
+    ];
+    let ran = ds4.run(args);
+    let mut lines = ran.answer().lines();
+    assert_eq!(
+        lines.next(),
+        Some("context,prefill_tokens,prefill_ms,prefill_tps,decode_tokens,decode_ms,decode_tps")
+    );
+    let rows: Vec<Vec<f64>> = lines
+        .map(|line| {
+            let numbers = line.split(',').map(|n| n.parse().expect("a number"));
+            numbers.collect()
+        })
+        .collect();
+    let counted: Vec<[f64; 3]> = rows.iter().map(|r| [r[0], r[1], r[4]]).collect();
+    assert_eq!(
+        counted,
+        [
+            [32.0, 32.0, 80.0],
+            [160.0, 128.0, 80.0],
+            [200.0, 40.0, 80.0]
+        ]
+    );
+    for row in &rows {
+        for (n, ms, rate) in [(row[1], row[2], row[3]), (row[4], row[5], row[6])] {
+            assert!(ms > 0.0, "{row:?}");
+            let error = (n / (ms / 1e3) / rate - 1.0).abs();
+            assert!(error < 0.01, "{n} in {ms} ms is not {rate} a second");
+        }
+    }
+    assert!(
+        ran.stderr.contains("of weights"),
+        "the bytes a token reads: {}",
+        ran.stderr
+    );
+}

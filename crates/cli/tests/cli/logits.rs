@@ -1,0 +1,102 @@
+//! `ds4 logits` against the logits of independent implementations.
+
+use ds4_conformance::golden::{Golden, committed, project_root};
+use std::path::PathBuf;
+
+use crate::program::Ds4;
+
+/// README.md of testdata/forward: transformers against itself stays within 1e-5, and the largest
+/// mistake that is hard to see moves a logit by 2.9e-4 only where it is not the one looked for.
+const TOLERANCE: f32 = 1e-3;
+
+fn model(golden: &Golden) -> PathBuf {
+    let folder = project_root().join("testdata/forward");
+    folder.join(&golden.name).join("model.gguf")
+}
+
+fn tokens_file(golden: &Golden) -> PathBuf {
+    model(golden).with_file_name("tokens.json")
+}
+
+#[test]
+fn every_backend_and_every_split_gives_the_logits_of_an_independent_implementation() {
+    let ds4 = Ds4::new();
+    for golden in committed() {
+        let n_vocab = golden.logits.len() / golden.tokens.len();
+        for backend in ["cpu", "reference"] {
+            for chunk in ["1", "7", "128", "5,1,64,3"] {
+                let case = format!("{} on {backend} in chunks of {chunk}", golden.name);
+                let out = ds4.home().join("logits.f32");
+                let mut command = ds4.command(["logits", "--no-cache-rounding"]);
+                command
+                    .args(["--backend", backend, "--chunk", chunk, "--tokens-file"])
+                    .arg(tokens_file(&golden))
+                    .arg("-m")
+                    .arg(model(&golden))
+                    .arg("--out")
+                    .arg(&out);
+                let ran = crate::program::Ran::of(command.output().expect("ds4 starts"));
+                let argmax = ran.answer();
+                assert_eq!(
+                    ran.stderr, "",
+                    "{case}: nothing is said when nobody watches"
+                );
+
+                let bytes = std::fs::read(&out).expect("the logits are written");
+                assert_eq!(bytes.len(), golden.logits.len() * 4, "{case}");
+                let (words, _) = bytes.as_chunks::<4>();
+                let logits: Vec<f32> = words.iter().map(|w| f32::from_le_bytes(*w)).collect();
+                let worst = logits
+                    .iter()
+                    .zip(&golden.logits)
+                    .map(|(a, b)| (a - b).abs())
+                    .fold(0.0, f32::max);
+                assert!(worst <= TOLERANCE, "{case}: largest difference {worst:e}");
+                let expected: Vec<String> = golden
+                    .logits
+                    .chunks_exact(n_vocab)
+                    .map(|row| {
+                        let best = (0..n_vocab).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+                        best.expect("a vocabulary").to_string()
+                    })
+                    .collect();
+                assert_eq!(argmax.trim_end(), expected.join(","), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn cache_rounding_changes_logits_and_keeps_their_number() {
+    let ds4 = Ds4::new();
+    let golden = &committed()[0];
+    let n_tokens = golden.tokens.len();
+    let out = ds4.home().join("logits.f32");
+    let mut command = ds4.command(["logits", "--tokens-file"]);
+    command
+        .arg(tokens_file(golden))
+        .arg("-m")
+        .arg(model(golden));
+    command.arg("--out").arg(&out);
+    let ran = crate::program::Ran::of(command.output().expect("ds4 starts"));
+    assert_eq!(ran.answer().trim_end().split(',').count(), n_tokens);
+    let bytes = std::fs::read(&out).expect("the logits are written");
+    assert_eq!(bytes.len(), golden.logits.len() * 4);
+    let unrounded: Vec<u8> = golden.logits.iter().flat_map(|l| l.to_le_bytes()).collect();
+    assert_ne!(bytes, unrounded);
+}
+
+#[test]
+fn tokens_on_the_command_line_and_in_a_file_are_the_same_tokens() {
+    let ds4 = Ds4::new();
+    let golden = &committed()[0];
+    std::fs::write(ds4.home().join("ids"), "3 1\n4, 1,5").expect("a writable home");
+    let mut answers = Vec::new();
+    for tokens in [["--tokens", "3,1,4,1,5"], ["--tokens-file", "ids"]] {
+        let mut command = ds4.command(["logits", "--out", "logits.f32", "-m"]);
+        command.arg(model(golden)).args(tokens);
+        let ran = crate::program::Ran::of(command.output().expect("ds4 starts"));
+        answers.push(ran.answer().to_owned());
+    }
+    assert_eq!(answers[0], answers[1]);
+}

@@ -1,0 +1,12 @@
+//! The built program, run as a user runs it.
+
+mod ask;
+mod bad_input;
+mod bench;
+#[cfg(unix)]
+mod chat;
+mod inspect;
+mod logits;
+mod program;
+mod speaking_model;
+mod text;

@@ -1,0 +1,567 @@
+//! Requests to steps.
+//!
+//! Every [`Scheduler::tick`] is one step of the engine: a row for every sequence
+//! that is decoding, and a chunk of one that is prefilling. A caller that wants
+//! to cancel does so between ticks.
+//!
+//! # What a request finds
+//!
+//! A slot keeps its tokens when its sequence ends. A new request takes the idle
+//! slot whose tokens share the longest prefix with its prompt, cut back to that
+//! prefix: within the rings, or to the longest frontier below it. Frontiers are
+//! taken while prompts are prefilled, at the last multiple of
+//! [`FRONTIER_STRIDE`] before the prompt's end, where they are small. When the
+//! cut would lose tokens and another slot is empty, the prefix is copied there
+//! and the longer slot stays.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use ds4_model::{BackendError, Batch, Frontier, Outputs, StepError};
+
+use crate::engine::Engine;
+use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+
+/// Positions at which frontiers are taken are multiples of this: there the
+/// ratio-128 groups are empty.
+pub const FRONTIER_STRIDE: usize = 128;
+/// Frontiers kept for one slot; the oldest goes first.
+pub const MAX_FRONTIERS: usize = 4;
+/// Rows of a prefill chunk in a step that also decodes, so that decoding stays
+/// responsive.
+pub const MIXED_CHUNK: usize = 128;
+/// Requests that can wait for a slot.
+pub const MAX_WAITING: usize = 256;
+
+/// Names a sequence for as long as the scheduler lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// One reply to be generated.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The whole prompt.
+    pub tokens: Vec<u32>,
+    /// How to choose tokens.
+    pub sampling: SamplingOptions,
+    /// Most tokens to generate.
+    pub max_tokens: usize,
+    /// Tokens that end the reply and are not part of it.
+    pub stop_tokens: Vec<u32>,
+    /// Number of likeliest tokens to report for every generated one.
+    pub n_logprobs: Option<usize>,
+}
+
+/// Why a request was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Nothing to continue.
+    #[error("the prompt is empty, expected at least one token")]
+    EmptyPrompt,
+    /// The prompt leaves no room for a token.
+    #[error(
+        "the prompt has {found} tokens and the context holds {context}: shorten it or use a longer --ctx"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        found: usize,
+        /// Tokens of a slot.
+        context: usize,
+    },
+    /// A token is outside the vocabulary.
+    #[error("token id {token} is not in the vocabulary of {n_vocab}")]
+    Token {
+        /// The id.
+        token: u32,
+        /// Vocabulary entries.
+        n_vocab: usize,
+    },
+    /// A sampling option is out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// Too many requests wait already.
+    #[error("{MAX_WAITING} requests are waiting for a slot; try again later")]
+    QueueFull,
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It sampled a stop token.
+    Stop,
+    /// It reached its limit of tokens.
+    Length,
+    /// Its slot is full.
+    ContextFull,
+    /// The caller gave it up.
+    Cancelled,
+}
+
+/// Where the time of a sequence went.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Of them, tokens that were in the slot already.
+    pub n_cached: usize,
+    /// Time of the steps that prefilled it.
+    pub prefill: Duration,
+    /// Tokens generated, the stop token not counted.
+    pub n_decoded: usize,
+    /// Time of the steps that decoded it.
+    pub decode: Duration,
+}
+
+impl Timings {
+    /// Prompt tokens computed in a second.
+    pub fn prefill_rate(&self) -> f64 {
+        rate(self.n_prompt - self.n_cached, self.prefill)
+    }
+
+    /// Tokens generated in a second. The first token comes out of the last
+    /// prefill step, so it is not counted.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.n_decoded.saturating_sub(1), self.decode)
+    }
+}
+
+fn rate(n: usize, time: Duration) -> f64 {
+    if time.is_zero() {
+        0.0
+    } else {
+        n as f64 / time.as_secs_f64()
+    }
+}
+
+/// What happened to a sequence in a tick.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A part of its prompt was computed.
+    Prefill {
+        /// The sequence.
+        id: SequenceId,
+        /// Prompt tokens in the slot now.
+        n_done: usize,
+        /// Prompt tokens.
+        n_total: usize,
+        /// Of those done, the ones that did not have to be computed.
+        n_cached: usize,
+    },
+    /// A token was generated.
+    Token {
+        /// The sequence.
+        id: SequenceId,
+        /// The token.
+        token: u32,
+        /// What the model thought of it, if asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// It ended.
+    Finished {
+        /// The sequence.
+        id: SequenceId,
+        /// Why.
+        reason: FinishReason,
+        /// Where its time went.
+        timings: Timings,
+    },
+}
+
+struct Sequence {
+    id: SequenceId,
+    slot: usize,
+    request: Request,
+    sampler: Sampler,
+    /// Prompt tokens in the slot, while prefilling.
+    n_done: usize,
+    /// Tokens chosen or forced and not yet in the slot, while decoding.
+    next: Vec<u32>,
+    timings: Timings,
+}
+
+impl Sequence {
+    fn is_prefilling(&self) -> bool {
+        self.n_done < self.request.tokens.len()
+    }
+}
+
+/// An engine and the sequences that run on it.
+pub struct Scheduler {
+    engine: Engine,
+    running: Vec<Sequence>,
+    waiting: VecDeque<(SequenceId, Request)>,
+    frontiers: Vec<Vec<Frontier>>,
+    cancelled: Vec<Event>,
+    last_used: Vec<u64>,
+    next_id: u64,
+}
+
+impl Scheduler {
+    /// Takes over an engine.
+    pub fn new(engine: Engine) -> Scheduler {
+        Scheduler {
+            frontiers: (0..engine.n_slots()).map(|_| Vec::new()).collect(),
+            last_used: vec![0; engine.n_slots()],
+            engine,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            cancelled: Vec::new(),
+            next_id: 0,
+        }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Gives the engine back; running sequences are dropped.
+    pub fn into_engine(self) -> Engine {
+        self.engine
+    }
+
+    /// Accepts a request; it runs as soon as a slot is idle.
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId, RequestError> {
+        let n_vocab = self.engine.geometry().n_vocab;
+        let context = self.engine.context();
+        if request.tokens.is_empty() {
+            return Err(RequestError::EmptyPrompt);
+        }
+        if request.tokens.len() >= context {
+            return Err(RequestError::PromptTooLong {
+                found: request.tokens.len(),
+                context,
+            });
+        }
+        if let Some(&token) = request.tokens.iter().find(|t| **t as usize >= n_vocab) {
+            return Err(RequestError::Token { token, n_vocab });
+        }
+        request.sampling.validate(n_vocab)?;
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(RequestError::QueueFull);
+        }
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back((id, request));
+        Ok(id)
+    }
+
+    /// Ends a sequence; its slot keeps what was computed. The next tick reports
+    /// it as finished. Unknown and ended sequences are left alone.
+    pub fn cancel(&mut self, id: SequenceId) {
+        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
+            let (_, request) = self.waiting.remove(at).expect("just found");
+            self.cancelled.push(Event::Finished {
+                id,
+                reason: FinishReason::Cancelled,
+                timings: Timings {
+                    n_prompt: request.tokens.len(),
+                    ..Timings::default()
+                },
+            });
+        }
+        if let Some(at) = self.running.iter().position(|s| s.id == id) {
+            let sequence = self.running.remove(at);
+            self.cancelled.push(Event::Finished {
+                id,
+                reason: FinishReason::Cancelled,
+                timings: sequence.timings,
+            });
+        }
+    }
+
+    /// Puts tokens into a reply after the last one reported, as if the model
+    /// had chosen them: the end of a thinking block when its budget is spent.
+    /// Only a decoding sequence takes them.
+    pub fn force(&mut self, id: SequenceId, tokens: &[u32]) {
+        if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id)
+            && !sequence.is_prefilling()
+        {
+            for &token in tokens {
+                sequence.sampler.accept(token);
+                sequence.next.push(token);
+                sequence.timings.n_decoded += 1;
+            }
+        }
+    }
+
+    /// Whether nothing runs, waits or is to be reported.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty() && self.cancelled.is_empty()
+    }
+
+    /// Runs one step and says what it did. On an error the sequences of the
+    /// step are gone, and their slots empty if the error says so; the others go on.
+    pub fn tick(&mut self) -> Result<Vec<Event>, StepError> {
+        let mut events = std::mem::take(&mut self.cancelled);
+        self.admit(&mut events)?;
+        let (batch, in_batch) = self.plan();
+        if in_batch.is_empty() {
+            return Ok(events);
+        }
+        let started = Instant::now();
+        if let Err(error) = self.run(&batch, &in_batch, started, &mut events) {
+            let failed: Vec<SequenceId> = in_batch.iter().map(|at| self.running[*at].id).collect();
+            self.running.retain(|s| !failed.contains(&s.id));
+            for segment in batch.segments() {
+                self.frontiers[segment.slot].clear();
+            }
+            return Err(error);
+        }
+        self.take_frontiers(&batch)?;
+        Ok(events)
+    }
+
+    /// Gives idle slots to waiting requests.
+    fn admit(&mut self, events: &mut Vec<Event>) -> Result<(), BackendError> {
+        while !self.waiting.is_empty() {
+            let idle: Vec<usize> = (0..self.engine.n_slots())
+                .filter(|slot| self.running.iter().all(|s| s.slot != *slot))
+                .collect();
+            if idle.is_empty() {
+                return Ok(());
+            }
+            let (id, request) = self.waiting.pop_front().expect("not empty");
+            let (slot, n_cached) = self.prepare_slot(&idle, &request.tokens)?;
+            self.last_used[slot] = id.0 + 1;
+            let n_total = request.tokens.len();
+            events.push(Event::Prefill {
+                id,
+                n_done: n_cached,
+                n_total,
+                n_cached,
+            });
+            self.running.push(Sequence {
+                id,
+                slot,
+                sampler: Sampler::new(request.sampling.clone(), &request.tokens),
+                request,
+                n_done: n_cached,
+                next: Vec::new(),
+                timings: Timings {
+                    n_prompt: n_total,
+                    n_cached,
+                    ..Timings::default()
+                },
+            });
+        }
+        Ok(())
+    }
+
+    /// Chooses a slot for a prompt and cuts it back to what they share. At least
+    /// the prompt's last token is left to compute: its logits are wanted.
+    fn prepare_slot(
+        &mut self,
+        idle: &[usize],
+        prompt: &[u32],
+    ) -> Result<(usize, usize), BackendError> {
+        let (source, reusable) = idle
+            .iter()
+            .map(|slot| (*slot, self.reusable(*slot, prompt)))
+            .max_by_key(|(slot, reusable)| (*reusable, std::cmp::Reverse(self.last_used[*slot])))
+            .expect("an idle slot");
+        let loses = reusable < self.engine.len(source);
+        let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
+        let least_recent = || idle.iter().copied().min_by_key(|s| self.last_used[*s]);
+        let slot = match (reusable, empty) {
+            (0, empty) => {
+                let slot = empty.or_else(least_recent).expect("an idle slot");
+                self.engine.clear(slot);
+                self.frontiers[slot].clear();
+                return Ok((slot, 0));
+            }
+            (_, Some(empty)) if loses && self.rewinds_without_frontier(source, reusable) => {
+                self.engine.fork(source, empty);
+                self.frontiers[empty].clear();
+                empty
+            }
+            _ => source,
+        };
+        self.cut(slot, reusable)?;
+        Ok((slot, reusable))
+    }
+
+    /// Longest prefix of `prompt` that a slot can be cut back to.
+    fn reusable(&self, slot: usize, prompt: &[u32]) -> usize {
+        let tokens = self.engine.tokens(slot);
+        let shared = tokens
+            .iter()
+            .zip(prompt)
+            .take_while(|(a, b)| a == b)
+            .count();
+        let shared = shared.min(prompt.len() - 1);
+        if shared == 0 || self.rewinds_without_frontier(slot, shared) {
+            return shared;
+        }
+        self.frontiers[slot]
+            .iter()
+            .map(|f| f.len)
+            .filter(|len| *len <= shared)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn rewinds_without_frontier(&self, slot: usize, len: usize) -> bool {
+        len == self.engine.len(slot) || len >= self.engine.rewind_floor(slot)
+    }
+
+    /// Cuts a slot back to a length that [`Scheduler::reusable`] gave.
+    fn cut(&mut self, slot: usize, len: usize) -> Result<(), BackendError> {
+        if self.engine.rewind(slot, len).is_err() {
+            let restored = self.frontiers[slot]
+                .iter()
+                .find(|f| f.len == len)
+                .map(|frontier| self.engine.restore(slot, frontier));
+            match restored {
+                Some(Ok(())) => {}
+                Some(Err(ds4_model::RestoreError::Backend(error))) => return Err(error),
+                Some(Err(ds4_model::RestoreError::Rewind(_))) | None => {
+                    unreachable!("a length taken from the slot's own frontiers")
+                }
+            }
+        }
+        self.frontiers[slot].retain(|f| f.len <= len);
+        Ok(())
+    }
+
+    /// The rows of the next step, and which running sequences they belong to,
+    /// in the order of the segments.
+    fn plan(&self) -> (Batch, Vec<usize>) {
+        let mut batch = Batch::new();
+        let mut in_batch = Vec::new();
+        let max_rows = self.engine.max_rows();
+        for (at, sequence) in self.running.iter().enumerate() {
+            let fits = batch.n_rows() + sequence.next.len() <= max_rows;
+            if !sequence.is_prefilling() && fits {
+                batch.push(sequence.slot, &sequence.next, Outputs::Last);
+                in_batch.push(at);
+            }
+        }
+        let chunk = if in_batch.is_empty() {
+            max_rows
+        } else {
+            MIXED_CHUNK
+        };
+        let mut room = chunk.min(max_rows - batch.n_rows());
+        for (at, sequence) in self.running.iter().enumerate() {
+            if !sequence.is_prefilling() || room == 0 {
+                continue;
+            }
+            let prompt = &sequence.request.tokens;
+            let mut end = prompt.len().min(sequence.n_done + room);
+            // A step ends where a frontier will be taken.
+            let mark = frontier_mark(prompt.len());
+            if sequence.n_done < mark && mark < end {
+                end = mark;
+            }
+            let outputs = if end == prompt.len() {
+                Outputs::Last
+            } else {
+                Outputs::None
+            };
+            batch.push(sequence.slot, &prompt[sequence.n_done..end], outputs);
+            in_batch.push(at);
+            room -= end - sequence.n_done;
+        }
+        (batch, in_batch)
+    }
+
+    /// Runs a batch and gives every sequence its part.
+    fn run(
+        &mut self,
+        batch: &Batch,
+        in_batch: &[usize],
+        started: Instant,
+        events: &mut Vec<Event>,
+    ) -> Result<(), StepError> {
+        let n_vocab = self.engine.geometry().n_vocab;
+        let context = self.engine.context();
+        let logits = self.engine.step(batch)?;
+        let elapsed = started.elapsed();
+        let mut rows = logits.chunks_exact(n_vocab);
+        let mut finished = Vec::new();
+        for (at, segment) in in_batch.iter().zip(batch.segments()) {
+            let sequence = &mut self.running[*at];
+            let id = sequence.id;
+            if sequence.is_prefilling() {
+                sequence.n_done += segment.tokens.len();
+                sequence.timings.prefill += elapsed;
+                events.push(Event::Prefill {
+                    id,
+                    n_done: sequence.n_done,
+                    n_total: sequence.request.tokens.len(),
+                    n_cached: sequence.timings.n_cached,
+                });
+            } else {
+                sequence.timings.decode += elapsed;
+                sequence.next.clear();
+            }
+            if segment.outputs == Outputs::None {
+                continue;
+            }
+            let row = rows.next().expect("one row of logits for every output");
+            let in_slot = sequence.request.tokens.len() + sequence.timings.n_decoded;
+            let reason = if sequence.timings.n_decoded >= sequence.request.max_tokens {
+                Some(FinishReason::Length)
+            } else if in_slot >= context {
+                Some(FinishReason::ContextFull)
+            } else {
+                let token = sequence.sampler.sample(row);
+                if sequence.request.stop_tokens.contains(&token) {
+                    Some(FinishReason::Stop)
+                } else {
+                    sequence.timings.n_decoded += 1;
+                    sequence.next.push(token);
+                    let n_logprobs = sequence.request.n_logprobs;
+                    events.push(Event::Token {
+                        id,
+                        token,
+                        logprobs: n_logprobs.map(|n| TokenLogprobs::new(row, token, n)),
+                    });
+                    // The last token allowed need not be computed.
+                    (sequence.timings.n_decoded >= sequence.request.max_tokens)
+                        .then_some(FinishReason::Length)
+                }
+            };
+            if let Some(reason) = reason {
+                finished.push(id);
+                events.push(Event::Finished {
+                    id,
+                    reason,
+                    timings: sequence.timings,
+                });
+            }
+        }
+        self.running.retain(|s| !finished.contains(&s.id));
+        Ok(())
+    }
+
+    /// Takes the frontiers that the step just made possible.
+    fn take_frontiers(&mut self, batch: &Batch) -> Result<(), BackendError> {
+        for segment in batch.segments() {
+            let len = self.engine.len(segment.slot);
+            let wanted = self.running.iter().any(|s| {
+                s.slot == segment.slot
+                    && len == frontier_mark(s.request.tokens.len())
+                    && len == s.n_done
+            });
+            let kept = &self.frontiers[segment.slot];
+            if wanted && kept.iter().all(|f| f.len != len) {
+                let frontier = self.engine.frontier(segment.slot)?;
+                let kept = &mut self.frontiers[segment.slot];
+                if kept.len() == MAX_FRONTIERS {
+                    kept.remove(0);
+                }
+                kept.push(frontier);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a prompt of this length leaves a frontier: the last multiple of
+/// [`FRONTIER_STRIDE`] that leaves at least the generation prompt, two tokens,
+/// to compute. 0 when there is none.
+fn frontier_mark(n_prompt: usize) -> usize {
+    n_prompt.saturating_sub(2) / FRONTIER_STRIDE * FRONTIER_STRIDE
+}

@@ -1,0 +1,330 @@
+//! What requests see of a scheduler, on a small golden model.
+
+use std::collections::HashMap;
+
+use ds4_conformance::golden::{self, Golden};
+use ds4_conformance::network::argmax;
+use ds4_engine::{
+    BackendKind, Batch, Engine, Event, FinishReason, OpenError, OpenOptions, Outputs, Request,
+    RequestError, SamplingOptions, Scheduler, SequenceId, Timings,
+};
+
+fn model() -> Golden {
+    golden::committed().swap_remove(0)
+}
+
+fn options(n_slots: usize, context: usize) -> OpenOptions {
+    let mut options = OpenOptions::new("golden");
+    options.backend = BackendKind::Reference;
+    options.context = Some(context);
+    options.n_slots = n_slots;
+    options.chunk = 64;
+    options
+}
+
+fn open(golden: &Golden, n_slots: usize, context: usize) -> Engine {
+    Engine::from_gguf(&golden.gguf, &options(n_slots, context), &mut |_| {}).expect("opens")
+}
+
+fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
+    Request {
+        tokens: tokens.to_vec(),
+        sampling: SamplingOptions::greedy(),
+        max_tokens,
+        stop_tokens: Vec::new(),
+        n_logprobs: None,
+    }
+}
+
+/// What a sequence said and how it ended.
+type Replies = HashMap<SequenceId, (Vec<u32>, Option<(FinishReason, Timings)>)>;
+
+fn collect(events: Vec<Event>, replies: &mut Replies) {
+    for event in events {
+        match event {
+            Event::Prefill { .. } => {}
+            Event::Token { id, token, .. } => replies.entry(id).or_default().0.push(token),
+            Event::Finished {
+                id,
+                reason,
+                timings,
+            } => {
+                replies.entry(id).or_default().1 = Some((reason, timings));
+            }
+        }
+    }
+}
+
+fn run(scheduler: &mut Scheduler) -> Replies {
+    let mut replies = Replies::new();
+    while !scheduler.is_idle() {
+        collect(
+            scheduler.tick().expect("the reference does not fail"),
+            &mut replies,
+        );
+    }
+    replies
+}
+
+/// Greedy decoding by hand.
+fn by_hand(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
+    engine.clear(0);
+    let mut next = prompt.to_vec();
+    let mut reply = Vec::new();
+    while reply.len() < n {
+        for part in std::mem::take(&mut next).chunks(64) {
+            let mut batch = Batch::new();
+            batch.push(0, part, Outputs::Last);
+            next = vec![argmax(engine.step(&batch).expect("fits")) as u32];
+        }
+        reply.extend_from_slice(&next);
+    }
+    reply
+}
+
+#[test]
+fn sequences_say_the_same_alone_and_among_others() {
+    let golden = model();
+    let mut engine = open(&golden, 3, 200);
+    let prompts: Vec<&[u32]> = vec![
+        &golden.tokens[..3],
+        &golden.tokens[5..150],
+        &golden.tokens[40..41],
+        &golden.tokens[10..80],
+        &golden.tokens[100..170],
+    ];
+    let expected: Vec<Vec<u32>> = prompts
+        .iter()
+        .map(|p| by_hand(&mut engine, p, 15))
+        .collect();
+    engine.clear(0);
+
+    // Five requests for three slots: two wait.
+    let mut scheduler = Scheduler::new(engine);
+    let ids: Vec<SequenceId> = prompts
+        .iter()
+        .map(|p| scheduler.submit(greedy(p, 15)).expect("accepted"))
+        .collect();
+    let replies = run(&mut scheduler);
+    for (id, expected) in ids.iter().zip(expected) {
+        let (tokens, finished) = &replies[id];
+        assert_eq!(tokens, &expected, "{id:?}");
+        assert_eq!(finished.unwrap().0, FinishReason::Length);
+        assert_eq!(finished.unwrap().1.n_decoded, 15);
+    }
+}
+
+#[test]
+fn a_second_turn_computes_only_what_is_new() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 250));
+    let first = &golden.tokens[..90];
+    let id = scheduler.submit(greedy(first, 20)).unwrap();
+    let reply = run(&mut scheduler)[&id].0.clone();
+
+    // The conversation grows by the reply and a question.
+    let mut second = first.to_vec();
+    second.extend_from_slice(&reply);
+    second.extend_from_slice(&golden.tokens[200..210]);
+    let id = scheduler.submit(greedy(&second, 5)).unwrap();
+    let replies = run(&mut scheduler);
+    let timings = replies[&id].1.unwrap().1;
+    // The last token of the reply was sampled and not computed.
+    assert_eq!((timings.n_prompt, timings.n_cached), (120, 109));
+    assert_eq!(
+        replies[&id].0,
+        by_hand(&mut open(&golden, 1, 250), &second, 5)
+    );
+}
+
+#[test]
+fn a_prompt_that_departs_early_reuses_a_frontier() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 270));
+    scheduler.submit(greedy(&golden.tokens[..140], 90)).unwrap();
+    run(&mut scheduler);
+    // The shared part ends 94 tokens before the slot's end: further back than
+    // the rings reach, so the frontier at 128 is the nearest.
+    let mut other = golden.tokens[..135].to_vec();
+    other.extend_from_slice(&golden.tokens[3..20]);
+    let id = scheduler.submit(greedy(&other, 8)).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&id].1.unwrap().1.n_cached, 128);
+    assert_eq!(
+        replies[&id].0,
+        by_hand(&mut open(&golden, 1, 270), &other, 8)
+    );
+}
+
+#[test]
+fn a_longer_slot_is_forked_rather_than_cut() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 2, 250));
+    scheduler.submit(greedy(&golden.tokens[..50], 20)).unwrap();
+    run(&mut scheduler);
+    let mut other = golden.tokens[..45].to_vec();
+    other.extend_from_slice(&golden.tokens[60..70]);
+    let id = scheduler.submit(greedy(&other, 4)).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&id].1.unwrap().1.n_cached, 45);
+    assert_eq!(
+        replies[&id].0,
+        by_hand(&mut open(&golden, 1, 250), &other, 4)
+    );
+    // The first conversation is still whole in its slot.
+    let id = scheduler.submit(greedy(&golden.tokens[..50], 4)).unwrap();
+    assert_eq!(run(&mut scheduler)[&id].1.unwrap().1.n_cached, 49);
+}
+
+#[test]
+fn a_cancelled_prefill_stops_within_a_chunk_and_is_not_lost() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 270));
+    let prompt = &golden.tokens[..260];
+    let id = scheduler.submit(greedy(prompt, 4)).unwrap();
+    scheduler.tick().unwrap();
+    scheduler.cancel(id);
+    let mut replies = Replies::new();
+    collect(scheduler.tick().unwrap(), &mut replies);
+    assert!(scheduler.is_idle());
+    assert_eq!(replies[&id].1.unwrap().0, FinishReason::Cancelled);
+    assert_eq!(scheduler.engine().len(0), 64, "one chunk was computed");
+
+    let id = scheduler.submit(greedy(prompt, 4)).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&id].1.unwrap().1.n_cached, 64);
+    assert_eq!(
+        replies[&id].0,
+        by_hand(&mut open(&golden, 1, 270), prompt, 4)
+    );
+}
+
+#[test]
+fn a_waiting_request_can_be_cancelled() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 64));
+    let first = scheduler.submit(greedy(&golden.tokens[..4], 3)).unwrap();
+    let second = scheduler.submit(greedy(&golden.tokens[..4], 3)).unwrap();
+    scheduler.cancel(second);
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&first].0.len(), 3);
+    assert_eq!(replies[&second].1.unwrap().0, FinishReason::Cancelled);
+}
+
+#[test]
+fn replies_end_at_stop_tokens_limits_and_the_end_of_the_context() {
+    let golden = model();
+    let prompt = &golden.tokens[..10];
+    let said = by_hand(&mut open(&golden, 1, 64), prompt, 8);
+    let mut scheduler = Scheduler::new(open(&golden, 1, 16));
+
+    let mut request = greedy(prompt, 50);
+    request.stop_tokens = vec![said[2]];
+    let stop_at = said.iter().position(|t| *t == said[2]).unwrap();
+    let id = scheduler.submit(request).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&id].0, said[..stop_at]);
+    assert_eq!(replies[&id].1.unwrap().0, FinishReason::Stop);
+
+    let id = scheduler.submit(greedy(prompt, 50)).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&id].1.unwrap().0, FinishReason::ContextFull);
+    assert_eq!(replies[&id].0, said[..6]);
+
+    let id = scheduler.submit(greedy(prompt, 0)).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&id].1.unwrap().0, FinishReason::Length);
+    assert!(replies[&id].0.is_empty());
+}
+
+#[test]
+fn forced_tokens_are_continued_as_if_sampled() {
+    let golden = model();
+    let prompt = &golden.tokens[..30];
+    let forced = &golden.tokens[50..53];
+    let mut scheduler = Scheduler::new(open(&golden, 1, 64));
+    let id = scheduler.submit(greedy(prompt, 12)).unwrap();
+    let mut replies = Replies::new();
+    while replies.get(&id).is_none_or(|r| r.0.len() < 2) {
+        collect(scheduler.tick().unwrap(), &mut replies);
+    }
+    scheduler.force(id, forced);
+    for (id, (tokens, finished)) in run(&mut scheduler) {
+        let reply = replies.entry(id).or_default();
+        reply.0.extend(tokens);
+        reply.1 = finished;
+    }
+    let (tokens, finished) = &replies[&id];
+    assert_eq!(finished.unwrap().1.n_decoded, 12, "forced tokens count");
+    let mut whole = prompt.to_vec();
+    whole.extend_from_slice(&tokens[..2]);
+    whole.extend_from_slice(forced);
+    assert_eq!(tokens[2..], by_hand(&mut open(&golden, 1, 64), &whole, 7));
+}
+
+#[test]
+fn bad_requests_are_refused_and_disturb_nothing() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 32));
+    let n_vocab = golden.logits.len() / golden.tokens.len();
+    assert!(matches!(
+        scheduler.submit(greedy(&[], 1)),
+        Err(RequestError::EmptyPrompt)
+    ));
+    assert!(matches!(
+        scheduler.submit(greedy(&golden.tokens[..32], 1)),
+        Err(RequestError::PromptTooLong {
+            found: 32,
+            context: 32
+        })
+    ));
+    assert!(matches!(
+        scheduler.submit(greedy(&[n_vocab as u32], 1)),
+        Err(RequestError::Token { .. })
+    ));
+    let mut request = greedy(&[0], 1);
+    request.sampling.top_p = 2.0;
+    assert!(matches!(
+        scheduler.submit(request),
+        Err(RequestError::Sampling(_))
+    ));
+    assert!(scheduler.is_idle());
+}
+
+#[test]
+fn a_session_that_does_not_fit_names_the_context_that_would() {
+    let golden = model();
+    let mut options = options(2, 100_000);
+    options.memory_bytes = Some(40 << 20);
+    let error = Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).unwrap_err();
+    let OpenError::Memory { fits, .. } = error else {
+        panic!("{error}");
+    };
+    assert!((1..100_000).contains(&fits), "{fits}");
+    options.context = Some(fits);
+    let engine =
+        Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("what would fit fits");
+    let plan = engine.plan();
+    assert!(plan.slots_bytes + plan.scratch_bytes <= 40 << 20);
+    // Nothing asked for: what fits is taken.
+    options.context = None;
+    let engine = Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens");
+    assert!(engine.context() <= ds4_engine::DEFAULT_CONTEXT);
+}
+
+#[test]
+fn an_exported_slot_goes_on_in_another_engine() {
+    let golden = model();
+    let mut a = open(&golden, 1, 250);
+    let reply = by_hand(&mut a, &golden.tokens[..130], 6);
+    let (tokens, state) = a.export(0).unwrap();
+    let mut b = open(&golden, 2, 200);
+    b.import(1, &tokens, &state).unwrap();
+    assert_eq!(b.tokens(1), tokens);
+    let mut batch = Batch::new();
+    batch.push(1, &reply[5..], Outputs::Last);
+    let found = argmax(b.step(&batch).unwrap());
+    let mut batch = Batch::new();
+    batch.push(0, &reply[5..], Outputs::Last);
+    assert_eq!(found, argmax(a.step(&batch).unwrap()));
+}

@@ -1,0 +1,15 @@
+use super::{Buffer, real};
+use crate::rows::RowsImage;
+
+pub(super) fn store_compressed(
+    rows: &RowsImage,
+    ratio: usize,
+    pooled: &Buffer,
+    cache: &mut Buffer,
+) {
+    for r in real(rows) {
+        if let Some(index) = rows.completes(r, ratio) {
+            cache.store(rows.slot[r] as usize, index, 0, pooled.row(r));
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! What every protocol asks for and gets, free of any protocol's words.
+//!
+//! ```text
+//! HTTP task                         worker thread
+//! request JSON -> Generation
+//!   render, tokenise, check length
+//!   Job { tokens, generation } ---> queue -> scheduler steps
+//!   JSON / SSE <- ReplyEvent <----- reply parser, stop strings, budgets
+//! ```
+
+use std::time::Duration;
+
+use ds4_engine::SamplingOptions;
+use ds4_text::Message;
+use ds4_text::{Effort, Mode};
+use serde_json::Value;
+
+/// Which endpoint a request came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completions,
+    /// `/v1/messages`.
+    Messages,
+    /// `/v1/responses`.
+    Responses,
+}
+
+/// Whether and how hard to think.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thinking {
+    /// Thinking or not.
+    pub mode: Mode,
+    /// How hard.
+    pub effort: Effort,
+    /// Reasoning tokens after which `</think>` is forced.
+    pub budget: Option<usize>,
+}
+
+/// A tool the model may call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Its name, unique in a request.
+    pub name: String,
+    /// The function object written into the prompt, keys in the order received.
+    pub function: Value,
+    /// Not shown until a tool reference in the conversation names it.
+    pub deferred: bool,
+    /// What the protocol needs to give a call back in the form the client
+    /// declared: custom tools, namespaces. Opaque to everything else.
+    pub origin: Value,
+}
+
+/// Which tools the model may or must call.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToolChoice {
+    /// As it likes.
+    #[default]
+    Auto,
+    /// None: the tools stay in the prompt, the DSML token is masked.
+    None,
+    /// At least one of these; empty means any.
+    Required(Vec<String>),
+    /// As it likes among these.
+    Allowed(Vec<String>),
+}
+
+/// What a prompt is made from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PromptSource {
+    /// A conversation, normalised (chat.md 4.13), tools on its system message.
+    Messages(Vec<Message>),
+    /// Raw text, continued as it is.
+    Text(String),
+}
+
+/// A request after its protocol's words are gone.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// Where it came from.
+    pub endpoint: Endpoint,
+    /// The model name to echo.
+    pub model: String,
+    /// What to continue.
+    pub prompt: PromptSource,
+    /// Thinking.
+    pub thinking: Thinking,
+    /// Tools the reply may call; parsing is off when there are none.
+    pub tools: Vec<Tool>,
+    /// Which of them.
+    pub tool_choice: ToolChoice,
+    /// Whether more than one call is allowed in a reply.
+    pub parallel_tool_calls: bool,
+    /// JSON schema that the content must follow.
+    pub schema: Option<Value>,
+    /// How to choose tokens.
+    pub sampling: SamplingOptions,
+    /// Most tokens to generate; `None` for all that is left.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the content and are not part of it.
+    pub stop: Vec<String>,
+    /// Likeliest tokens to report for every generated one.
+    pub n_top_logprobs: Option<usize>,
+    /// Whether the end-of-sentence token is sampled like any other.
+    pub ignore_eos: bool,
+    /// Whether the client reads a stream.
+    pub stream: bool,
+    /// Key by which the client's requests belong together, if it has one.
+    pub affinity: Option<String>,
+}
+
+/// Tokens and where they were counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub n_prompt: usize,
+    /// Of them, tokens that were in a cache.
+    pub n_cached: usize,
+    /// Tokens generated; the end-of-sentence token is not counted.
+    pub n_generated: usize,
+    /// Of them, tokens up to and including `</think>`.
+    pub n_reasoning: usize,
+}
+
+/// Why a reply ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it.
+    Stop,
+    /// A stop string did.
+    StopString(String),
+    /// It called tools.
+    ToolCalls,
+    /// The token limit of the request.
+    Length,
+    /// The context is full.
+    ContextFull,
+    /// The client or the server gave up.
+    Cancelled,
+}
+
+/// A call in a finished reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// `call_` and 32 hex digits from a cryptographic source; protocols may
+    /// change the prefix.
+    pub id: String,
+    /// The tool, declared or not.
+    pub name: String,
+    /// JSON text of an object, or the beginning of one when not `complete`.
+    pub arguments: String,
+    /// Whether the call was read to its end.
+    pub complete: bool,
+}
+
+/// A finished reply.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Why it ended.
+    pub finish: Finish,
+    /// The reasoning.
+    pub reasoning: String,
+    /// The content.
+    pub content: String,
+    /// The calls, in order.
+    pub calls: Vec<Call>,
+    /// Tokens.
+    pub usage: Usage,
+    /// Where its time went.
+    pub timings: Timings,
+}
+
+/// Where the time of a request went, and what its cache hit was.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// Waiting for a slot.
+    pub queue: Duration,
+    /// Computing the prompt.
+    pub prefill: Duration,
+    /// Generating.
+    pub decode: Duration,
+    /// `none`, `memory`, `disk` ...: where the cached tokens came from.
+    pub cache_source: &'static str,
+    /// Why the rest of the prompt was not cached, in words for the log.
+    pub cache_miss: String,
+}
+
+/// A token with what the model thought of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Natural-log probability.
+    pub logprob: f32,
+    /// The likeliest tokens: bytes and log probability, likeliest first.
+    pub top: Vec<(Vec<u8>, f32)>,
+}
+
+/// What the worker says while a reply is made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ReplyEvent {
+    /// It has a slot.
+    Started {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Of them, tokens that need not be computed.
+        n_cached: usize,
+    },
+    /// A part of the prompt was computed.
+    Progress {
+        /// Prompt tokens done.
+        n_done: usize,
+        /// Prompt tokens.
+        n_prompt: usize,
+    },
+    /// More reasoning.
+    Reasoning {
+        /// The text.
+        text: String,
+        /// The tokens whose text this is, when asked for.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// More content.
+    Content {
+        /// The text.
+        text: String,
+        /// The tokens whose text this is, when asked for.
+        logprobs: Vec<TokenLogprob>,
+    },
+    /// A call begins.
+    ToolStart {
+        /// Its number, from 0.
+        index: usize,
+        /// Its id.
+        id: String,
+        /// The tool.
+        name: String,
+    },
+    /// More of a call's arguments.
+    ToolArguments {
+        /// The call's number.
+        index: usize,
+        /// JSON text.
+        text: String,
+    },
+    /// A call is complete.
+    ToolEnd {
+        /// The call's number.
+        index: usize,
+    },
+    /// The reply is complete.
+    Finished(Box<Outcome>),
+    /// The reply cannot be finished.
+    Failed(Failure),
+}
+
+/// Why a request has no reply. Every protocol has its own shape for these.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// What kind it is.
+    pub kind: FailureKind,
+    /// One sentence that names the field and what is accepted; never prompt text.
+    pub message: String,
+    /// The request's field, in the protocol's spelling.
+    pub param: Option<String>,
+}
+
+/// Kinds of failure: the rows of the error table (api.md 10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// Bad JSON or a bad field.
+    Invalid,
+    /// A wish we do not grant.
+    Unsupported,
+    /// The prompt is longer than the context.
+    ContextOverflow,
+    /// No or a wrong key.
+    Unauthorised,
+    /// Origin or host refused.
+    Forbidden,
+    /// Unknown path, model or response.
+    NotFound,
+    /// Unknown `previous_response_id` or call id.
+    Conflict,
+    /// Too many requests wait.
+    Overloaded,
+    /// A bug or a device failure; the request is lost, the server is not.
+    Internal,
+    /// Loading or shutting down.
+    Unavailable,
+}

@@ -1,0 +1,8 @@
+//! HTTP: the protocols of the coding agents, and one worker that owns the engine.
+//!
+//! [`generation`] is the middle: every protocol in [`api`] turns its request into
+//! a [`generation::Generation`] and the [`generation::ReplyEvent`]s of its reply
+//! into its own JSON and events. Wire types live in [`api`] and nowhere else.
+
+pub mod api;
+pub mod generation;

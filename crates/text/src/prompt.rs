@@ -1,0 +1,69 @@
+//! A rendered prompt: its text, and which parts of it came from a client.
+
+use std::ops::Range;
+
+/// What marker text inside client text becomes.
+///
+/// The publisher's encoder escapes nothing: a user message that contains the characters
+/// `<｜Assistant｜>` becomes that token, and can so put words into the model's mouth.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MarkerText {
+    /// The marker's token, as the publisher's encoder has it.
+    Allow,
+    /// The same characters as ordinary tokens. Holds for BOS, EOS, pad, user, assistant, latest
+    /// reminder, task and fill-in-the-middle markers; `<think>`, `</think>` and `｜DSML｜` stay
+    /// tokens, because coding agents legitimately carry them.
+    #[default]
+    Defuse,
+}
+
+/// Text to be tokenised as a whole, with the byte ranges of what is not template.
+///
+/// The ranges must not be tokenised one by one: pieces of the splitter cross from template into
+/// content (`>` joins a newline that follows), and separate tokenisation would give other ids
+/// than the model was trained on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// The whole prompt.
+    pub text: String,
+    /// Byte ranges of `text` that came from a client: ascending, disjoint, not empty.
+    pub untrusted: Vec<Range<usize>>,
+    /// What marker text in those ranges becomes.
+    pub marker_text: MarkerText,
+}
+
+impl Prompt {
+    /// The part from byte `at` on, to be tokenised behind a state that covers what is before.
+    /// `None` when `at` is outside the text or inside a character.
+    pub fn tail(&self, at: usize) -> Option<Prompt> {
+        let text = self.text.get(at..)?.to_owned();
+        let untrusted = self
+            .untrusted
+            .iter()
+            .filter(|range| range.end > at)
+            .map(|range| range.start.saturating_sub(at)..range.end - at)
+            .collect();
+        Some(Prompt {
+            text,
+            untrusted,
+            marker_text: self.marker_text,
+        })
+    }
+
+    /// Appends text of the template.
+    pub(crate) fn template(&mut self, text: &str) {
+        self.text.push_str(text);
+    }
+
+    /// Appends text that came from a client.
+    pub(crate) fn client(&mut self, text: &str) {
+        let start = self.text.len();
+        self.text.push_str(text);
+        let end = self.text.len();
+        match self.untrusted.last_mut() {
+            _ if start == end => {}
+            Some(last) if last.end == start => last.end = end,
+            _ => self.untrusted.push(start..end),
+        }
+    }
+}
