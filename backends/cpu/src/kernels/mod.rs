@@ -11,7 +11,7 @@ pub(crate) mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod float;
+pub(crate) mod float;
 mod portable;
 mod scalar;
 
