@@ -18,10 +18,12 @@ pub use engine::{
     Plan, tokenizer_of,
 };
 pub use memory::available_bytes;
-pub use sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+pub use sampler::{
+    Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet,
+};
 pub use scheduler::{
     Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIXED_CHUNK, Request,
-    RequestError, Scheduler, SequenceId, Timings,
+    RequestError, Reuse, Scheduler, SequenceId, SlotUse, Timings,
 };
 
 pub use ds4_cpu::SimdPath;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use ds4_model::{BackendError, Batch, Frontier, Outputs, StepError};
 
 use crate::engine::Engine;
-use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
 
 /// Positions at which frontiers are taken are multiples of this: there the
 /// ratio-128 groups are empty.
@@ -167,11 +167,44 @@ pub enum Event {
     },
 }
 
+/// What a sequence found when it got its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reuse {
+    /// Its slot.
+    pub slot: usize,
+    /// Tokens of the prompt that some idle slot held, in order from the first.
+    pub n_shared: usize,
+    /// Of them, tokens that did not have to be computed: a slot can be cut back
+    /// only to certain lengths.
+    pub n_cached: usize,
+    /// Tokens that the best slot held.
+    pub n_held: usize,
+}
+
+/// What a slot is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotUse {
+    /// Tokens in it.
+    pub n_tokens: usize,
+    /// The sequence that runs in it.
+    pub sequence: Option<SequenceId>,
+    /// Tokens that sequence has generated.
+    pub n_decoded: usize,
+}
+
+struct Waiting {
+    id: SequenceId,
+    request: Request,
+    constraint: Constraint,
+}
+
 struct Sequence {
     id: SequenceId,
     slot: usize,
     request: Request,
     sampler: Sampler,
+    constraint: Constraint,
+    reuse: Reuse,
     /// Prompt tokens in the slot, while prefilling.
     n_done: usize,
     /// Tokens chosen or forced and not yet in the slot, while decoding.
@@ -189,7 +222,7 @@ impl Sequence {
 pub struct Scheduler {
     engine: Engine,
     running: Vec<Sequence>,
-    waiting: VecDeque<(SequenceId, Request)>,
+    waiting: VecDeque<Waiting>,
     frontiers: Vec<Vec<Frontier>>,
     cancelled: Vec<Event>,
     last_used: Vec<u64>,
@@ -242,15 +275,19 @@ impl Scheduler {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back((id, request));
+        self.waiting.push_back(Waiting {
+            id,
+            request,
+            constraint: Constraint::default(),
+        });
         Ok(id)
     }
 
     /// Ends a sequence; its slot keeps what was computed. The next tick reports
     /// it as finished. Unknown and ended sequences are left alone.
     pub fn cancel(&mut self, id: SequenceId) {
-        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
-            let (_, request) = self.waiting.remove(at).expect("just found");
+        if let Some(at) = self.waiting.iter().position(|w| w.id == id) {
+            let Waiting { request, .. } = self.waiting.remove(at).expect("just found");
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -272,16 +309,66 @@ impl Scheduler {
 
     /// Puts tokens into a reply after the last one reported, as if the model
     /// had chosen them: the end of a thinking block when its budget is spent.
-    /// Only a decoding sequence takes them.
+    /// Only a decoding sequence takes them, and only as many as its slot holds.
     pub fn force(&mut self, id: SequenceId, tokens: &[u32]) {
+        let context = self.engine.context();
         if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id)
             && !sequence.is_prefilling()
         {
-            for &token in tokens {
+            let in_slot = sequence.request.tokens.len() + sequence.timings.n_decoded;
+            let room = context.saturating_sub(in_slot);
+            for &token in tokens.iter().take(room) {
                 sequence.sampler.accept(token);
                 sequence.next.push(token);
                 sequence.timings.n_decoded += 1;
             }
+        }
+    }
+
+    /// Says what a sequence may say next, until said otherwise. Between ticks it
+    /// holds for the next token sampled.
+    pub fn constrain(&mut self, id: SequenceId, constraint: Constraint) {
+        if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+            sequence.constraint = constraint;
+        } else if let Some(waiting) = self.waiting.iter_mut().find(|w| w.id == id) {
+            waiting.constraint = constraint;
+        }
+    }
+
+    /// Whether a sequence waits or runs.
+    pub fn contains(&self, id: SequenceId) -> bool {
+        self.running.iter().any(|s| s.id == id) || self.waiting.iter().any(|w| w.id == id)
+    }
+
+    /// What a running sequence found when it got its slot.
+    pub fn reuse(&self, id: SequenceId) -> Option<Reuse> {
+        let sequence = self.running.iter().find(|s| s.id == id)?;
+        Some(sequence.reuse)
+    }
+
+    /// What every slot is doing, by number.
+    pub fn slots(&self) -> Vec<SlotUse> {
+        (0..self.engine.n_slots())
+            .map(|slot| {
+                let sequence = self.running.iter().find(|s| s.slot == slot);
+                SlotUse {
+                    n_tokens: self.engine.len(slot),
+                    sequence: sequence.map(|s| s.id),
+                    n_decoded: sequence.map_or(0, |s| s.timings.n_decoded),
+                }
+            })
+            .collect()
+    }
+
+    /// Drops every sequence and empties every slot, without a word to anybody:
+    /// what is left to do when a step was interrupted half way.
+    pub fn reset(&mut self) {
+        self.running.clear();
+        self.waiting.clear();
+        self.cancelled.clear();
+        for slot in 0..self.engine.n_slots() {
+            self.engine.clear(slot);
+            self.frontiers[slot].clear();
         }
     }
 
@@ -321,8 +408,13 @@ impl Scheduler {
             if idle.is_empty() {
                 return Ok(());
             }
-            let (id, request) = self.waiting.pop_front().expect("not empty");
-            let (slot, n_cached) = self.prepare_slot(&idle, &request.tokens)?;
+            let Waiting {
+                id,
+                request,
+                constraint,
+            } = self.waiting.pop_front().expect("not empty");
+            let reuse = self.prepare_slot(&idle, &request.tokens)?;
+            let Reuse { slot, n_cached, .. } = reuse;
             self.last_used[slot] = id.0 + 1;
             let n_total = request.tokens.len();
             events.push(Event::Prefill {
@@ -336,6 +428,8 @@ impl Scheduler {
                 slot,
                 sampler: Sampler::new(request.sampling.clone(), &request.tokens),
                 request,
+                constraint,
+                reuse,
                 n_done: n_cached,
                 next: Vec::new(),
                 timings: Timings {
@@ -354,13 +448,24 @@ impl Scheduler {
         &mut self,
         idle: &[usize],
         prompt: &[u32],
-    ) -> Result<(usize, usize), BackendError> {
+    ) -> Result<Reuse, BackendError> {
         let (source, reusable) = idle
             .iter()
             .map(|slot| (*slot, self.reusable(*slot, prompt)))
             .max_by_key(|(slot, reusable)| (*reusable, std::cmp::Reverse(self.last_used[*slot])))
             .expect("an idle slot");
         let loses = reusable < self.engine.len(source);
+        let (n_shared, n_held) = idle
+            .iter()
+            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
+            .max_by_key(|(shared, _)| *shared)
+            .expect("an idle slot");
+        let reuse = |slot, n_cached| Reuse {
+            slot,
+            n_shared,
+            n_cached,
+            n_held,
+        };
         let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
         let least_recent = || idle.iter().copied().min_by_key(|s| self.last_used[*s]);
         let slot = match (reusable, empty) {
@@ -368,7 +473,7 @@ impl Scheduler {
                 let slot = empty.or_else(least_recent).expect("an idle slot");
                 self.engine.clear(slot);
                 self.frontiers[slot].clear();
-                return Ok((slot, 0));
+                return Ok(reuse(slot, 0));
             }
             (_, Some(empty)) if loses && self.rewinds_without_frontier(source, reusable) => {
                 self.engine.fork(source, empty);
@@ -378,18 +483,12 @@ impl Scheduler {
             _ => source,
         };
         self.cut(slot, reusable)?;
-        Ok((slot, reusable))
+        Ok(reuse(slot, reusable))
     }
 
     /// Longest prefix of `prompt` that a slot can be cut back to.
     fn reusable(&self, slot: usize, prompt: &[u32]) -> usize {
-        let tokens = self.engine.tokens(slot);
-        let shared = tokens
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count();
-        let shared = shared.min(prompt.len() - 1);
+        let shared = self.shared(slot, prompt).min(prompt.len() - 1);
         if shared == 0 || self.rewinds_without_frontier(slot, shared) {
             return shared;
         }
@@ -399,6 +498,16 @@ impl Scheduler {
             .filter(|len| *len <= shared)
             .max()
             .unwrap_or(0)
+    }
+
+    /// Tokens that a slot and a prompt begin with alike.
+    fn shared(&self, slot: usize, prompt: &[u32]) -> usize {
+        let tokens = self.engine.tokens(slot);
+        tokens
+            .iter()
+            .zip(prompt)
+            .take_while(|(a, b)| a == b)
+            .count()
     }
 
     fn rewinds_without_frontier(&self, slot: usize, len: usize) -> bool {
@@ -506,7 +615,7 @@ impl Scheduler {
             } else if in_slot >= context {
                 Some(FinishReason::ContextFull)
             } else {
-                let token = sequence.sampler.sample(row);
+                let token = sequence.sampler.sample_within(row, &sequence.constraint);
                 if sequence.request.stop_tokens.contains(&token) {
                     Some(FinishReason::Stop)
                 } else {
