@@ -1,0 +1,106 @@
+//! Errors in the shape that each API's own SDK understands.
+
+use serde_json::{Value, json};
+
+use crate::generation::{Failure, FailureKind};
+
+/// Seconds after which a client may try again when the queue is full.
+pub const RETRY_AFTER_S: u32 = 5;
+
+/// The row of the error table that a failure belongs to.
+struct Row {
+    status: u16,
+    openai_type: &'static str,
+    openai_code: Option<&'static str>,
+    anthropic_type: &'static str,
+}
+
+fn row(kind: FailureKind) -> Row {
+    use FailureKind::*;
+    let (status, openai_type, openai_code, anthropic_type) = match kind {
+        Invalid => (400, "invalid_request_error", None, "invalid_request_error"),
+        Unsupported => (
+            400,
+            "invalid_request_error",
+            Some("unsupported_value"),
+            "invalid_request_error",
+        ),
+        ContextOverflow => (
+            400,
+            "invalid_request_error",
+            Some("context_length_exceeded"),
+            "invalid_request_error",
+        ),
+        Unauthorised => (
+            401,
+            "invalid_request_error",
+            Some("invalid_api_key"),
+            "authentication_error",
+        ),
+        Forbidden => (
+            403,
+            "permission_error",
+            Some("forbidden_origin"),
+            "permission_error",
+        ),
+        NotFound => (404, "invalid_request_error", None, "not_found_error"),
+        Conflict => (
+            409,
+            "invalid_request_error",
+            Some("conflict"),
+            "invalid_request_error",
+        ),
+        Overloaded => (
+            429,
+            "rate_limit_error",
+            Some("rate_limit_exceeded"),
+            "overloaded_error",
+        ),
+        Internal => (500, "server_error", Some("internal_error"), "api_error"),
+        Unavailable => (
+            503,
+            "unavailable_error",
+            Some("loading"),
+            "overloaded_error",
+        ),
+    };
+    Row {
+        status,
+        openai_type,
+        openai_code,
+        anthropic_type,
+    }
+}
+
+/// HTTP status of a failure. A full queue is 529 to Anthropic clients.
+pub fn status(kind: FailureKind, anthropic: bool) -> u16 {
+    match kind {
+        FailureKind::Overloaded if anthropic => 529,
+        kind => row(kind).status,
+    }
+}
+
+/// Seconds for the `Retry-After` header, where one belongs.
+pub fn retry_after_s(kind: FailureKind) -> Option<u32> {
+    matches!(kind, FailureKind::Overloaded | FailureKind::Unavailable).then_some(RETRY_AFTER_S)
+}
+
+/// `{"error": {"message", "type", "param", "code"}}`.
+pub fn openai(failure: &Failure) -> Value {
+    let row = row(failure.kind);
+    json!({"error": {
+        "message": failure.message,
+        "type": row.openai_type,
+        "param": failure.param,
+        "code": row.openai_code,
+    }})
+}
+
+/// `{"type": "error", "error": {"type", "message"}, "request_id"}`.
+pub fn anthropic(failure: &Failure, request_id: &str) -> Value {
+    json!({
+        "type": "error",
+        "error": {"type": row(failure.kind).anthropic_type, "message": failure.message},
+        "request_id": request_id,
+    })
+}
