@@ -18,9 +18,7 @@ pub use engine::{
     Plan, tokenizer_of,
 };
 pub use memory::available_bytes;
-pub use sampler::{
-    Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet,
-};
+pub use sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet};
 pub use scheduler::{
     Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIXED_CHUNK, Request,
     RequestError, Reuse, Scheduler, SequenceId, SlotUse, Timings,

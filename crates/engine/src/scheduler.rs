@@ -444,11 +444,7 @@ impl Scheduler {
 
     /// Chooses a slot for a prompt and cuts it back to what they share. At least
     /// the prompt's last token is left to compute: its logits are wanted.
-    fn prepare_slot(
-        &mut self,
-        idle: &[usize],
-        prompt: &[u32],
-    ) -> Result<Reuse, BackendError> {
+    fn prepare_slot(&mut self, idle: &[usize], prompt: &[u32]) -> Result<Reuse, BackendError> {
         let (source, reusable) = idle
             .iter()
             .map(|slot| (*slot, self.reusable(*slot, prompt)))

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ds4_conformance::golden::{self, Golden};
 use ds4_conformance::network::argmax;
 use ds4_engine::{
-    BackendKind, Batch, Constraint, Engine, Event, FinishReason, OpenError, OpenOptions, Outputs, Request,
-    RequestError, Reuse, SamplingOptions, Scheduler, SequenceId, Timings, TokenSet,
+    BackendKind, Batch, Constraint, Engine, Event, FinishReason, OpenError, OpenOptions, Outputs,
+    Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId, Timings, TokenSet,
 };
 
 fn model() -> Golden {

@@ -6,3 +6,10 @@
 
 pub mod api;
 pub mod generation;
+pub mod id;
+pub mod log;
+pub mod prompt;
+pub mod reply;
+pub mod stop_strings;
+pub mod turns;
+pub mod worker;

@@ -64,9 +64,10 @@ impl Prompt {
                 ..r.end.clamp(range.start, range.end) - range.start
         };
         let untrusted = self.untrusted.iter().map(within).filter(|r| !r.is_empty());
-        let replies = self.replies.iter().filter(|reply| {
-            range.start <= reply.range.start && reply.range.end <= range.end
-        });
+        let replies = self
+            .replies
+            .iter()
+            .filter(|reply| range.start <= reply.range.start && reply.range.end <= range.end);
         Some(Prompt {
             text,
             untrusted: untrusted.collect(),

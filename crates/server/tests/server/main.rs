@@ -1,0 +1,4 @@
+//! The server, with a source of tokens that says what a test wrote down, and with a real model.
+
+mod script;
+mod worker;
