@@ -355,6 +355,10 @@ fn reading_takes_linear_time_byte_by_byte() {
         (String::new(), "a"),
         (String::new(), "<"),
         (String::new(), "<think>"),
+        (
+            format!("<think>{}</think>", " ".repeat(N_BYTES)),
+            "<think></think>",
+        ),
         (String::new(), "<｜DSML｜tool_calls "),
         (String::new(), "<DSML|tool_calls>\n"),
         ("<DSML|tool_calls>".to_owned(), "\n"),

@@ -71,7 +71,7 @@ impl Job<'_> {
 
 /// Bytes of scratch that kernels need for rows of `n_in` elements.
 pub(crate) const fn scratch_bytes(n_in: usize) -> usize {
-    n_in.next_multiple_of(64) * 36
+    n_in.next_multiple_of(512) * 36
 }
 
 /// Memory of one thread that kernels unpack weights into, of [`scratch_bytes`].

@@ -61,7 +61,7 @@ entries! {
 }
 
 /// Activation rows from which a panel of weights is worth unpacking.
-const PANEL_ROWS: usize = 6;
+const PANEL_ROWS: usize = 3;
 
 /// The kernel of a blocked type.
 pub(crate) fn kernel(ty: GgmlType) -> Option<Kernel> {
