@@ -12,6 +12,13 @@ use serde_json::Value;
 use crate::generation::{Failure, FailureKind, Thinking};
 
 pub mod error;
+pub mod messages;
+pub mod responses;
+
+mod fields;
+mod normalise;
+mod tools;
+mod wishes;
 
 /// What a request is read against: the server's settings and the request's
 /// surroundings.
