@@ -6,6 +6,7 @@
 
 pub mod api;
 pub mod generation;
+pub mod http;
 pub mod id;
 pub mod log;
 pub mod prompt;

@@ -22,7 +22,7 @@ pub enum ReasoningHistory {
 }
 
 /// How prompts are rendered, for all requests of a server.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct PromptRules {
     /// Which weights the prompts are for.
     pub revision: Revision,
@@ -138,10 +138,7 @@ impl Prompter {
     /// token.
     pub fn tokens(&self, generation: &Generation) -> Result<TokenPrompt, Failure> {
         let prompt = self.text(generation)?;
-        let (tokens, n_replayed) = match &generation.prompt {
-            PromptSource::Messages(messages) => self.with_turns(&prompt, messages),
-            PromptSource::Text(_) => (self.tokenizer.encode_prompt(&prompt), 0),
-        };
+        let (tokens, n_replayed) = self.encode(generation, &prompt);
         let limit = self.context.saturating_sub(1);
         if tokens.len() > limit {
             return Err(overflow(generation.endpoint, tokens.len(), self.context));
@@ -171,6 +168,22 @@ impl Prompter {
             n_replayed,
             n_rendered: prompt.replies.len() - n_replayed,
         })
+    }
+
+    /// The number of tokens of a prompt, also of one that is too long.
+    ///
+    /// # Errors
+    /// Messages that have no rendering.
+    pub fn count(&self, generation: &Generation) -> Result<usize, Failure> {
+        let prompt = self.text(generation)?;
+        Ok(self.encode(generation, &prompt).0.len())
+    }
+
+    fn encode(&self, generation: &Generation, prompt: &Prompt) -> (Vec<u32>, usize) {
+        match &generation.prompt {
+            PromptSource::Messages(messages) => self.with_turns(prompt, messages),
+            PromptSource::Text(_) => (self.tokenizer.encode_prompt(prompt), 0),
+        }
     }
 
     /// The effort to render: maximum effort needs room.

@@ -132,6 +132,8 @@ pub struct Counters {
 
 #[derive(Default)]
 struct Shared {
+    /// Ids of the requests that run or wait.
+    requests: Mutex<Vec<String>>,
     in_flight: AtomicUsize,
     running: AtomicUsize,
     stopping: AtomicBool,
@@ -143,6 +145,7 @@ enum Command {
     Run(Box<Pending>),
     Cancel(u64),
     EndReasoning(String),
+    CancelRequest(String),
     Shutdown { deadline: Instant },
 }
 
@@ -165,12 +168,19 @@ pub struct Worker {
 /// A job that was accepted. Dropping it cancels the job, if it is not over.
 pub struct Ticket {
     number: u64,
+    request_id: String,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        let requests = self.shared.requests.lock();
+        let mut requests = requests.unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = requests.iter().position(|id| *id == self.request_id) {
+            requests.swap_remove(at);
+        }
+        drop(requests);
         self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
         // A worker that is gone has nothing left to cancel.
         let _ = self.commands.send(Command::Cancel(self.number));
@@ -244,9 +254,15 @@ impl Worker {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let ticket = Ticket {
             number,
+            request_id: job.request_id.clone(),
             commands: self.commands.clone(),
             shared: Arc::clone(&self.shared),
         };
+        self.shared
+            .requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(job.request_id.clone());
         let pending = Pending {
             number,
             job,
@@ -264,6 +280,15 @@ impl Worker {
         let _ = self
             .commands
             .send(Command::EndReasoning(request_id.to_owned()));
+    }
+
+    /// Ends a request; whether one of this id ran or waited.
+    pub fn cancel(&self, request_id: &str) -> bool {
+        let requests = self.shared.requests.lock();
+        let requests = requests.unwrap_or_else(PoisonError::into_inner);
+        let found = requests.iter().any(|id| id == request_id);
+        let command = Command::CancelRequest(request_id.to_owned());
+        found && self.commands.send(command).is_ok()
     }
 
     /// Requests that run, and that wait.
@@ -386,6 +411,15 @@ impl<S: TokenSource> Body<S> {
             Command::Cancel(number) => {
                 let id = self.running.iter().find(|(_, r)| r.number == number);
                 if let Some(id) = id.map(|(id, _)| *id) {
+                    self.source.cancel(id);
+                    self.end(id, Some(FinishReason::Cancelled));
+                    self.publish();
+                }
+            }
+            Command::CancelRequest(request_id) => {
+                let mut all = self.running.iter();
+                let found = all.find(|(_, r)| r.job.request_id == request_id);
+                if let Some(id) = found.map(|(id, _)| *id) {
                     self.source.cancel(id);
                     self.end(id, Some(FinishReason::Cancelled));
                     self.publish();

@@ -19,5 +19,8 @@ mod routes;
 mod wire;
 
 pub use connection::{BoundServer, bind};
-pub use options::{Cors, ModelFacts, ServerOptions};
-pub use routes::{Server, ServerStart};
+pub use options::{
+    Cors, DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_QUEUE, DEFAULT_MAX_TOKENS, DEFAULT_MODEL_ID,
+    MAX_HEADER_BYTES, ModelFacts, READ_TIMEOUT, ServerOptions, WRITE_STALL,
+};
+pub use routes::Server;
