@@ -56,8 +56,8 @@ impl Job<'_> {
     #[inline(always)]
     pub(crate) fn act(&self, pair: RowPair) -> *const u8 {
         let at = pair.from as usize * self.act_stride;
-        debug_assert!(at + self.act_stride <= self.acts.len());
-        // Wrapping: the bound above is what makes the result usable.
+        debug_assert!(at < self.acts.len());
+        // Wrapping: that the rows are there is what makes the result usable.
         self.acts.as_ptr().wrapping_add(at)
     }
 
@@ -89,6 +89,8 @@ pub(crate) type RowDots = unsafe fn(Cpu, &Job<'_>, &mut Scratch);
 pub(crate) struct Kernel {
     /// The form of the activations.
     pub(crate) form: Form,
+    /// Weight rows that are multiplied together: tasks are multiples of it where they can be.
+    pub(crate) step: usize,
     /// Products, fastest for few activation rows.
     pub(crate) row_dots: RowDots,
     /// The same products, faster from some number of activation rows on.
