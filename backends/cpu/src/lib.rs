@@ -10,7 +10,8 @@ compile_error!("this backend runs on little-endian machines only");
 
 mod backend;
 mod buffer;
-#[allow(dead_code, reason = "the scratch of the kernels")]
+mod kernels;
+mod lanes;
 mod memory;
 mod ops;
 mod path;

@@ -56,6 +56,15 @@ impl<T: Plain> Aligned<T> {
     }
 }
 
+impl<T: Plain> Default for Aligned<T> {
+    fn default() -> Self {
+        Aligned {
+            start: NonNull::dangling(),
+            len: 0,
+        }
+    }
+}
+
 impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
         if let Some(layout) = Self::layout(self.len).filter(|l| l.size() > 0) {

@@ -63,6 +63,21 @@ impl Path {
     }
 }
 
+/// A path that this machine has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cpu(Path);
+
+impl Cpu {
+    /// `None` when the machine lacks the path.
+    pub(crate) fn new(path: Path) -> Option<Cpu> {
+        path.is_available().then_some(Cpu(path))
+    }
+
+    pub(crate) fn path(self) -> Path {
+        self.0
+    }
+}
+
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

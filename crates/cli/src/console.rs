@@ -1,7 +1,9 @@
 //! What goes to the terminal besides the answer: banner, progress, closing line. All of it goes
 //! to stderr, so that stdout carries the answer alone.
 
+use std::cell::Cell;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
 
 use crate::args::VerbosityArgs;
 
@@ -12,8 +14,11 @@ pub(crate) const DIM: &str = "\x1b[2m";
 /// Ordinary text.
 pub(crate) const RESET: &str = "\x1b[0m";
 
+/// Least time between two lines of progress: what is over sooner shows none.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Where output goes and how it may look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Console {
     /// stdout is a terminal.
     pub stdout_is_terminal: bool,
@@ -23,6 +28,9 @@ pub(crate) struct Console {
     pub colour: bool,
     quiet: bool,
     verbose: bool,
+    /// A line of progress is on the screen.
+    shows_progress: Cell<bool>,
+    last_progress: Cell<Instant>,
 }
 
 impl Console {
@@ -36,6 +44,8 @@ impl Console {
             colour: !no_colour,
             quiet: verbosity.quiet,
             verbose: verbosity.verbose,
+            shows_progress: Cell::new(false),
+            last_progress: Cell::new(Instant::now()),
         }
     }
 
@@ -67,25 +77,25 @@ impl Console {
 
     /// An error that does not end the program.
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        self.line(&format!("error: {}", crate::error::one_line(error)));
+        self.raw(&format!("error: {}\n", crate::error::one_line(error)));
     }
 
     /// Shows how far something is, in place of the last such line; only where it can be replaced.
     pub(crate) fn progress(&self, line: &str) {
-        if self.shows_progress() {
+        let can_replace = self.stderr_is_terminal && self.colour && !self.quiet;
+        if can_replace && self.last_progress.get().elapsed() >= PROGRESS_INTERVAL {
+            self.last_progress.set(Instant::now());
+            self.shows_progress.set(true);
             self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
         }
     }
 
-    /// Removes the line of [`Console::progress`].
+    /// Removes the line of [`Console::progress`], if there is one.
     pub(crate) fn end_progress(&self) {
-        if self.shows_progress() {
+        if self.shows_progress.replace(false) {
             self.raw(&format!("\r{CLEAR_LINE}"));
         }
-    }
-
-    fn shows_progress(&self) -> bool {
-        self.stderr_is_terminal && self.colour && !self.quiet
+        self.last_progress.set(Instant::now());
     }
 
     fn line(&self, line: &str) {

@@ -74,14 +74,9 @@ pub(crate) fn open_engine_of(
     open.n_threads = options.n_threads;
     open.simd = options.simd;
     adjust(&mut open);
-    let mut percent_shown = None;
     let result = Engine::from_gguf(gguf, &open, &mut |progress| {
         if let LoadProgress::Bound { n_done, n_tensors } = progress {
-            let percent = n_done * 100 / n_tensors.max(1);
-            if percent_shown != Some(percent) {
-                percent_shown = Some(percent);
-                console.progress(&format!("loading: {percent} %"));
-            }
+            console.progress(&format!("loading: {} %", n_done * 100 / n_tensors.max(1)));
         }
     });
     console.end_progress();
@@ -213,7 +208,7 @@ impl Model {
     }
 
     /// Opens it again with another context, which empties the cache. On an error the model is as
-    /// it was.
+    /// it was: the old context is given up when the new one is open.
     ///
     /// # Errors
     /// The context does not fit.

@@ -233,3 +233,80 @@ pub(crate) fn sampling(settings: &Settings, seed: Option<u64>) -> SamplingOption
         ..SamplingOptions::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Cli;
+    use clap::Parser as _;
+
+    fn options(line: &str, stdin_is_terminal: bool) -> Result<AskOptions> {
+        // A model that is named is not looked for.
+        let words = ["ds4", "-m", "model.gguf"]
+            .into_iter()
+            .chain(line.split_whitespace());
+        AskOptions::new(Cli::try_parse_from(words)?.ask, stdin_is_terminal)
+    }
+
+    #[test]
+    fn the_prompt_or_its_absence_decides_what_is_done() {
+        let text = PromptInput::Text("x".to_owned());
+        let logprobs = Logprobs {
+            path: "f".into(),
+            top_k: 20,
+        };
+        for (line, stdin_is_terminal, expected) in [
+            ("", true, Task::Chat),
+            ("", false, Task::Answer(PromptInput::Stdin)),
+            ("-p x", true, Task::Answer(text.clone())),
+            ("-p x", false, Task::Answer(text.clone())),
+            ("--prompt-file -", true, Task::Answer(PromptInput::Stdin)),
+            (
+                "--prompt-file f",
+                true,
+                Task::Answer(PromptInput::File("f".into())),
+            ),
+            ("--dump-tokens -p x", true, Task::DumpTokens(text.clone())),
+            (
+                "--dump-logprobs f -p x",
+                true,
+                Task::DumpLogprobs(text, logprobs),
+            ),
+        ] {
+            let options = options(line, stdin_is_terminal).unwrap();
+            assert_eq!(options.task, expected, "{line:?} {stdin_is_terminal}");
+        }
+        for line in ["--dump-tokens", "--dump-logprobs f"] {
+            let error = options(line, true).unwrap_err().to_string();
+            assert!(error.contains("needs a prompt"), "{line}: {error}");
+        }
+        for line in [
+            "--dump-tokens --dump-logprobs f -p x",
+            "--dump-logprobs f --logprobs-top-k 9999 -p x",
+            "-p x --temp 3",
+            "-p x --backend reference --simd avx2",
+        ] {
+            assert!(options(line, true).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn maximum_thinking_is_lowered_below_its_context_and_nothing_else_is() {
+        let rules = |max_min_context| ThinkingRules {
+            effort: Effort::Low,
+            max_min_context,
+            revision: RevisionArg::Auto,
+        };
+        use Thinking::{Max, Off, On};
+        for (thinking, min, context, expected) in [
+            (Off, 100, 1, (Mode::Chat, Effort::None, false)),
+            (On, 100, 1, (Mode::Thinking, Effort::Low, false)),
+            (Max, 100, 99, (Mode::Thinking, Effort::Low, true)),
+            (Max, 100, 100, (Mode::Thinking, Effort::Max, false)),
+            (Max, 0, 1, (Mode::Thinking, Effort::Max, false)),
+        ] {
+            let found = rules(min).resolve(thinking, context);
+            assert_eq!(found, expected, "{thinking:?} {min} {context}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ mod common;
 
 use common::{gguf_parts, read, shared};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use ds4_text::{Detokenizer, Tokenizer};
+use ds4_text::{Detokenizer, EndReason, ReplyParser, Start, Tokenizer, ToolSchemas, json};
 
 fn vocabulary(c: &mut Criterion) {
     let Some(path) = shared("tokenizer/tokenizer.json") else {
@@ -76,5 +76,38 @@ fn tokenizer(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, vocabulary, tokenizer);
+/// A reply that thinks and then saves a long file, in pieces as long as tokens are.
+fn parser(c: &mut Criterion) {
+    let file = include_str!("../src/parse.rs");
+    let text = format!(
+        "{file}</think>Done.\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"save\">\n\
+         <｜DSML｜parameter name=\"body\" string=\"true\">{file}</｜DSML｜parameter>\n\
+         </｜DSML｜invoke>\n</｜DSML｜tool_calls>"
+    );
+    let ends = text.char_indices().map(|(at, c)| at + c.len_utf8());
+    let ends: Vec<usize> = ends
+        .enumerate()
+        .filter(|(i, _)| i % 4 == 3)
+        .map(|(_, end)| end)
+        .collect();
+    let schema = json::parse("{}").expect("a schema");
+    let tools: ToolSchemas = [("save".to_owned(), schema)].into_iter().collect();
+    let mut group = c.benchmark_group("parse");
+    group.throughput(Throughput::Elements(ends.len() as u64));
+    group.bench_function("four_characters_a_push", |b| {
+        b.iter(|| {
+            let mut parser = ReplyParser::new(Start::Reasoning, tools.clone());
+            let mut at = 0;
+            for &end in &ends {
+                std::hint::black_box(parser.push(&text[at..end]));
+                at = end;
+            }
+            parser.push(&text[at..]);
+            parser.finish(EndReason::Stop)
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, vocabulary, tokenizer, parser);
 criterion_main!(benches);

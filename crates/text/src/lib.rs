@@ -1,4 +1,28 @@
-//! Characters, tokens and messages.
+//! Characters, tokens and messages: everything between a conversation and token ids, in both
+//! directions. Opens no files, sees no tensors.
+//!
+//! - [`Tokenizer`] and [`Detokenizer`]: text to ids and back, with the vocabulary of a GGUF file or
+//!   of a `tokenizer.json`.
+//! - [`render`]: messages to the [`Prompt`] that the model continues.
+//! - [`ReplyParser`]: the model's text to reasoning, content and tool calls while it arrives;
+//!   [`parse_strict`] reads the official grammar.
+//! - [`json`]: JSON as prompts spell it; [`door`]: all of this over JSON lines.
+//!
+//! ```no_run
+//! use ds4_text::{Message, RenderOptions, Tokenizer, render};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let document = "";
+//! let tokenizer = Tokenizer::from_tokenizer_json(document)?;
+//! let messages = [Message::system("Be brief."), Message::user("Who was Ada Lovelace?")];
+//! let prompt = render(&messages, &RenderOptions::default())?;
+//! let ids = tokenizer.encode_prompt(&prompt);
+//! # let _ = ids;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `docs/chat.md` describes the formats and every rule.
 
 pub mod door;
 pub mod json;

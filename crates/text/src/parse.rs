@@ -6,10 +6,12 @@
 //! malformed. However the text is cut into chunks, the deltas of each kind add up to the same and
 //! the reply is the same; what a later character could still reclassify is held back.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+mod reply;
+mod tools;
+mod value;
 
-use serde::de::IgnoredAny;
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::dsml::{
@@ -17,6 +19,10 @@ use crate::dsml::{
 };
 use crate::json;
 use crate::markers::{THINK_CLOSE, THINK_OPEN};
+use value::{JsonText, json_value};
+
+pub use reply::{EndReason, Event, ParsedCall, Phase, Reply, Start};
+pub use tools::ToolSchemas;
 
 /// White space between a block's opening tag and its first call, beyond which the tag is text.
 const MAX_LOOKAHEAD_BLANKS: usize = 4096;
@@ -25,153 +31,6 @@ const BLOCK_NEWLINES: usize = 2;
 
 const UNEXPECTED_TEXT: &str = "unexpected text in tool block";
 const EMPTY_BLOCK: &str = "empty tool block";
-
-/// The declared tools: name to parameter schema. Cloning is cheap.
-///
-/// Without tools the markup of calls is plain text.
-#[derive(Clone, Debug, Default)]
-pub struct ToolSchemas(Arc<HashMap<String, Value>>);
-
-impl FromIterator<(String, Value)> for ToolSchemas {
-    fn from_iter<I: IntoIterator<Item = (String, Value)>>(tools: I) -> ToolSchemas {
-        ToolSchemas(Arc::new(tools.into_iter().collect()))
-    }
-}
-
-impl ToolSchemas {
-    /// Whether a tool of this name is declared.
-    pub fn contains(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
-    /// Whether no tool is declared.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn property(&self, tool: &str, key: &str) -> Option<&Value> {
-        self.0.get(tool)?.get("properties")?.get(key)
-    }
-
-    /// Whether a value without a usable flag is a string: where the schema says so or nothing.
-    fn takes_string(&self, tool: &str, key: &str) -> bool {
-        match self.property(tool, key).map(|schema| &schema["type"]) {
-            None => true,
-            Some(Value::Array(types)) => types.iter().any(|t| t == "string"),
-            Some(t) => t == "string",
-        }
-    }
-
-    /// The first required key of `tool` for which `has` does not hold.
-    fn missing_key(&self, tool: &str, has: impl Fn(&str) -> bool) -> Option<&str> {
-        let required = self.0.get(tool)?.get("required")?.as_array()?;
-        let mut keys = required.iter().filter_map(Value::as_str);
-        keys.find(|key| !has(key))
-    }
-}
-
-/// What the first character of the text belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// The prompt ends in `<think>`.
-    Reasoning,
-    /// The prompt ends in `</think>`.
-    Content,
-    /// The prompt ends inside reasoning that is to be continued.
-    WithinReasoning,
-    /// The prompt ends inside content that is to be continued.
-    WithinContent,
-}
-
-/// Why the text ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndReason {
-    /// The model ended it.
-    Stop,
-    /// A limit ended it.
-    Length,
-    /// Nobody waits for it any more.
-    Cancelled,
-}
-
-/// What became known with a piece of text.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// More reasoning.
-    ReasoningDelta(String),
-    /// More content.
-    ContentDelta(String),
-    /// A call begins.
-    ToolStart {
-        /// Its number, from 0.
-        index: usize,
-        /// The tool, declared or not.
-        name: String,
-    },
-    /// More of the arguments' JSON text.
-    ToolArgsDelta {
-        /// The call's number.
-        index: usize,
-        /// The text.
-        text: String,
-    },
-    /// A call is complete; its arguments are a JSON object.
-    ToolEnd {
-        /// The call's number.
-        index: usize,
-    },
-    /// The block is closed: nothing that follows will be read, and generation should end.
-    BlockDone,
-    /// The block cannot be read. Nothing that follows will be read.
-    Malformed {
-        /// What is wrong with it.
-        detail: String,
-    },
-}
-
-/// A call as the model made it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ParsedCall {
-    /// The tool, declared or not.
-    pub name: String,
-    /// JSON text of an object, or the beginning of one while not `complete`.
-    pub arguments: String,
-    /// Whether the call was read to its end. Only then may it be executed.
-    pub complete: bool,
-}
-
-/// All that was read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reply {
-    /// The reasoning.
-    pub reasoning: String,
-    /// The content.
-    pub content: String,
-    /// The calls, in order.
-    pub tool_calls: Vec<ParsedCall>,
-    /// What is wrong with the block of calls, if anything.
-    pub malformed: Option<String>,
-    /// Whether a block of calls ended the reasoning in place of `</think>`.
-    pub implicit_think_end: bool,
-    /// Byte offset in the text where the block begins, its leading newlines included.
-    pub block_start: Option<usize>,
-}
-
-/// Where the end of the text read so far stands; what a sampler and a budget need to know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// In reasoning.
-    Reasoning,
-    /// In content.
-    Content,
-    /// In the markup of a call, where only one spelling is right: tags, names, and non-string
-    /// JSON outside its strings.
-    Markup,
-    /// In the free text of a call's arguments.
-    Value,
-    /// Behind the block.
-    Done,
-}
 
 /// Reads one reply.
 #[derive(Clone, Debug)]
@@ -190,6 +49,8 @@ pub struct ReplyParser {
     n_done: usize,
     events: Vec<Event>,
     reply: Reply,
+    /// Whether the reply's reasoning is more than white space.
+    has_reasoned: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -254,29 +115,6 @@ enum ValueKind {
     Repeated,
 }
 
-/// JSON text as it arrives.
-#[derive(Clone, Debug, Default)]
-struct JsonText {
-    text: String,
-    /// Whether its end is inside a string, and behind a backslash there.
-    in_string: bool,
-    escaped: bool,
-}
-
-impl JsonText {
-    fn push(&mut self, text: &str) {
-        self.text.push_str(text);
-        for b in text.bytes() {
-            match b {
-                _ if self.escaped => self.escaped = false,
-                b'"' => self.in_string = !self.in_string,
-                b'\\' => self.escaped = self.in_string,
-                _ => {}
-            }
-        }
-    }
-}
-
 /// What is known of a `<` in running text.
 #[derive(Clone, Debug, Default)]
 struct Ahead {
@@ -320,6 +158,7 @@ impl ReplyParser {
             n_done: 0,
             events: Vec::new(),
             reply: Reply::default(),
+            has_reasoned: start == Start::WithinReasoning,
         }
     }
 
@@ -489,10 +328,9 @@ impl ReplyParser {
                 Decision::ThinkOpen => {
                     // Blanks before it are as meaningless as the marker itself.
                     self.skip(end + THINK_OPEN.len());
-                    let blank = self.reply.reasoning.chars().all(char::is_whitespace);
                     text = Text {
                         channel: Channel::Reasoning,
-                        blank,
+                        blank: !self.has_reasoned,
                     };
                 }
                 Decision::ThinkClose => {
@@ -599,6 +437,7 @@ impl ReplyParser {
         }
         match channel {
             Channel::Reasoning => {
+                self.has_reasoned |= !text.trim_start().is_empty();
                 self.reply.reasoning.push_str(text);
                 if let Some(Event::ReasoningDelta(last)) = self.events.last_mut() {
                     last.push_str(text);
@@ -825,20 +664,21 @@ impl ReplyParser {
         match value.kind {
             ValueKind::Text => self.write_arguments("\""),
             ValueKind::Json(json) => {
-                let text = json_value(json.text.trim());
-                let members = match json::parse(&text) {
-                    Ok(Value::Object(members)) if call.keys.is_empty() => members,
-                    _ => Map::new(),
-                };
-                if self.is_wrapper(&value.key, &members) {
-                    call.wrapped = Some(Wrapped {
-                        key: value.key.clone(),
-                        value: text,
-                        members,
-                    });
-                } else {
-                    self.write_key(&value.key);
-                    self.write_arguments(&text);
+                let (text, parsed) = json_value(json.text.trim());
+                match parsed {
+                    Value::Object(members)
+                        if call.keys.is_empty() && self.is_wrapper(&value.key, &members) =>
+                    {
+                        call.wrapped = Some(Wrapped {
+                            key: value.key.clone(),
+                            value: text,
+                            members,
+                        });
+                    }
+                    _ => {
+                        self.write_key(&value.key);
+                        self.write_arguments(&text);
+                    }
                 }
             }
             ValueKind::Repeated => {}
@@ -962,41 +802,4 @@ fn unwrapped(
         }
         _ => members,
     }
-}
-
-/// JSON text of a value that is not a string: as it is written if it is JSON, with Python's
-/// literals replaced if it is then, otherwise as a string.
-fn json_value(text: &str) -> String {
-    let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
-    if is_json(text) {
-        return text.to_owned();
-    }
-    let replaced = without_python_literals(text);
-    if is_json(&replaced) {
-        return replaced;
-    }
-    let mut string = String::new();
-    json::write_string(text, &mut string);
-    string
-}
-
-/// `text` with the words `True`, `False` and `None` outside strings as JSON spells them.
-fn without_python_literals(text: &str) -> String {
-    let mut out = JsonText::default();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let n_word = rest
-            .find(|c: char| !c.is_ascii_alphanumeric())
-            .unwrap_or(rest.len());
-        let n_other = rest.chars().next().map_or(0, char::len_utf8);
-        let (word, behind) = rest.split_at(if n_word > 0 { n_word } else { n_other });
-        out.push(match word {
-            "True" if !out.in_string => "true",
-            "False" if !out.in_string => "false",
-            "None" if !out.in_string => "null",
-            word => word,
-        });
-        rest = behind;
-    }
-    out.text
 }

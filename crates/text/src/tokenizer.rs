@@ -10,6 +10,31 @@ use crate::prompt::{MarkerText, Prompt};
 use crate::vocabulary::{self, Entry, LoadError, ProtocolTokens, Vocabulary};
 use crate::{splitter, tokenizer_json};
 
+/// How the texts of added tokens begin that nothing is assigned to.
+const UNUSED_PREFIXES: [&str; 2] = ["<｜place▁holder▁no▁", "<|place_holder_mm_span_"];
+/// Added tokens for images, tables and positions in images.
+const UNUSED: [&str; 19] = [
+    "<｜end_of_query｜>",
+    "<｜rl_image_pad｜>",
+    "<｜rl_image_start｜>",
+    "<｜image｜>",
+    "<｜image2｜>",
+    "<｜/table>｜",
+    "<｜table｜>",
+    "<｜/td｜>",
+    "<｜td｜>",
+    "<｜/tr｜>",
+    "<｜tr｜>",
+    "<｜/polygon｜>",
+    "<｜polygon｜>",
+    "<｜/point｜>",
+    "<｜point｜>",
+    "<｜/box｜>",
+    "<｜box｜>",
+    "<｜/ref｜>",
+    "<｜ref｜>",
+];
+
 /// Byte-level BPE with the splitter of DeepSeek V4 and a vocabulary read from a model's files.
 /// Cloning is cheap; clones share the vocabulary.
 ///
@@ -125,6 +150,29 @@ impl Tokenizer {
     pub fn added_token(&self, text: &str) -> Option<u32> {
         self.added_tokens()
             .find_map(|(id, t)| (t == text).then_some(id))
+    }
+
+    /// Tokens that no reply contains, so that a sampler may leave them out: BOS, pad, the role
+    /// markers, and the places that the vocabulary keeps free or has for other media. Ascending.
+    pub fn never_sampled(&self) -> Vec<u32> {
+        let p = self.protocol();
+        let roles = [
+            Some(p.bos),
+            Some(p.user),
+            Some(p.assistant),
+            p.pad,
+            p.latest_reminder,
+        ];
+        let unused = self.added_tokens().filter(|(_, text)| {
+            let free = UNUSED_PREFIXES
+                .iter()
+                .any(|prefix| text.starts_with(prefix));
+            free || UNUSED.contains(text)
+        });
+        let mut ids: Vec<u32> = roles.into_iter().flatten().collect();
+        ids.extend(unused.map(|(id, _)| id));
+        ids.sort_unstable();
+        ids
     }
 
     /// The bytes of a token, often cut inside a UTF-8 sequence; none for an id outside the

@@ -35,7 +35,7 @@ print("use super::Class::{self, Letter as L, Mark as M, Number as N, Punctuation
 print()
 print("/// First and last character of a run, and its class; ascending, from U+0080 on.")
 print("#[rustfmt::skip]")
-print(f"pub(super) const CLASSES: [(u32, u32, Class); {len(rows)}] = [")
+print(f"pub(super) static CLASSES: [(u32, u32, Class); {len(rows)}] = [")
 for at in range(0, len(rows), PER_LINE):
     line = " ".join(f"(0x{a:04x}, 0x{b:04x}, {major})," for a, b, major in rows[at : at + PER_LINE])
     print(f"    {line}")

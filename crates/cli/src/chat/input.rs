@@ -1,6 +1,6 @@
 //! Lines from the user, edited and remembered.
 
-use std::borrow::Cow;
+use std::cell::Cell;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -10,7 +10,7 @@ use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Config, Editor, Helper};
+use rustyline::{Config, Context, Editor, Helper};
 
 use super::multiline;
 use crate::console::Console;
@@ -47,7 +47,7 @@ impl Input {
             .bracketed_paste(true)
             .build();
         let mut editor = Editor::with_config(config)?;
-        editor.set_helper(Some(Lines));
+        editor.set_helper(Some(Lines::default()));
         let history = folders::state().map(|folder| folder.join("history"));
         if let Some(path) = history.as_ref().filter(|path| path.is_file())
             && let Err(error) = editor.load_history(path)
@@ -61,7 +61,7 @@ impl Input {
         })
     }
 
-    /// The next entry. Ctrl+C clears what was typed; twice in a row it leaves.
+    /// The next entry. Ctrl+C clears what was typed; on an empty line, twice in a row, it leaves.
     ///
     /// # Errors
     /// The terminal fails.
@@ -73,10 +73,15 @@ impl Input {
                     self.remember(&text);
                     return Ok(Entry::Message(multiline::message(&text).into_owned()));
                 }
-                Err(ReadlineError::Interrupted) if interrupted => return Ok(Entry::End),
                 Err(ReadlineError::Interrupted) => {
-                    interrupted = true;
-                    eprintln!("Ctrl+C again or Ctrl+D leaves");
+                    let was_empty = self.editor.helper().is_none_or(Lines::take_empty);
+                    if was_empty && interrupted {
+                        return Ok(Entry::End);
+                    }
+                    if was_empty {
+                        eprintln!("Ctrl+C again or Ctrl+D leaves");
+                    }
+                    interrupted = was_empty;
                 }
                 Err(ReadlineError::Eof) => return Ok(Entry::End),
                 Err(error) => return Err(error.into()),
@@ -125,8 +130,19 @@ fn keep_private(_path: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells the editor when an entry goes on.
-struct Lines;
+/// Tells the editor when an entry goes on, and remembers whether there is one: an interrupted
+/// editor does not say.
+#[derive(Default)]
+struct Lines {
+    has_text: Cell<bool>,
+}
+
+impl Lines {
+    /// Whether nothing was typed since this was asked.
+    fn take_empty(&self) -> bool {
+        !self.has_text.take()
+    }
+}
 
 impl Validator for Lines {
     fn validate(&self, context: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
@@ -138,18 +154,20 @@ impl Validator for Lines {
     }
 }
 
+impl Hinter for Lines {
+    type Hint = String;
+
+    /// Gives no hint; the editor asks after every change.
+    fn hint(&self, line: &str, _at: usize, _context: &Context<'_>) -> Option<String> {
+        self.has_text.set(!line.is_empty());
+        None
+    }
+}
+
 impl Completer for Lines {
     type Candidate = String;
 }
 
-impl Highlighter for Lines {
-    fn highlight_prompt<'b, 's: 'b, 'p: 'b>(&'s self, prompt: &'p str, _: bool) -> Cow<'b, str> {
-        Cow::Borrowed(prompt)
-    }
-}
-
-impl Hinter for Lines {
-    type Hint = String;
-}
+impl Highlighter for Lines {}
 
 impl Helper for Lines {}

@@ -48,6 +48,7 @@ pub(crate) fn run(options: &AskOptions, console: &Console) -> Result<()> {
         settings: options.settings,
         attached: None,
         last: None,
+        lowering_told: false,
         model,
         options,
         console,
@@ -86,6 +87,8 @@ struct Chat<'a> {
     attached: Option<String>,
     /// The last reply's end.
     last: Option<Outcome>,
+    /// The user knows that maximum thinking is lowered in this context.
+    lowering_told: bool,
 }
 
 impl Chat<'_> {
@@ -121,7 +124,8 @@ impl Chat<'_> {
     fn reply(&mut self) -> Result<()> {
         let messages = self.conversation.messages();
         let prompt = self.model.prompt(&messages, self.settings.thinking)?;
-        if prompt.lowered {
+        if prompt.lowered && !self.lowering_told {
+            self.lowering_told = true;
             let min_context = self.options.rules.max_min_context;
             self.console
                 .report(&lowered_note(self.model.context(), min_context));
@@ -167,6 +171,7 @@ impl Chat<'_> {
             Command::Help => println!("{}", command::HELP),
             Command::Think(thinking) => {
                 self.settings.thinking = thinking;
+                self.lowering_told = false;
                 self.tell(&format!("thinking {}", thinking.name()));
             }
             Command::Context(n) => {

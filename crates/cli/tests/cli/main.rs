@@ -3,6 +3,8 @@
 mod ask;
 mod bad_input;
 mod bench;
+#[cfg(unix)]
+mod chat;
 mod inspect;
 mod logits;
 mod program;

@@ -11,14 +11,20 @@ use serde_json::Value;
 
 use crate::generation::{Failure, FailureKind, Thinking};
 
+pub mod chat;
 pub mod error;
 pub mod messages;
 pub mod responses;
 
+mod choices;
 mod fields;
+mod logprobs;
 mod normalise;
 mod tools;
 mod wishes;
+
+pub use choices::{Envelope, UsageReport};
+pub use logprobs::Logprobs;
 
 /// What a request is read against: the server's settings and the request's
 /// surroundings.

@@ -5,7 +5,16 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use ds4_text::Tokenizer;
+use proptest::test_runner::Config as ProptestConfig;
 use serde_json::Value;
+
+/// This many random cases; a failing one is printed and not written into the tree.
+pub(crate) fn cases(n: u32) -> ProptestConfig {
+    ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(n)
+    }
+}
 
 /// A file or folder of `testdata/text`.
 pub(crate) fn testdata(name: &str) -> PathBuf {

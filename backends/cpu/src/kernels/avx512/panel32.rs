@@ -1,0 +1,189 @@
+//! Many activation rows times the types of 32 elements a block.
+//!
+//! With one scale for every 32 products, a lane that sums 4 products would need a scale for every
+//! one of them. Here a lane belongs to one weight row instead and sums all 32: weights of 32 rows
+//! are unpacked once into a *panel*, groups of 4 codes of 16 rows side by side, and every 4 codes of
+//! an activation row are broadcast against it.
+//!
+//! ```text
+//! panel: for each block of 32: codes + 128, u8 [8 groups, 2, 16 rows, 4] | scales f32 [2, 16 rows]
+//! ```
+
+use std::arch::x86_64::*;
+
+use super::block32::Type32;
+use crate::kernels::activation::{q8_scales, q8_sums};
+use crate::kernels::{Job, RowPair, Scratch};
+
+/// Weight rows of a panel.
+const COLUMNS: usize = 32;
+/// Bytes of a panel for a block of 32: 1024 of codes and 128 of scales.
+const BLOCK_BYTES: usize = 1152;
+/// Activation rows multiplied at a time: 2 x 6 sums of integers, 2 x 6 of floats.
+const ROWS: usize = 6;
+
+/// Bytes of scratch for rows of `n_in` elements.
+pub(super) const fn scratch_bytes(n_in: usize) -> usize {
+    n_in.div_ceil(64) * 2 * BLOCK_BYTES
+}
+
+/// # Safety
+/// As [`super::RowDots`], inside an entry point of this path.
+#[inline(always)]
+pub(super) unsafe fn row_dots<T: Type32>(job: &Job<'_>, scratch: &mut Scratch) {
+    // SAFETY: the caller's promise; scratch has room for a panel.
+    unsafe {
+        let ty = T::new();
+        let panel = scratch[..scratch_bytes(job.n_in)].as_mut_ptr();
+        let n_weights = job.n_weights();
+        for o in (0..n_weights).step_by(COLUMNS) {
+            let n = (n_weights - o).min(COLUMNS);
+            let first = job.weights.as_ptr().add(o * job.row_bytes);
+            fill(&ty, first, job.row_bytes, n, job.n_in, panel);
+            let (groups, rest) = job.pairs.as_chunks::<ROWS>();
+            for group in groups {
+                tile(job, panel, *group, o, n);
+            }
+            match *rest {
+                [] => {}
+                [a] => tile(job, panel, [a], o, n),
+                [a, b] => tile(job, panel, [a, b], o, n),
+                [a, b, c] => tile(job, panel, [a, b, c], o, n),
+                [a, b, c, d] => tile(job, panel, [a, b, c, d], o, n),
+                [a, b, c, d, e] => tile(job, panel, [a, b, c, d, e], o, n),
+                _ => unreachable!(),
+            }
+        }
+    }
+}
+
+/// Unpacks `n` rows. Columns beyond them repeat the last row; their products are not stored.
+#[inline(always)]
+unsafe fn fill<T: Type32>(
+    ty: &T,
+    first: *const u8,
+    row_bytes: usize,
+    n: usize,
+    n_in: usize,
+    panel: *mut u8,
+) {
+    // SAFETY: the caller's promise. The last block of an odd number is copied beside zeros; what
+    // comes of the second half is not used.
+    unsafe {
+        let n_blocks = n_in / 32;
+        for b in (0..n_blocks).step_by(2) {
+            for half in 0..2 {
+                let mut codes = [_mm512_setzero_si512(); 16];
+                for j in 0..16 {
+                    let row = first.add((16 * half + j).min(n - 1) * row_bytes);
+                    let mut padded = [0u8; 80];
+                    let mut blocks = row.add(b * T::BYTES);
+                    if b + 1 == n_blocks {
+                        std::ptr::copy_nonoverlapping(blocks, padded.as_mut_ptr(), T::BYTES);
+                        blocks = padded.as_ptr();
+                    }
+                    let (v, scales) = ty.two(blocks);
+                    codes[j] = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
+                    let scale = panel.add(b * BLOCK_BYTES + 1024 + 64 * half + 4 * j);
+                    _mm_store_ss(scale.cast(), scales);
+                    _mm_store_ss(scale.add(BLOCK_BYTES).cast(), _mm_movehdup_ps(scales));
+                }
+                let columns = transposed(codes);
+                for i in 0..8 {
+                    for block in 0..2 {
+                        let to = panel.add((b + block) * BLOCK_BYTES + 128 * i + 64 * half);
+                        _mm512_storeu_si512(to.cast(), columns[2 * i + block]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The transpose of 16 x 16 words of 32 bits.
+#[inline(always)]
+unsafe fn transposed(v: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: inside an entry point of this path.
+    unsafe {
+        // Within every 128 bits: 4 x 4 words of rows 4 i .. 4 i + 4.
+        let mut a = [_mm512_setzero_si512(); 16];
+        for i in 0..4 {
+            let low01 = _mm512_unpacklo_epi32(v[4 * i], v[4 * i + 1]);
+            let low23 = _mm512_unpacklo_epi32(v[4 * i + 2], v[4 * i + 3]);
+            let high01 = _mm512_unpackhi_epi32(v[4 * i], v[4 * i + 1]);
+            let high23 = _mm512_unpackhi_epi32(v[4 * i + 2], v[4 * i + 3]);
+            a[4 * i] = _mm512_unpacklo_epi64(low01, low23);
+            a[4 * i + 1] = _mm512_unpackhi_epi64(low01, low23);
+            a[4 * i + 2] = _mm512_unpacklo_epi64(high01, high23);
+            a[4 * i + 3] = _mm512_unpackhi_epi64(high01, high23);
+        }
+        // a[4 i + c], 128-bit lane l: column 4 l + c of rows 4 i .. 4 i + 4. Then the lanes.
+        let mut out = [_mm512_setzero_si512(); 16];
+        for c in 0..4 {
+            let low01 = _mm512_shuffle_i32x4::<0b01_00_01_00>(a[c], a[4 + c]);
+            let low23 = _mm512_shuffle_i32x4::<0b01_00_01_00>(a[8 + c], a[12 + c]);
+            let high01 = _mm512_shuffle_i32x4::<0b11_10_11_10>(a[c], a[4 + c]);
+            let high23 = _mm512_shuffle_i32x4::<0b11_10_11_10>(a[8 + c], a[12 + c]);
+            out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low01, low23);
+            out[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low01, low23);
+            out[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high01, high23);
+            out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high01, high23);
+        }
+        out
+    }
+}
+
+/// `R` activation rows times a panel of which `n` columns count.
+#[inline(always)]
+unsafe fn tile<const R: usize>(
+    job: &Job<'_>,
+    panel: *const u8,
+    pairs: [RowPair; R],
+    o: usize,
+    n: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let acts = pairs.map(|pair| job.act(pair));
+        let mut totals = [[_mm512_setzero_ps(); 2]; R];
+        for b in 0..job.n_in / 32 {
+            let block = panel.add(b * BLOCK_BYTES);
+            let mut sums = [[_mm512_setzero_si512(); 2]; R];
+            for r in 0..R {
+                // Takes the 128 of every code back.
+                let start = acts[r].add(q8_sums(job.n_in) + 4 * b).cast::<i32>();
+                sums[r] = [_mm512_set1_epi32(*start); 2];
+            }
+            for i in 0..8 {
+                let w0 = _mm512_loadu_si512(block.add(128 * i).cast());
+                let w1 = _mm512_loadu_si512(block.add(128 * i + 64).cast());
+                for r in 0..R {
+                    let at = 64 * (b / 2) + 8 * i + 4 * (b % 2);
+                    let act = _mm512_set1_epi32(*acts[r].add(at).cast::<i32>());
+                    sums[r][0] = _mm512_dpbusd_epi32(sums[r][0], w0, act);
+                    sums[r][1] = _mm512_dpbusd_epi32(sums[r][1], w1, act);
+                }
+            }
+            let scales = [
+                _mm512_loadu_ps(block.add(1024).cast()),
+                _mm512_loadu_ps(block.add(1088).cast()),
+            ];
+            for r in 0..R {
+                let scale = *acts[r].add(q8_scales(job.n_in) + 4 * b).cast::<f32>();
+                let scale = _mm512_set1_ps(scale);
+                for c in 0..2 {
+                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][c]), scales[c]);
+                    totals[r][c] = _mm512_fmadd_ps(product, scale, totals[r][c]);
+                }
+            }
+        }
+        for r in 0..R {
+            let out = job.out(pairs[r], o);
+            for c in 0..2 {
+                let left = n.saturating_sub(16 * c).min(16);
+                let mask = ((1u32 << left) - 1) as __mmask16;
+                _mm512_mask_storeu_ps(out.wrapping_add(16 * c), mask, totals[r][c]);
+            }
+        }
+    }
+}

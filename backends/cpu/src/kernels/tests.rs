@@ -1,0 +1,202 @@
+//! Every kernel against the scalar products of `ds4-formats`.
+
+use ds4_formats::GgmlType;
+use ds4_formats::quant::{ActQ8, Activation, BlockQ8K, dot, quantize_q8, quantize_q8_k};
+
+use super::*;
+
+/// A small generator of reproducible numbers.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// Random blocks whose scales are ordinary numbers.
+fn random_weights(random: &mut Random, ty: GgmlType, n_bytes: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..n_bytes).map(|_| random.next() as u8).collect();
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        let halves: &[usize] = match ty {
+            GgmlType::Q2_K => &[80, 82],
+            GgmlType::Q3_K => &[108],
+            GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+            GgmlType::Q6_K => &[208],
+            GgmlType::MXFP4 => &[],
+            GgmlType::IQ1_M => &[],
+            _ => &[0],
+        };
+        for &at in halves {
+            // A half between 2^-6 and 1, of any sign.
+            block[at + 1] = (block[at + 1] & 0x8f) | (0x20 + (random.next() as u8 & 0x18));
+        }
+        match ty {
+            GgmlType::MXFP4 => block[0] = 118 + block[0] % 12,
+            GgmlType::IQ1_M => block[55] = (block[55] & 0x0f) | 0x20,
+            _ => {}
+        }
+    }
+    bytes
+}
+
+/// The product as `ds4-formats` computes it, and the sum of the magnitudes of what it adds up.
+fn expected(ty: GgmlType, row: &[u8], x: &[f32]) -> (f32, f32) {
+    let mut w = vec![0.0; x.len()];
+    ds4_formats::quant::decode_row(ty, row, &mut w);
+    let magnitude = w.iter().zip(x).map(|(w, x)| (w * x).abs()).sum();
+    let product = match Kernel::new(scalar(), ty, false).form {
+        Form::Q8(_) => {
+            let mut blocks = vec![ActQ8::ZERO; x.len() / 32];
+            quantize_q8(x, &mut blocks);
+            dot(ty, row, &Activation::Q8(&blocks))
+        }
+        _ => {
+            let mut blocks = vec![BlockQ8K::ZERO; x.len() / 256];
+            quantize_q8_k(x, &mut blocks);
+            dot(ty, row, &Activation::Q8K(&blocks))
+        }
+    };
+    (product, magnitude)
+}
+
+fn products(
+    cpu: Cpu,
+    kernel: Kernel,
+    row_dots: RowDots,
+    ty: GgmlType,
+    weights: &[u8],
+    n_in: usize,
+    x: &[Vec<f32>],
+) -> Vec<Vec<f32>> {
+    let row_bytes = ty.row_bytes(n_in).unwrap();
+    let n_out = weights.len() / row_bytes;
+    let act_stride = kernel.form.row_bytes(n_in);
+    let mut acts = crate::memory::Aligned::<u8>::new(act_stride * x.len()).unwrap();
+    for (x, act) in x.iter().zip(acts.chunks_exact_mut(act_stride)) {
+        kernel.form.write(x, act);
+    }
+    // Rows backwards, to see that both numbers of a pair are used.
+    let n = x.len() as u32;
+    let pairs: Vec<RowPair> = (0..n)
+        .map(|i| RowPair {
+            from: i,
+            to: n - 1 - i,
+        })
+        .collect();
+    let mut out = vec![f32::NAN; x.len() * n_out];
+    let job = Job {
+        ty,
+        weights,
+        row_bytes,
+        n_in,
+        acts: &acts,
+        act_stride,
+        pairs: &pairs,
+        out: out.as_mut_ptr(),
+        out_stride: n_out,
+    };
+    let mut scratch = Scratch::new(scratch_bytes(n_in)).unwrap();
+    // SAFETY: the path is available, and the job describes the vectors above.
+    unsafe { row_dots(cpu, &job, &mut scratch) };
+    out.chunks_exact(n_out).rev().map(<[f32]>::to_vec).collect()
+}
+
+fn scalar() -> Cpu {
+    Cpu::new(Path::Scalar).expect("every machine has it")
+}
+
+fn cpus() -> impl Iterator<Item = Cpu> {
+    Path::ALL.into_iter().filter_map(Cpu::new)
+}
+
+fn quantised_types() -> impl Iterator<Item = GgmlType> {
+    GgmlType::all()
+        .iter()
+        .copied()
+        .filter(|ty| ty.block_len() > 1)
+}
+
+/// Every way a type is multiplied on a path.
+fn ways(kernel: Kernel) -> impl Iterator<Item = (&'static str, RowDots)> {
+    let panel = kernel.panel.map(|panel| ("panel", panel.row_dots));
+    std::iter::once(("rows", kernel.row_dots)).chain(panel)
+}
+
+fn random_rows(random: &mut Random, n_rows: usize, n_in: usize) -> Vec<Vec<f32>> {
+    (0..n_rows)
+        .map(|_| (0..n_in).map(|_| random.float()).collect())
+        .collect()
+}
+
+#[test]
+fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    // Outputs and rows that are no multiples of what the kernels take at a time.
+    let shapes = [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (5, 5),
+        (7, 9),
+        (6, 17),
+        (33, 12),
+        (65, 6),
+    ];
+    for (cpu, ty) in cpus().flat_map(|cpu| quantised_types().map(move |ty| (cpu, ty))) {
+        let kernel = Kernel::new(cpu, ty, false);
+        let path = cpu.path();
+        for (way, row_dots) in ways(kernel) {
+            for n_blocks in [1, 2, 3, 5, 16] {
+                let n_in = n_blocks * ty.block_len();
+                for (n_out, n_rows) in shapes {
+                    let row_bytes = ty.row_bytes(n_in).unwrap();
+                    let weights = random_weights(&mut random, ty, n_out * row_bytes);
+                    let x = random_rows(&mut random, n_rows, n_in);
+                    let found = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
+                    for (r, x) in x.iter().enumerate() {
+                        for (o, row) in weights.chunks_exact(row_bytes).enumerate() {
+                            let (expected, magnitude) = expected(ty, row, x);
+                            let difference = (found[r][o] - expected).abs();
+                            // A few roundings of 2^-24 of what is summed.
+                            assert!(
+                                difference <= 4e-7 * magnitude,
+                                "{path} {ty} {way}: {n_in} x {n_out}, row {r} of {n_rows}, output \
+                                 {o}: {} instead of {expected}, magnitude {magnitude}",
+                                found[r][o]
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_has_the_same_products_alone_and_among_others() {
+    let mut random = Random(0xfeed_5678_9abc_def1);
+    for (cpu, ty) in cpus().flat_map(|cpu| quantised_types().map(move |ty| (cpu, ty))) {
+        let kernel = Kernel::new(cpu, ty, false);
+        let path = cpu.path();
+        for (way, row_dots) in ways(kernel) {
+            let n_in = 6 * ty.block_len();
+            let weights = random_weights(&mut random, ty, 7 * ty.row_bytes(n_in).unwrap());
+            let x = random_rows(&mut random, 9, n_in);
+            let together = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
+            for (x, together) in x.iter().zip(together) {
+                let x = std::slice::from_ref(x);
+                let alone = products(cpu, kernel, row_dots, ty, &weights, n_in, x);
+                assert_eq!(alone[0], together, "{path} {ty} {way}");
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! A conversation on a terminal.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::pty::openpty;
+use serde_json::Value;
+
+use crate::program::Ds4;
+use crate::speaking_model;
+
+/// How long an answer may take before it counts as missing.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `ds4` on a terminal of its own.
+struct Terminal {
+    ds4: Ds4,
+    child: Child,
+    keyboard: File,
+    screen: Receiver<Vec<u8>>,
+    shown: String,
+}
+
+impl Terminal {
+    fn new(args: &[&str]) -> Terminal {
+        let ds4 = Ds4::new();
+        speaking_model::write(ds4.home());
+        let pty = openpty(None, None).expect("a terminal");
+        let stdio = || Stdio::from(pty.slave.try_clone().expect("another handle"));
+        let mut command = ds4.command(["-m", "speaking.gguf"].iter().chain(args));
+        command
+            .env("TERM", "xterm")
+            .stdin(stdio())
+            .stdout(stdio())
+            .stderr(stdio());
+        let child = command.spawn().expect("ds4 starts");
+        drop(command);
+        drop(pty.slave);
+        let keyboard = File::from(pty.master);
+        let mut from = keyboard.try_clone().expect("another handle");
+        let (to, screen) = channel();
+        // Ends when the last handle of the terminal's other side is closed.
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n) = from.read(&mut bytes) {
+                if n == 0 || to.send(bytes[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Terminal {
+            ds4,
+            child,
+            keyboard,
+            screen,
+            shown: String::new(),
+        }
+    }
+
+    fn press(&mut self, keys: &str) {
+        let keys = keys.as_bytes();
+        self.keyboard.write_all(keys).expect("the keys are taken");
+    }
+
+    /// Waits until these words are on the screen, and takes what is there up to them.
+    #[track_caller]
+    fn see(&mut self, words: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.shown.find(words) {
+                return self.shown.drain(..at + words.len()).collect();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            match self.screen.recv_timeout(left) {
+                Ok(bytes) => self.shown.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(_) => panic!("{words:?} is not on the screen: {:?}", self.shown),
+            }
+        }
+    }
+
+    /// Enters a line at the prompt.
+    #[track_caller]
+    fn enter(&mut self, line: &str) {
+        self.see("> ");
+        self.press(&format!("{line}\r"));
+    }
+
+    #[track_caller]
+    fn ends(mut self) -> Ds4 {
+        let status = self.child.wait().expect("ds4 ends");
+        assert!(status.success(), "{status}: {:?}", self.shown);
+        self.ds4
+    }
+
+    fn json(&self, name: &str) -> Value {
+        let text = std::fs::read_to_string(self.ds4.home().join(name)).expect("a saved file");
+        serde_json::from_str(&text).expect("JSON")
+    }
+}
+
+const SHORT: [&str; 7] = ["--ctx", "1024", "-n", "12", "--temp", "0", "--nothink"];
+
+#[test]
+fn a_conversation_grows_is_saved_and_goes_on_from_its_file() {
+    let mut terminal = Terminal::new(&SHORT);
+    terminal.see("a context of 1,024 tokens");
+    terminal.enter("first");
+    terminal.see("prefill 9 tokens");
+    terminal.enter("two\\\rlines");
+    // The second turn finds the first in the cache.
+    let closing = terminal.see("decode");
+    assert!(!closing.contains(", 0 cached"), "{closing:?}");
+    terminal.enter("/save talk.json");
+    terminal.see("4 messages in talk.json");
+    let saved = terminal.json("talk.json");
+    assert_eq!(saved["version"], 1);
+    assert_eq!(saved["settings"]["thinking"], "off");
+    let messages = saved["messages"].as_array().expect("messages");
+    assert_eq!(messages[0]["content"], "first");
+    assert_eq!(messages[2]["content"], "two\nlines");
+    assert_eq!(messages[1]["role"], "assistant");
+
+    terminal.enter("/clear");
+    terminal.see("a new conversation");
+    terminal.enter("/status");
+    terminal.see("in 0 messages");
+    terminal.enter("/load talk.json");
+    terminal.see("4 messages; thinking off");
+    terminal.enter("/save again.json");
+    terminal.see("again.json");
+    terminal.enter("/ctx 2048");
+    terminal.see("a context of 2,048 tokens");
+    terminal.enter("/think");
+    terminal.see("thinking on");
+    terminal.enter("/quit");
+    let home = terminal.ends();
+    let read = |name: &str| std::fs::read(home.home().join(name)).expect("a saved file");
+    assert_eq!(read("talk.json"), read("again.json"));
+}
+
+#[test]
+fn what_goes_wrong_is_said_and_the_conversation_goes_on() {
+    let mut terminal = Terminal::new(&SHORT);
+    let home = terminal.ds4.home().to_owned();
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(home.join(name), bytes).expect("a writable home");
+    };
+    write("latin1.txt", b"caf\xe9");
+    write("long.txt", &b"word ".repeat(300));
+    write("short.txt", b"a file");
+    for (line, words) in [
+        ("/sing", "there is no command /sing"),
+        ("/ctx", "/ctx needs a number"),
+        ("/read none.txt", "cannot read none.txt"),
+        ("/read latin1.txt", "not UTF-8"),
+        ("/read long.txt", "the context holds 1,024"),
+        ("/load none.json", "none.json"),
+        ("/save no/such/folder/x.json", "cannot write"),
+        ("/ctx 99999999", "99999999"),
+    ] {
+        terminal.enter(line);
+        terminal.see(words);
+    }
+    // A message that does not fit is taken out again.
+    terminal.enter(&"word ".repeat(300));
+    terminal.see("the prompt has 1,504 tokens");
+    terminal.enter("/read short.txt");
+    terminal.see("short.txt goes before your next message");
+    terminal.enter("and this");
+    terminal.see("prefill");
+    terminal.enter("/save talk.json");
+    terminal.see("2 messages in talk.json");
+    let saved = terminal.json("talk.json");
+    assert_eq!(saved["messages"][0]["content"], "a file\n\nand this");
+    terminal.see("> ");
+    // Ctrl+C clears a line, and leaves on the second empty one.
+    terminal.press("abc\x03");
+    terminal.see("> ");
+    terminal.press("\x03");
+    terminal.see("again or Ctrl+D leaves");
+    terminal.see("> ");
+    terminal.press("\x03");
+    let home = terminal.ends();
+    let history = home.home().join(".local/state/ds4/history");
+    let mode = std::fs::metadata(&history)
+        .expect("a history")
+        .permissions();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&mode);
+    assert_eq!(mode & 0o777, 0o600, "the history is for its owner");
+}
+
+#[test]
+fn ctrl_c_stops_a_reply_and_keeps_what_was_said() {
+    let args = ["--ctx", "4096", "--seed", "1", "--nothink"];
+    // A random model may end its reply before the key is pressed; not twenty times in a row.
+    for _ in 0..20 {
+        let mut terminal = Terminal::new(&args);
+        terminal.see("> ");
+        terminal.press(&format!("{}\r", "x".repeat(2000)));
+        terminal.see("\u{fffd}");
+        let status = std::process::Command::new("kill")
+            .args(["-INT", &terminal.child.id().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+        terminal.see("decode");
+        let stopped = terminal.see("\n").contains("; stopped");
+        terminal.enter("/save talk.json");
+        terminal.see("2 messages");
+        let reply = &terminal.json("talk.json")["messages"][1];
+        assert!(!reply["content"].as_str().expect("text").is_empty());
+        assert_eq!(reply["open"] == true, stopped, "{reply}");
+        terminal.press("\x04");
+        terminal.ends();
+        if stopped {
+            return;
+        }
+    }
+    panic!("no reply was stopped");
+}
