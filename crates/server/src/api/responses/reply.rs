@@ -176,7 +176,9 @@ impl OpenItem {
     fn call(call_id: &str, name: &str, shape: &ReplyShape) -> OpenItem {
         let origin = shape.origins.of(name);
         let digits = call_id.strip_prefix("call_").unwrap_or(call_id);
-        let digits = digits.get(..24).unwrap_or(digits);
+        let digits = digits
+            .get(digits.len().saturating_sub(24)..)
+            .unwrap_or(digits);
         let id = format!("{}_{digits}", origin.item_prefix());
         let kind = Kind::Call {
             call_id: call_id.to_owned(),
@@ -492,7 +494,7 @@ impl Stream {
     }
 
     fn content(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {
-        if text.is_empty() && logprobs.is_empty() {
+        if text.is_empty() {
             return;
         }
         if !matches!(&self.item, Some(item) if matches!(item.kind, Kind::Message)) {
