@@ -226,7 +226,7 @@ fn event_sequences_and_bodies_are_the_golden_ones() {
         let text = common::text_of(&frames);
         common::compare_golden(&folder.join(format!("{name}.sse")), &text);
         if let Some(ReplyEvent::Finished(outcome)) = script.events.last() {
-            let body = complete(outcome, &script.logprobs_if(shape.logprobs), &shape);
+            let body = complete(outcome, &script.logprobs, &shape);
             assert_eq!(body, response, "{name}");
             let body = serde_json::to_string_pretty(&body).unwrap() + "\n";
             common::compare_golden(&folder.join(format!("{name}.json")), &body);
@@ -249,8 +249,7 @@ proptest! {
         let shape = shape(display, encrypted, logprobs);
         let response = accumulate(&read_frames(&frames(&script, &shape)));
         if let Some(ReplyEvent::Finished(outcome)) = script.events.last() {
-            let logprobs = script.logprobs_if(logprobs);
-            prop_assert_eq!(response, complete(outcome, &logprobs, &shape));
+            prop_assert_eq!(response, complete(outcome, &script.logprobs, &shape));
         } else {
             prop_assert_eq!(&response["error"]["code"], "server_error");
         }
@@ -325,7 +324,7 @@ fn usage_counts_the_prompt_and_the_reply() {
     let script = writer.finish(Finish::Stop);
     let body = complete(
         &script.outcome,
-        &[],
+        &script.logprobs,
         &shape(ReasoningDisplay::Text, false, false),
     );
     assert_eq!(
@@ -392,7 +391,7 @@ fn calls_come_back_as_the_client_declared_them() {
         let mut writer = Writer::new(9, 0);
         writer.call(name, &[arguments], true);
         let script = writer.finish(Finish::ToolCalls);
-        let mut item = complete(&script.outcome, &[], &shape)["output"][0].clone();
+        let mut item = complete(&script.outcome, &script.logprobs, &shape)["output"][0].clone();
         assert_eq!(item["call_id"], script.outcome.calls[0].id);
         assert_eq!(item["status"], "completed");
         let id = item["id"].as_str().expect("id").to_owned();

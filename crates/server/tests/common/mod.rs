@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ds4_server::api::{Frame, RequestContext};
+use ds4_server::api::{Frame, Logprobs, RequestContext};
 use ds4_server::generation::{
     Call, Failure, FailureKind, Finish, Outcome, ReplyEvent, Thinking, Timings, TokenLogprob, Usage,
 };
@@ -55,18 +55,8 @@ pub(crate) struct Script {
     pub(crate) events: Vec<ReplyEvent>,
     /// What was said up to the end, also where that is a failure.
     pub(crate) outcome: Outcome,
-    /// Log probabilities of the content.
-    pub(crate) logprobs: Vec<TokenLogprob>,
-}
-
-impl Script {
-    /// Log probabilities of the content, for a client that asked for them.
-    pub(crate) fn logprobs_if(&self, asked: bool) -> Vec<TokenLogprob> {
-        match asked {
-            true => self.logprobs.clone(),
-            false => Vec::new(),
-        }
-    }
+    /// Log probabilities of its tokens.
+    pub(crate) logprobs: Logprobs,
 }
 
 /// Builds a [`Script`] event by event.
@@ -74,7 +64,7 @@ impl Script {
 pub(crate) struct Writer {
     events: Vec<ReplyEvent>,
     outcome: Outcome,
-    logprobs: Vec<TokenLogprob>,
+    logprobs: Logprobs,
 }
 
 impl Writer {
@@ -99,7 +89,7 @@ impl Writer {
                     ..Timings::default()
                 },
             },
-            logprobs: Vec::new(),
+            logprobs: Logprobs::default(),
         }
     }
 
@@ -129,7 +119,7 @@ impl Writer {
                 (b"x".to_vec(), f32::NEG_INFINITY),
             ],
         };
-        self.logprobs.push(token.clone());
+        self.logprobs.content.push(token.clone());
         self.events.push(ReplyEvent::Content {
             text: text.to_owned(),
             logprobs: vec![token],

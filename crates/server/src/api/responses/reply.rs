@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::api::Frame;
 use crate::api::responses::origin::{InputText, Origin, Origins};
+use crate::api::{Frame, Logprobs, logprobs};
 use crate::generation::{
     Call, Failure, FailureKind, Finish, Outcome, ReplyEvent, TokenLogprob, Usage,
 };
@@ -48,8 +48,9 @@ pub struct ReplyShape {
 
 /// The response object of a reply that is not streamed.
 ///
-/// `logprobs` are those of the content, where the client asked for them.
-pub fn complete(outcome: &Outcome, logprobs: &[TokenLogprob], shape: &ReplyShape) -> Value {
+/// `tokens` are the log probabilities; those of the content stand in the text where the client
+/// asked for them.
+pub fn complete(outcome: &Outcome, tokens: &Logprobs, shape: &ReplyShape) -> Value {
     let mut items: Vec<OpenItem> = Vec::new();
     if !outcome.reasoning.is_empty() && shape.shows_reasoning() {
         let mut item = OpenItem::reasoning(shape);
@@ -59,7 +60,9 @@ pub fn complete(outcome: &Outcome, logprobs: &[TokenLogprob], shape: &ReplyShape
     if !outcome.content.is_empty() {
         let mut item = OpenItem::message(shape);
         item.text.push_str(&outcome.content);
-        item.logprobs = logprobs.iter().map(part_logprob).collect();
+        if shape.logprobs {
+            item.logprobs = tokens.content.iter().map(logprobs::entry).collect();
+        }
         items.push(item);
     }
     let mut output: Vec<Value> = Vec::new();
@@ -278,33 +281,6 @@ impl OpenItem {
     }
 }
 
-/// A token as it stands in a text part.
-fn part_logprob(token: &TokenLogprob) -> Value {
-    let entry = |bytes: &[u8], logprob: f32| {
-        json!({
-            "token": String::from_utf8_lossy(bytes),
-            "bytes": bytes,
-            "logprob": finite(logprob),
-        })
-    };
-    let top: Vec<Value> = token
-        .top
-        .iter()
-        .map(|(bytes, logprob)| entry(bytes, *logprob))
-        .collect();
-    let mut value = entry(&token.bytes, token.logprob);
-    value["top_logprobs"] = top.into();
-    value
-}
-
-/// JSON has no infinity; -9999 is what the hosted service writes.
-fn finite(logprob: f32) -> f32 {
-    match logprob.is_finite() {
-        true => logprob,
-        false => -9999.0,
-    }
-}
-
 fn usage(usage: &Usage) -> Value {
     json!({
         "input_tokens": usage.n_prompt,
@@ -493,7 +469,7 @@ impl Stream {
         }
     }
 
-    fn content(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {
+    fn content(&mut self, text: &str, tokens: &[TokenLogprob], frames: &mut Vec<Frame>) {
         if text.is_empty() {
             return;
         }
@@ -502,7 +478,7 @@ impl Stream {
         }
         self.grow(text);
         let logprobs: Vec<Value> = match self.shape.logprobs {
-            true => logprobs.iter().map(part_logprob).collect(),
+            true => tokens.iter().map(logprobs::entry).collect(),
             false => Vec::new(),
         };
         if let Some(item) = &mut self.item {
