@@ -256,6 +256,10 @@ fn run(args: ServerArgs) -> Result<()> {
             .unwrap_or_default(),
         n_context: engine.context(),
         n_context_train: engine.geometry().max_context,
+        n_params: ds4_model::requirements(engine.geometry())
+            .iter()
+            .map(|need| need.ne.iter().product::<u64>())
+            .sum(),
         size_bytes: engine.plan().weights_bytes,
         n_slots: engine.n_slots(),
     };

@@ -138,7 +138,7 @@ impl Prompter {
     /// token.
     pub fn tokens(&self, generation: &Generation) -> Result<TokenPrompt, Failure> {
         let prompt = self.text(generation)?;
-        let (tokens, n_replayed) = self.encode(generation, &prompt);
+        let (tokens, n_replayed) = self.encode_text(generation, &prompt);
         let limit = self.context.saturating_sub(1);
         if tokens.len() > limit {
             return Err(overflow(generation.endpoint, tokens.len(), self.context));
@@ -170,16 +170,16 @@ impl Prompter {
         })
     }
 
-    /// The number of tokens of a prompt, also of one that is too long.
+    /// The tokens of a prompt, also of one that is too long.
     ///
     /// # Errors
     /// Messages that have no rendering.
-    pub fn count(&self, generation: &Generation) -> Result<usize, Failure> {
+    pub fn encode(&self, generation: &Generation) -> Result<Vec<u32>, Failure> {
         let prompt = self.text(generation)?;
-        Ok(self.encode(generation, &prompt).0.len())
+        Ok(self.encode_text(generation, &prompt).0)
     }
 
-    fn encode(&self, generation: &Generation, prompt: &Prompt) -> (Vec<u32>, usize) {
+    fn encode_text(&self, generation: &Generation, prompt: &Prompt) -> (Vec<u32>, usize) {
         match &generation.prompt {
             PromptSource::Messages(messages) => self.with_turns(prompt, messages),
             PromptSource::Text(_) => (self.tokenizer.encode_prompt(prompt), 0),

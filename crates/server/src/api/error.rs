@@ -96,6 +96,29 @@ pub fn openai(failure: &Failure) -> Value {
     }})
 }
 
+/// The error that ends a stream of chunks in place of `[DONE]`.
+pub fn in_stream(failure: &Failure) -> Value {
+    let mut error = openai(failure);
+    let code = match failure.kind {
+        FailureKind::Internal => "server_error",
+        FailureKind::Unavailable => "server_shutdown",
+        _ => return error,
+    };
+    error["error"]["type"] = "server_error".into();
+    error["error"]["code"] = code.into();
+    error
+}
+
+/// The error in place of a reply that was given up before its end.
+pub fn cancelled() -> Value {
+    json!({"error": {
+        "message": "The request was cancelled before its reply was complete.",
+        "type": "server_error",
+        "param": null,
+        "code": "request_cancelled",
+    }})
+}
+
 /// `{"type": "error", "error": {"type", "message"}, "request_id"}`.
 pub fn anthropic(failure: &Failure, request_id: &str) -> Value {
     json!({

@@ -55,6 +55,11 @@ impl<'a> Fields<'a> {
         &self.path
     }
 
+    /// The members in the order received, those included that are null.
+    pub(crate) fn members(&self) -> &'a Map<String, Value> {
+        self.members
+    }
+
     pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         self.members.get(name).filter(|value| !value.is_null())
     }

@@ -2,6 +2,9 @@
 
 use std::collections::HashSet;
 
+use serde_json::{Map, Value, json};
+
+use crate::api::fields::Fields;
 use crate::api::invalid;
 use crate::generation::{Failure, Tool};
 
@@ -70,4 +73,41 @@ pub(crate) fn found_text(names: &[String], declared: &[Tool]) -> String {
         }
     }
     text
+}
+
+/// The member of a custom tool's arguments that holds its raw input.
+pub(crate) const INPUT: &str = "input";
+
+/// The function that stands in the prompt for a custom tool, which takes raw text: it has one
+/// string. `grammar` has the text of the grammar that the input follows, if there is one.
+pub(crate) fn custom_function(
+    name: &str,
+    description: Option<&str>,
+    grammar: Option<&Fields>,
+) -> Result<Value, Failure> {
+    let mut description = description.map(str::to_owned);
+    if let Some(grammar) = grammar
+        && let Some(definition) = grammar.optional_str("definition")?
+    {
+        let syntax = grammar.optional_str("syntax")?.unwrap_or("given");
+        let text = description.get_or_insert_default();
+        if !text.is_empty() {
+            text.push_str("\n\n");
+        }
+        text.push_str(&format!(
+            "The input follows this {syntax} grammar:\n{definition}"
+        ));
+    }
+    let mut function = Map::new();
+    function.insert("name".to_owned(), name.into());
+    if let Some(description) = description {
+        function.insert("description".to_owned(), description.into());
+    }
+    let parameters = json!({
+        "type": "object",
+        "properties": {INPUT: {"type": "string"}},
+        "required": [INPUT],
+    });
+    function.insert("parameters".to_owned(), parameters);
+    Ok(function.into())
 }

@@ -2,6 +2,7 @@
 
 use ds4_engine::SamplingOptions;
 use ds4_text::{Effort, Mode};
+use serde_json::Value;
 
 use crate::api::fields::Fields;
 use crate::api::{RequestContext, invalid};
@@ -86,6 +87,18 @@ pub(crate) fn check_model(model: &str, context: &RequestContext) -> Result<(), F
     })
 }
 
+/// Whether a `thinking` object switches it on.
+pub(crate) fn thinking_type(thinking: &Fields) -> Result<bool, Failure> {
+    match thinking.str("type")? {
+        "disabled" => Ok(false),
+        "enabled" | "adaptive" | "between_tools" => Ok(true),
+        other => {
+            let expected = "enabled, adaptive, between_tools or disabled";
+            Err(thinking.unknown_word("type", other, expected))
+        }
+    }
+}
+
 /// An effort in the words of the APIs.
 pub(crate) fn effort(fields: &Fields, name: &str) -> Result<Option<Effort>, Failure> {
     let Some(word) = fields.optional_str(name)? else {
@@ -143,10 +156,13 @@ pub(crate) fn sampling(fields: &Fields) -> Result<SamplingOptions, Failure> {
     Ok(options)
 }
 
-/// A list of stop strings.
+/// A list of stop strings; a lone string counts as a list of itself.
 pub(crate) fn stop_strings(fields: &Fields, name: &str) -> Result<Vec<String>, Failure> {
     let expected = "up to 16 strings of 1 to 256 bytes";
-    let items = fields.array(name)?.unwrap_or_default();
+    let items = match fields.get(name) {
+        Some(lone @ Value::String(_)) => std::slice::from_ref(lone),
+        _ => fields.array(name)?.unwrap_or_default(),
+    };
     if items.len() > MAX_STOP_STRINGS {
         return Err(fields.mismatch(name, expected));
     }

@@ -13,9 +13,9 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::api::{Frame, messages, responses};
+use crate::api::{Frame, Logprobs, chat, completions, messages, responses};
 use crate::generation::{
-    Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, TokenLogprob,
+    Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent,
 };
 use crate::worker::{Job, Ticket};
 
@@ -34,6 +34,8 @@ const CACHE_HEADER: &str = "x-ds4-cache";
 /// How a reply is written, by protocol.
 #[derive(Clone)]
 pub(super) enum Shape {
+    Chat(Box<chat::ReplyShape>),
+    Completions(Box<completions::ReplyShape>),
     Messages(messages::ReplyShape),
     Responses {
         shape: Box<responses::ReplyShape>,
@@ -43,6 +45,8 @@ pub(super) enum Shape {
 }
 
 enum Encoder {
+    Chat(Box<chat::Stream>),
+    Completions(Box<completions::Stream>),
     Messages(messages::Stream),
     Responses(Box<responses::Stream>),
 }
@@ -50,6 +54,10 @@ enum Encoder {
 impl Encoder {
     fn new(shape: &Shape) -> Encoder {
         match shape {
+            Shape::Chat(shape) => Encoder::Chat(Box::new(chat::Stream::new((**shape).clone()))),
+            Shape::Completions(shape) => {
+                Encoder::Completions(Box::new(completions::Stream::new((**shape).clone())))
+            }
             Shape::Messages(shape) => Encoder::Messages(messages::Stream::new(shape.clone())),
             Shape::Responses { shape, .. } => {
                 Encoder::Responses(Box::new(responses::Stream::new((**shape).clone())))
@@ -59,6 +67,8 @@ impl Encoder {
 
     fn open(&mut self) -> Vec<Frame> {
         match self {
+            Encoder::Chat(stream) => stream.open(),
+            Encoder::Completions(stream) => stream.open(),
             Encoder::Messages(stream) => stream.open(),
             Encoder::Responses(stream) => stream.open(),
         }
@@ -66,6 +76,8 @@ impl Encoder {
 
     fn event(&mut self, event: &ReplyEvent) -> Vec<Frame> {
         match self {
+            Encoder::Chat(stream) => stream.event(event),
+            Encoder::Completions(stream) => stream.event(event),
             Encoder::Messages(stream) => stream.event(event),
             Encoder::Responses(stream) => stream.event(event),
         }
@@ -73,6 +85,8 @@ impl Encoder {
 
     fn keep_alive(&mut self, idle: Duration) -> Vec<Frame> {
         match self {
+            Encoder::Chat(stream) => stream.keep_alive(idle),
+            Encoder::Completions(stream) => stream.keep_alive(idle),
             Encoder::Messages(stream) => stream.keep_alive(idle),
             Encoder::Responses(stream) => stream.keep_alive(idle),
         }
@@ -81,15 +95,17 @@ impl Encoder {
     /// The object that a store keeps, once the stream is over.
     fn stored(&self) -> Option<&Value> {
         match self {
-            Encoder::Messages(_) => None,
             Encoder::Responses(stream) => stream.response(),
+            Encoder::Chat(_) | Encoder::Completions(_) | Encoder::Messages(_) => None,
         }
     }
 }
 
 impl Shape {
-    fn complete(&self, outcome: &Outcome, logprobs: &[TokenLogprob]) -> Value {
+    fn complete(&self, outcome: &Outcome, logprobs: &Logprobs) -> Value {
         match self {
+            Shape::Chat(shape) => chat::complete(outcome, logprobs, shape),
+            Shape::Completions(shape) => completions::complete(outcome, logprobs, shape),
             Shape::Messages(shape) => messages::complete(outcome, shape),
             Shape::Responses { shape, .. } => responses::complete(outcome, logprobs, shape),
         }
@@ -98,8 +114,8 @@ impl Shape {
     /// Input items to keep beside a response.
     fn kept_input(&self) -> Option<&Vec<Arc<Value>>> {
         match self {
-            Shape::Messages(_) => None,
             Shape::Responses { input, .. } => input.as_ref(),
+            Shape::Chat(_) | Shape::Completions(_) | Shape::Messages(_) => None,
         }
     }
 }
@@ -135,9 +151,9 @@ pub(super) async fn answer(
 /// Tokens of a request's prompt, however many.
 pub(super) async fn count(ready: &Ready, generation: Generation) -> Result<usize, HttpError> {
     let prompter = ready.prompter.clone();
-    let n = tokio::task::spawn_blocking(move || prompter.count(&generation)).await;
+    let n = tokio::task::spawn_blocking(move || prompter.encode(&generation)).await;
     let failed = |_| HttpError::new(FailureKind::Internal, "rendering the prompt failed by a bug");
-    Ok(n.map_err(failed)??)
+    Ok(n.map_err(failed)??.len())
 }
 
 async fn whole(
@@ -147,10 +163,11 @@ async fn whole(
     mut events: UnboundedReceiver<ReplyEvent>,
     ticket: Ticket,
 ) -> Result<Response, HttpError> {
-    let mut logprobs = Vec::new();
+    let mut logprobs = Logprobs::default();
     let started = Instant::now();
     let mut first = None;
     while let Some(event) = events.recv().await {
+        logprobs.collect(&event);
         match event {
             ReplyEvent::Finished(outcome) => {
                 drop(ticket);
@@ -175,11 +192,9 @@ async fn whole(
                 return Ok(response);
             }
             ReplyEvent::Failed(failure) => return Err(failure.into()),
-            ReplyEvent::Content { logprobs: more, .. } => {
-                first.get_or_insert_with(|| started.elapsed());
-                logprobs.extend(more);
-            }
-            ReplyEvent::Reasoning { .. } | ReplyEvent::ToolStart { .. } => {
+            ReplyEvent::Content { .. }
+            | ReplyEvent::Reasoning { .. }
+            | ReplyEvent::ToolStart { .. } => {
                 first.get_or_insert_with(|| started.elapsed());
             }
             _ => {}

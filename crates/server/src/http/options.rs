@@ -48,6 +48,8 @@ pub struct ModelFacts {
     pub n_context: usize,
     /// Tokens of the longest context it was made for.
     pub n_context_train: usize,
+    /// Its weights.
+    pub n_params: u64,
     /// Bytes of its weights.
     pub size_bytes: u64,
     /// Slots.

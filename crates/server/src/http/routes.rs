@@ -14,8 +14,8 @@ use ds4_text::{Prompt, Tokenizer};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::api::{RequestContext, messages, responses};
-use crate::generation::{Failure, FailureKind};
+use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
+use crate::generation::FailureKind;
 use crate::id::new_id;
 use crate::prompt::Prompter;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
@@ -74,6 +74,7 @@ pub struct Server {
     ready: OnceLock<Arc<Ready>>,
     pub(super) metrics: Metrics,
     started: Instant,
+    started_unix: u64,
 }
 
 impl Server {
@@ -87,6 +88,7 @@ impl Server {
             ready: OnceLock::new(),
             metrics: Metrics::default(),
             started: Instant::now(),
+            started_unix: now_unix(),
         });
         let router = router(Arc::clone(&server));
         let _ = server.router.set(router);
@@ -209,6 +211,21 @@ impl Server {
         response
     }
 
+    fn card(&self, ready: &Ready) -> models::ModelCard {
+        let facts = &ready.facts;
+        models::ModelCard {
+            created: self.started_unix,
+            owned_by: "deepseek".to_owned(),
+            display_name: facts.name.clone(),
+            n_context: facts.n_context,
+            n_context_trained: facts.n_context_train,
+            max_tokens: self.options.default_max_tokens.min(facts.n_context),
+            n_vocab: ready.prompter.tokenizer().n_vocab(),
+            n_params: facts.n_params,
+            size_bytes: facts.size_bytes,
+        }
+    }
+
     fn context(&self, ready: &Ready, wire: &Wire, headers: &HeaderMap) -> RequestContext {
         let header = |name: &&str| {
             let value = headers.get(*name)?.to_str().ok()?;
@@ -257,6 +274,12 @@ fn router(server: Arc<Server>) -> Router {
         .route("/slots", get(slots))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
+        .route("/apply-template", post(apply_template))
+        .route("/v1/models", get(list_models))
+        .route("/v1/models/{*name}", get(one_model))
+        .route("/v1/chat/completions", post(post_chat))
+        .route("/v1/chat/completions/input_tokens", post(count_chat))
+        .route("/v1/completions", post(post_completions))
         .route("/v1/messages", post(post_messages))
         .route("/v1/messages/count_tokens", post(count_messages))
         .route("/v1/responses", post(post_responses).get(no_websocket))
@@ -366,75 +389,94 @@ async fn slots(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -
     in_words(answer, &wire)
 }
 
-async fn tokenize(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    body: Body,
-) -> Response {
+async fn tokenize(call: Call, body: Body) -> Response {
+    let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
         let body = read_json(body, server.options.max_body_bytes).await?;
-        let Some(text) = body["content"].as_str().or(body["prompt"].as_str()) else {
-            return Err(missing("content", "a string"));
-        };
+        let context = server.context(&ready, &wire, &headers);
+        let request = utility::parse_tokenize(&body, &context)?;
         let tokenizer = ready.prompter.tokenizer();
-        let mut ids = Vec::new();
-        if body["add_special"] == true {
-            ids.push(tokenizer.protocol().bos);
-        }
-        if body["parse_special"] == false {
-            let prompt = Prompt {
-                text: text.to_owned(),
-                untrusted: vec![0..text.len()],
-                ..Prompt::default()
-            };
-            ids.extend(tokenizer.encode_prompt(&prompt));
-        } else {
-            ids.extend(tokenizer.encode(text));
-        }
-        let tokens = if body["with_pieces"] == true {
-            let piece = |id: &u32| {
-                let bytes = tokenizer.token_bytes(*id);
-                let piece = match std::str::from_utf8(bytes) {
-                    Ok(text) => json!(text),
-                    Err(_) => json!(bytes),
-                };
-                json!({"id": id, "piece": piece})
-            };
-            ids.iter().map(piece).collect()
-        } else {
-            json!(ids)
+        let ids = match &request.source {
+            utility::Source::Text {
+                text,
+                add_special,
+                parse_special,
+            } => {
+                let mut ids = Vec::new();
+                if *add_special {
+                    ids.push(tokenizer.protocol().bos);
+                }
+                if *parse_special {
+                    ids.extend(tokenizer.encode(text));
+                } else {
+                    // What a client wrote, with nothing trusted in it.
+                    let whole = 0..text.len();
+                    ids.extend(tokenizer.encode_prompt(&Prompt {
+                        text: text.clone(),
+                        untrusted: vec![whole],
+                        ..Prompt::default()
+                    }));
+                }
+                ids
+            }
+            utility::Source::Chat(generation) => ready.prompter.encode(generation)?,
         };
-        Ok(json_response(&json!({
-            "tokens": tokens,
-            "count": ids.len(),
-            "max_model_len": ready.facts.n_context,
-        })))
+        let tokens: Vec<(u32, &[u8])> = ids
+            .iter()
+            .map(|id| (*id, tokenizer.token_bytes(*id)))
+            .collect();
+        let answer = utility::tokenized(&request, &tokens, ready.facts.n_context);
+        Ok(json_response(&answer))
     };
     in_words(answer.await, &wire)
 }
 
-async fn detokenize(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    body: Body,
-) -> Response {
+async fn detokenize(call: Call, body: Body) -> Response {
+    let (State(server), wire, _) = call;
     let answer = async {
         let ready = server.ready()?;
         let body = read_json(body, server.options.max_body_bytes).await?;
-        let ids: Option<Vec<u32>> = body["tokens"].as_array().and_then(|ids| {
-            let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
-            ids.iter().map(id).collect()
-        });
-        let ids = ids.ok_or_else(|| missing("tokens", "an array of token ids"))?;
-        let text = ready.prompter.tokenizer().decode(&ids).map_err(|e| Failure {
-            kind: FailureKind::Invalid,
-            message: e.to_string(),
-            param: Some("tokens".to_owned()),
-        })?;
-        Ok(json_response(&json!({"content": text, "prompt": text})))
+        let tokenizer = ready.prompter.tokenizer();
+        let ids = utility::parse_detokenize(&body, tokenizer.n_vocab())?;
+        let text = tokenizer
+            .decode(&ids)
+            .map_err(|e| crate::api::invalid("tokens", e.to_string()))?;
+        Ok(json_response(&utility::detokenized(&text)))
     };
     in_words(answer.await, &wire)
+}
+
+async fn apply_template(call: Call, body: Body) -> Response {
+    let (State(server), wire, headers) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let context = server.context(&ready, &wire, &headers);
+        let parsed = chat::parse(&body, &context)?;
+        let text = ready.prompter.text(&parsed.generation)?.text;
+        let n = generate::count(&ready, parsed.generation).await?;
+        Ok(json_response(&utility::applied_template(&text, n)))
+    };
+    in_words(answer.await, &wire)
+}
+
+async fn list_models(call: Call) -> Response {
+    let (State(server), wire, headers) = call;
+    let answer = server.ready().map(|ready| {
+        let context = server.context(&ready, &wire, &headers);
+        json_response(&models::list(&server.card(&ready), &context))
+    });
+    in_words(answer, &wire)
+}
+
+async fn one_model(call: Call, Path(name): Path<String>) -> Response {
+    let (State(server), wire, headers) = call;
+    let answer = server.ready().and_then(|ready| {
+        let context = server.context(&ready, &wire, &headers);
+        Ok(json_response(&models::one(&server.card(&ready), &name, &context)?))
+    });
+    in_words(answer, &wire)
 }
 
 fn missing(param: &str, expected: &str) -> HttpError {
@@ -442,6 +484,46 @@ fn missing(param: &str, expected: &str) -> HttpError {
         param,
         format!("{param} must be {expected}"),
     ))
+}
+
+async fn post_chat(call: Call, body: Body) -> Response {
+    let (State(server), wire, headers) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let context = server.context(&ready, &wire, &headers);
+        let parsed = chat::parse(&body, &context)?;
+        note_warnings(&server, &wire, &parsed.warnings);
+        let shape = Shape::Chat(Box::new(parsed.reply));
+        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+    };
+    in_words(answer.await, &wire)
+}
+
+async fn count_chat(call: Call, body: Body) -> Response {
+    let (State(server), wire, headers) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let context = server.context(&ready, &wire, &headers);
+        let parsed = chat::parse(&body, &context)?;
+        let n = generate::count(&ready, parsed.generation).await?;
+        Ok(json_response(&chat::token_count(n)))
+    };
+    in_words(answer.await, &wire)
+}
+
+async fn post_completions(call: Call, body: Body) -> Response {
+    let (State(server), wire, headers) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let context = server.context(&ready, &wire, &headers);
+        let parsed = completions::parse(&body, &context)?;
+        let shape = Shape::Completions(Box::new(parsed.reply));
+        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+    };
+    in_words(answer.await, &wire)
 }
 
 async fn post_messages(call: Call, body: Body) -> Response {

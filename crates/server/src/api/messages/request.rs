@@ -136,14 +136,7 @@ fn thinking(
     let mut wish = ThinkingWish::default();
     let mut display = ThinkingDisplay::Shown;
     if let Some(thinking) = fields.object("thinking")? {
-        wish.on = Some(match thinking.str("type")? {
-            "disabled" => false,
-            "enabled" | "adaptive" | "between_tools" => true,
-            other => {
-                let expected = "enabled, adaptive, between_tools or disabled";
-                return Err(thinking.unknown_word("type", other, expected));
-            }
-        });
+        wish.on = Some(wishes::thinking_type(&thinking)?);
         wish.budget = thinking.count("budget_tokens")?.filter(|n| *n > 0);
         if thinking.optional_str("display")? == Some("omitted") {
             display = ThinkingDisplay::Omitted;

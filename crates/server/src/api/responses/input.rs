@@ -3,9 +3,9 @@
 use ds4_text::{Message, Role, ToolCall};
 use serde_json::{Value, json};
 
-use super::origin::{self, INPUT, flat_name};
+use super::origin::{self, flat_name};
 use crate::api::fields::Fields;
-use crate::api::tools;
+use crate::api::tools::{self, INPUT};
 use crate::generation::{Failure, Tool};
 
 /// Between the parts of one message, and between the messages of one turn.

@@ -6,6 +6,7 @@ mod reply;
 mod request;
 mod store;
 
+pub(crate) use origin::raw_input;
 pub use origin::{Origin, Origins, flat_name};
 pub use reply::{ReasoningDisplay, ReplyShape, Stream, complete, token_count};
 pub use request::{Parsed, parse, parse_with_store};

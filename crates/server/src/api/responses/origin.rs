@@ -9,8 +9,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-/// The member of a custom tool's arguments that holds its raw input.
-pub(super) const INPUT: &str = "input";
+use crate::api::tools::INPUT;
 
 /// The name in the prompt of tool `name` of namespace `namespace`.
 pub fn flat_name(namespace: Option<&str>, name: &str) -> String {
@@ -292,7 +291,7 @@ pub(super) fn native_function(origin: &Origin) -> Option<Value> {
 }
 
 /// The raw input in a custom tool's complete or cut arguments.
-pub(super) fn raw_input(arguments: &str) -> String {
+pub(crate) fn raw_input(arguments: &str) -> String {
     let mut input = InputText::default();
     input.push(arguments);
     input.finish(arguments);

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::api::Frame;
 use crate::api::responses::origin::{InputText, Origin, Origins};
+use crate::api::{Frame, Logprobs, logprobs};
 use crate::generation::{
     Call, Failure, FailureKind, Finish, Outcome, ReplyEvent, TokenLogprob, Usage,
 };
@@ -48,8 +48,9 @@ pub struct ReplyShape {
 
 /// The response object of a reply that is not streamed.
 ///
-/// `logprobs` are those of the content, where the client asked for them.
-pub fn complete(outcome: &Outcome, logprobs: &[TokenLogprob], shape: &ReplyShape) -> Value {
+/// `tokens` are the log probabilities; those of the content stand in the text where the client
+/// asked for them.
+pub fn complete(outcome: &Outcome, tokens: &Logprobs, shape: &ReplyShape) -> Value {
     let mut items: Vec<OpenItem> = Vec::new();
     if !outcome.reasoning.is_empty() && shape.shows_reasoning() {
         let mut item = OpenItem::reasoning(shape);
@@ -59,7 +60,9 @@ pub fn complete(outcome: &Outcome, logprobs: &[TokenLogprob], shape: &ReplyShape
     if !outcome.content.is_empty() {
         let mut item = OpenItem::message(shape);
         item.text.push_str(&outcome.content);
-        item.logprobs = logprobs.iter().map(part_logprob).collect();
+        if shape.logprobs {
+            item.logprobs = tokens.content.iter().map(logprobs::entry).collect();
+        }
         items.push(item);
     }
     let mut output: Vec<Value> = Vec::new();
@@ -176,7 +179,9 @@ impl OpenItem {
     fn call(call_id: &str, name: &str, shape: &ReplyShape) -> OpenItem {
         let origin = shape.origins.of(name);
         let digits = call_id.strip_prefix("call_").unwrap_or(call_id);
-        let digits = digits.get(..24).unwrap_or(digits);
+        let digits = digits
+            .get(digits.len().saturating_sub(24)..)
+            .unwrap_or(digits);
         let id = format!("{}_{digits}", origin.item_prefix());
         let kind = Kind::Call {
             call_id: call_id.to_owned(),
@@ -273,33 +278,6 @@ impl OpenItem {
 
     fn summary_part(&self) -> Value {
         json!({"type": "summary_text", "text": self.text})
-    }
-}
-
-/// A token as it stands in a text part.
-fn part_logprob(token: &TokenLogprob) -> Value {
-    let entry = |bytes: &[u8], logprob: f32| {
-        json!({
-            "token": String::from_utf8_lossy(bytes),
-            "bytes": bytes,
-            "logprob": finite(logprob),
-        })
-    };
-    let top: Vec<Value> = token
-        .top
-        .iter()
-        .map(|(bytes, logprob)| entry(bytes, *logprob))
-        .collect();
-    let mut value = entry(&token.bytes, token.logprob);
-    value["top_logprobs"] = top.into();
-    value
-}
-
-/// JSON has no infinity; -9999 is what the hosted service writes.
-fn finite(logprob: f32) -> f32 {
-    match logprob.is_finite() {
-        true => logprob,
-        false => -9999.0,
     }
 }
 
@@ -491,8 +469,8 @@ impl Stream {
         }
     }
 
-    fn content(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {
-        if text.is_empty() && logprobs.is_empty() {
+    fn content(&mut self, text: &str, tokens: &[TokenLogprob], frames: &mut Vec<Frame>) {
+        if text.is_empty() {
             return;
         }
         if !matches!(&self.item, Some(item) if matches!(item.kind, Kind::Message)) {
@@ -500,7 +478,7 @@ impl Stream {
         }
         self.grow(text);
         let logprobs: Vec<Value> = match self.shape.logprobs {
-            true => logprobs.iter().map(part_logprob).collect(),
+            true => tokens.iter().map(logprobs::entry).collect(),
             false => Vec::new(),
         };
         if let Some(item) = &mut self.item {

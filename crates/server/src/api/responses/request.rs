@@ -6,7 +6,7 @@ use ds4_text::{Message, Role};
 use serde_json::{Map, Value, json};
 
 use super::input::{Conversation, item_type};
-use super::origin::{self, INPUT, Origin, Origins, flat_name};
+use super::origin::{self, Origin, Origins, flat_name};
 use super::reply::{ReasoningDisplay, ReplyShape};
 use super::store::{NoStore, ResponseStore};
 use crate::api::fields::{Fields, PathStyle};
@@ -501,40 +501,24 @@ fn known_tool(
 }
 
 fn function(tool: &Fields, origin: &Origin, namespace: Option<&str>) -> Result<Value, Failure> {
-    let mut function = Map::new();
     let name = flat_name(namespace, tool.str("name")?);
-    function.insert("name".to_owned(), name.into());
-    let mut description = tool.optional_str("description")?.map(str::to_owned);
-    let parameters = if origin.is_custom() {
-        if let Some(format) = tool.object("format")?
-            && let Some(definition) = format.optional_str("definition")?
-        {
-            let syntax = format.optional_str("syntax")?.unwrap_or("given");
-            let text = description.get_or_insert_default();
-            if !text.is_empty() {
-                text.push_str("\n\n");
-            }
-            text.push_str(&format!(
-                "The input follows this {syntax} grammar:\n{definition}"
-            ));
-        }
-        json!({
-            "type": "object",
-            "properties": {INPUT: {"type": "string"}},
-            "required": [INPUT],
-        })
-    } else {
-        match tool.get("parameters") {
-            None => json!({"type": "object", "properties": {}}),
-            Some(schema @ Value::Object(_)) => schema.clone(),
-            Some(_) => return Err(tool.mismatch("parameters", "a JSON schema")),
-        }
+    let description = tool.optional_str("description")?;
+    if origin.is_custom() {
+        let format = tool.object("format")?;
+        return tools::custom_function(&name, description, format.as_ref());
+    }
+    let parameters = match tool.get("parameters") {
+        None => json!({"type": "object", "properties": {}}),
+        Some(schema @ Value::Object(_)) => schema.clone(),
+        Some(_) => return Err(tool.mismatch("parameters", "a JSON schema")),
     };
+    let mut function = Map::new();
+    function.insert("name".to_owned(), name.into());
     if let Some(description) = description {
         function.insert("description".to_owned(), description.into());
     }
     function.insert("parameters".to_owned(), parameters);
-    if let Some(strict) = tool.get("strict").filter(|_| !origin.is_custom()) {
+    if let Some(strict) = tool.get("strict") {
         function.insert("strict".to_owned(), strict.clone());
     }
     Ok(function.into())
