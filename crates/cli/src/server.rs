@@ -243,11 +243,12 @@ fn run(args: ServerArgs) -> Result<()> {
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
     })?;
-    let tokenizer = Arc::clone(
-        engine
-            .tokenizer()
-            .with_context(|| format!("{} has no tokenizer, so it cannot read text", name.display()))?,
-    );
+    let tokenizer = Arc::clone(engine.tokenizer().with_context(|| {
+        format!(
+            "{} has no tokenizer, so it cannot read text",
+            name.display()
+        )
+    })?);
     let facts = ModelFacts {
         name: engine.name().to_owned(),
         file_name: name
@@ -287,14 +288,17 @@ fn wait_for_signal(runtime: &Runtime) -> Result<()> {
         #[cfg(unix)]
         {
             let kind = tokio::signal::unix::SignalKind::terminate();
-            let mut terminate = tokio::signal::unix::signal(kind).context("cannot watch for SIGTERM")?;
+            let mut terminate =
+                tokio::signal::unix::signal(kind).context("cannot watch for SIGTERM")?;
             tokio::select! {
                 pressed = tokio::signal::ctrl_c() => pressed.context("cannot watch for Ctrl+C"),
                 _ = terminate.recv() => Ok(()),
             }
         }
         #[cfg(not(unix))]
-        tokio::signal::ctrl_c().await.context("cannot watch for Ctrl+C")
+        tokio::signal::ctrl_c()
+            .await
+            .context("cannot watch for Ctrl+C")
     })
 }
 
@@ -399,7 +403,8 @@ mod tests {
 
     #[test]
     fn the_flags_of_the_published_guides_are_taken() {
-        let line = "ds4-server --ctx 100000 --port 0 --cors --tokens 100 --disable-exact-dsml-tool-replay";
+        let line =
+            "ds4-server --ctx 100000 --port 0 --cors --tokens 100 --disable-exact-dsml-tool-replay";
         let args = ServerArgs::try_parse_from(line.split(' ')).expect("taken");
         assert_eq!(args.ctx, Some(100_000));
         let options = server_options(&args, Vec::new()).expect("options");

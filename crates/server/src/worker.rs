@@ -503,10 +503,11 @@ impl<S: TokenSource> Body<S> {
     }
 
     fn step(&mut self) {
+        let began = Instant::now();
         match catch_unwind(AssertUnwindSafe(|| self.source.tick())) {
             Ok(Ok(events)) => {
                 for event in events {
-                    self.dispatch(event);
+                    self.dispatch(event, began);
                 }
             }
             Ok(Err(error)) => {
@@ -534,7 +535,8 @@ impl<S: TokenSource> Body<S> {
         self.shared.counters.n_steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn dispatch(&mut self, event: Event) {
+    /// Passes on what a step that began then did.
+    fn dispatch(&mut self, event: Event, began: Instant) {
         match event {
             Event::Prefill {
                 id,
@@ -557,7 +559,7 @@ impl<S: TokenSource> Body<S> {
                         self.stories[reuse.slot].clone_from(&story);
                     }
                     running.started = Some(Started {
-                        at: Instant::now(),
+                        at: began.max(running.submitted),
                         n_cached,
                         story,
                     });

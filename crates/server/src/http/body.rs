@@ -26,7 +26,10 @@ pub(crate) async fn read(body: Body, max_bytes: usize) -> Result<Vec<u8>, HttpEr
             return Ok(bytes);
         };
         let frame = frame.map_err(|e| {
-            HttpError::new(FailureKind::Invalid, format!("the body cannot be read: {e}"))
+            HttpError::new(
+                FailureKind::Invalid,
+                format!("the body cannot be read: {e}"),
+            )
         })?;
         if let Ok(data) = frame.into_data() {
             if bytes.len() + data.len() > max_bytes {

@@ -14,9 +14,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::{Frame, Logprobs, chat, completions, messages, responses};
-use crate::generation::{
-    Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent,
-};
+use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent};
 use crate::worker::{Job, Ticket};
 
 use super::error::{HttpError, json};
@@ -134,7 +132,12 @@ pub(super) async fn answer(
     let wanted = Arc::clone(&generation);
     let prompt = tokio::task::spawn_blocking(move || prompter.tokens(&wanted))
         .await
-        .map_err(|_| HttpError::new(FailureKind::Internal, "rendering the prompt failed by a bug"))??;
+        .map_err(|_| {
+            HttpError::new(
+                FailureKind::Internal,
+                "rendering the prompt failed by a bug",
+            )
+        })??;
     server.metrics.render_ms(n_prompt_started.elapsed());
     let (events, ticket) = ready.worker.submit(Job {
         request_id: wire.request_id.clone(),
@@ -152,7 +155,12 @@ pub(super) async fn answer(
 pub(super) async fn count(ready: &Ready, generation: Generation) -> Result<usize, HttpError> {
     let prompter = ready.prompter.clone();
     let n = tokio::task::spawn_blocking(move || prompter.encode(&generation)).await;
-    let failed = |_| HttpError::new(FailureKind::Internal, "rendering the prompt failed by a bug");
+    let failed = |_| {
+        HttpError::new(
+            FailureKind::Internal,
+            "rendering the prompt failed by a bug",
+        )
+    };
     Ok(n.map_err(failed)??.len())
 }
 
@@ -230,10 +238,7 @@ async fn stream(
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache, no-transform"),
-        (
-            header::HeaderName::from_static("x-accel-buffering"),
-            "no",
-        ),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
@@ -326,7 +331,8 @@ impl Pump {
             ReplyEvent::Reasoning { .. }
             | ReplyEvent::Content { .. }
             | ReplyEvent::ToolStart { .. } => {
-                self.first_text.get_or_insert_with(|| self.started.elapsed());
+                self.first_text
+                    .get_or_insert_with(|| self.started.elapsed());
             }
             _ => {}
         }

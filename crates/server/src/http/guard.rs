@@ -1,11 +1,11 @@
 //! Who may ask: hosts, origins and keys.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 
 use super::error::HttpError;
-use super::options::{Cors, ServerOptions};
+use super::options::{Cors, MAX_HEADER_BYTES, ServerOptions};
 use crate::generation::FailureKind;
 
 /// Who may ask, decided once for a server.
@@ -39,6 +39,17 @@ impl Guard {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<(), HttpError> {
+        let n_bytes: usize = headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len())
+            .sum();
+        if n_bytes > MAX_HEADER_BYTES {
+            return Err(HttpError::of_http(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "header_too_large",
+                format!("the headers are longer than {MAX_HEADER_BYTES} bytes"),
+            ));
+        }
         let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
         if self.loopback && host.is_some_and(|host| !self.is_own_host(host)) {
             return Err(HttpError::new(
@@ -178,8 +189,20 @@ mod tests {
             (vec![("host", "box.example:80")], true),
             (vec![("host", "evil.example")], false),
             (vec![("host", "localhost.evil.example:8000")], false),
-            (vec![("host", "localhost:8000"), ("origin", "http://localhost:8000")], true),
-            (vec![("host", "localhost:8000"), ("origin", "http://evil.example")], false),
+            (
+                vec![
+                    ("host", "localhost:8000"),
+                    ("origin", "http://localhost:8000"),
+                ],
+                true,
+            ),
+            (
+                vec![
+                    ("host", "localhost:8000"),
+                    ("origin", "http://evil.example"),
+                ],
+                false,
+            ),
             (vec![("origin", "null")], false),
         ] {
             assert_eq!(admits(&headers), expected, "{headers:?}");

@@ -33,7 +33,11 @@ impl Histogram {
     fn write(&self, name: &str, help: &str, out: &mut String) {
         head(name, help, "histogram", out);
         for (count, bound) in self.counts.iter().zip(BUCKETS) {
-            line(&format!("{name}_bucket{{le=\"{bound}\"}}"), *count as f64, out);
+            line(
+                &format!("{name}_bucket{{le=\"{bound}\"}}"),
+                *count as f64,
+                out,
+            );
         }
         line(&format!("{name}_bucket{{le=\"+Inf\"}}"), self.n as f64, out);
         line(&format!("{name}_sum"), self.sum, out);
@@ -125,7 +129,11 @@ impl Metrics {
         let name = "ds4_replies_total";
         head(name, "replies by how they ended", "counter", &mut out);
         for (finish, count) in &n.finishes {
-            line(&format!("{name}{{finish=\"{finish}\"}}"), *count as f64, &mut out);
+            line(
+                &format!("{name}{{finish=\"{finish}\"}}"),
+                *count as f64,
+                &mut out,
+            );
         }
         let (running, waiting) = worker.load();
         let counters = worker.counters();
@@ -133,23 +141,103 @@ impl Metrics {
         let n_computed = n.n_prompt - n.n_cached;
         let per_second = |n: u64, s: f64| if s > 0.0 { n as f64 / s } else { 0.0 };
         for (name, help, kind, value) in [
-            ("ds4_prompt_tokens_total", "tokens of prompts", "counter", n.n_prompt as f64),
-            ("ds4_cached_tokens_total", "prompt tokens that were cached", "counter", n.n_cached as f64),
-            ("ds4_generated_tokens_total", "tokens generated", "counter", n.n_generated as f64),
-            ("ds4_reasoning_tokens_total", "generated tokens of reasoning", "counter", n.n_reasoning as f64),
-            ("ds4_engine_steps_total", "steps of the engine", "counter", counters.n_steps.load(Relaxed) as f64),
-            ("ds4_cancelled_total", "replies whose client went away", "counter", counters.n_cancelled.load(Relaxed) as f64),
-            ("ds4_failed_total", "replies that could not be finished", "counter", counters.n_failed.load(Relaxed) as f64),
+            (
+                "ds4_prompt_tokens_total",
+                "tokens of prompts",
+                "counter",
+                n.n_prompt as f64,
+            ),
+            (
+                "ds4_cached_tokens_total",
+                "prompt tokens that were cached",
+                "counter",
+                n.n_cached as f64,
+            ),
+            (
+                "ds4_generated_tokens_total",
+                "tokens generated",
+                "counter",
+                n.n_generated as f64,
+            ),
+            (
+                "ds4_reasoning_tokens_total",
+                "generated tokens of reasoning",
+                "counter",
+                n.n_reasoning as f64,
+            ),
+            (
+                "ds4_engine_steps_total",
+                "steps of the engine",
+                "counter",
+                counters.n_steps.load(Relaxed) as f64,
+            ),
+            (
+                "ds4_cancelled_total",
+                "replies whose client went away",
+                "counter",
+                counters.n_cancelled.load(Relaxed) as f64,
+            ),
+            (
+                "ds4_failed_total",
+                "replies that could not be finished",
+                "counter",
+                counters.n_failed.load(Relaxed) as f64,
+            ),
             ("ds4_slots", "slots", "gauge", slots.len() as f64),
-            ("ds4_slot_tokens", "tokens in all slots", "gauge", slots.iter().map(|s| s.n_tokens).sum::<usize>() as f64),
-            ("llamacpp:prompt_tokens_total", "prompt tokens computed", "counter", n_computed as f64),
-            ("llamacpp:tokens_predicted_total", "tokens generated", "counter", n.n_generated as f64),
-            ("llamacpp:prompt_seconds_total", "time computing prompts", "counter", n.prefill_s),
-            ("llamacpp:tokens_predicted_seconds_total", "time generating", "counter", n.decode_s),
-            ("llamacpp:prompt_tokens_seconds", "prompt tokens computed in a second", "gauge", per_second(n_computed, n.prefill_s)),
-            ("llamacpp:predicted_tokens_seconds", "tokens generated in a second", "gauge", per_second(n.n_generated, n.decode_s)),
-            ("llamacpp:requests_processing", "requests running", "gauge", running as f64),
-            ("llamacpp:requests_deferred", "requests waiting", "gauge", waiting as f64),
+            (
+                "ds4_slot_tokens",
+                "tokens in all slots",
+                "gauge",
+                slots.iter().map(|s| s.n_tokens).sum::<usize>() as f64,
+            ),
+            (
+                "llamacpp:prompt_tokens_total",
+                "prompt tokens computed",
+                "counter",
+                n_computed as f64,
+            ),
+            (
+                "llamacpp:tokens_predicted_total",
+                "tokens generated",
+                "counter",
+                n.n_generated as f64,
+            ),
+            (
+                "llamacpp:prompt_seconds_total",
+                "time computing prompts",
+                "counter",
+                n.prefill_s,
+            ),
+            (
+                "llamacpp:tokens_predicted_seconds_total",
+                "time generating",
+                "counter",
+                n.decode_s,
+            ),
+            (
+                "llamacpp:prompt_tokens_seconds",
+                "prompt tokens computed in a second",
+                "gauge",
+                per_second(n_computed, n.prefill_s),
+            ),
+            (
+                "llamacpp:predicted_tokens_seconds",
+                "tokens generated in a second",
+                "gauge",
+                per_second(n.n_generated, n.decode_s),
+            ),
+            (
+                "llamacpp:requests_processing",
+                "requests running",
+                "gauge",
+                running as f64,
+            ),
+            (
+                "llamacpp:requests_deferred",
+                "requests waiting",
+                "gauge",
+                waiting as f64,
+            ),
         ] {
             head(name, help, kind, &mut out);
             line(name, value, &mut out);
@@ -158,8 +246,16 @@ impl Metrics {
             ("ds4_queue_seconds", "waiting for a slot", &n.queue),
             ("ds4_prefill_seconds", "computing the prompt", &n.prefill),
             ("ds4_decode_seconds", "generating", &n.decode),
-            ("ds4_first_text_seconds", "from the request to the first text", &n.first_text),
-            ("ds4_render_seconds", "rendering and tokenizing a prompt", &n.render),
+            (
+                "ds4_first_text_seconds",
+                "from the request to the first text",
+                &n.first_text,
+            ),
+            (
+                "ds4_render_seconds",
+                "rendering and tokenizing a prompt",
+                &n.render,
+            ),
         ] {
             histogram.write(name, help, &mut out);
         }

@@ -149,9 +149,10 @@ impl Server {
     }
 
     fn ready(&self) -> Result<Arc<Ready>, HttpError> {
-        self.ready.get().cloned().ok_or_else(|| {
-            HttpError::new(FailureKind::Unavailable, "the model is still loading")
-        })
+        self.ready
+            .get()
+            .cloned()
+            .ok_or_else(|| HttpError::new(FailureKind::Unavailable, "the model is still loading"))
     }
 
     /// Answers one request.
@@ -163,9 +164,7 @@ impl Server {
         let checked = self.guard.check(&method, &path, &asked);
         let mut response = match (checked, self.router.get()) {
             (Err(error), _) => error.response(&wire),
-            (Ok(()), _) if method == Method::OPTIONS => {
-                StatusCode::NO_CONTENT.into_response()
-            }
+            (Ok(()), _) if method == Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
             (Ok(()), Some(router)) => {
                 let query = request.uri().query();
                 let target = query.map_or(path.clone(), |query| format!("{path}?{query}"));
@@ -306,7 +305,10 @@ fn in_words(answer: Answer, wire: &Wire) -> Response {
     answer.unwrap_or_else(|error| error.response(wire))
 }
 
-async fn health(State(server): State<Arc<Server>>, query: Query<Vec<(String, String)>>) -> Response {
+async fn health(
+    State(server): State<Arc<Server>>,
+    query: Query<Vec<(String, String)>>,
+) -> Response {
     let Some(ready) = server.ready.get() else {
         let mut response = json_response(&json!({
             "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}
@@ -474,7 +476,11 @@ async fn one_model(call: Call, Path(name): Path<String>) -> Response {
     let (State(server), wire, headers) = call;
     let answer = server.ready().and_then(|ready| {
         let context = server.context(&ready, &wire, &headers);
-        Ok(json_response(&models::one(&server.card(&ready), &name, &context)?))
+        Ok(json_response(&models::one(
+            &server.card(&ready),
+            &name,
+            &context,
+        )?))
     });
     in_words(answer, &wire)
 }

@@ -27,7 +27,8 @@ impl Wire {
                     && id.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
             });
         Wire {
-            anthropic: path.starts_with("/v1/messages") || headers.contains_key("anthropic-version"),
+            anthropic: path.starts_with("/v1/messages")
+                || headers.contains_key("anthropic-version"),
             request_id: chosen.map_or_else(|| new_id("req_", 24), str::to_owned),
         }
     }
