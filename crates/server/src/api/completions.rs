@@ -168,7 +168,7 @@ fn shown_stop<'a>(outcome: &'a Outcome, shape: &ReplyShape) -> &'a str {
     }
 }
 
-/// Writes the four parallel lists in which this API has its log probabilities.
+/// Writes the four parallel lists in which this API has its log probabilities; null for no token.
 #[derive(Clone, Debug)]
 struct TokenLists {
     /// Characters of the text before the next token.
@@ -201,6 +201,9 @@ impl TokenLists {
             // A character counts for the token that has its first byte.
             let is_first = |byte: &&u8| **byte & 0xc0 != 0x80;
             self.n_chars += token.bytes.iter().filter(is_first).count();
+        }
+        if texts.is_empty() {
+            return Value::Null;
         }
         json!({
             "tokens": texts,
@@ -295,9 +298,9 @@ impl Stream {
         if text.is_empty() && logprobs.is_empty() {
             return;
         }
-        let listed = match (self.shape.logprobs, logprobs) {
-            (true, [_, ..]) => self.lists.next(logprobs),
-            _ => Value::Null,
+        let listed = match self.shape.logprobs {
+            true => self.lists.next(logprobs),
+            false => Value::Null,
         };
         frames.push(self.chunks.choice(self.choice(text, listed)));
     }

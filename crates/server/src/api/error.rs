@@ -88,11 +88,15 @@ pub fn retry_after_s(kind: FailureKind) -> Option<u32> {
 /// `{"error": {"message", "type", "param", "code"}}`.
 pub fn openai(failure: &Failure) -> Value {
     let row = row(failure.kind);
+    let code = match (failure.kind, failure.param.as_deref()) {
+        (FailureKind::NotFound, Some("model")) => Some("model_not_found"),
+        _ => row.openai_code,
+    };
     json!({"error": {
         "message": failure.message,
         "type": row.openai_type,
         "param": failure.param,
-        "code": row.openai_code,
+        "code": code,
     }})
 }
 

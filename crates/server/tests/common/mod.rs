@@ -59,6 +59,20 @@ pub(crate) struct Script {
     pub(crate) logprobs: Logprobs,
 }
 
+/// One token for a piece of text; none for no text.
+fn token_logprobs(text: &str) -> Vec<TokenLogprob> {
+    let bytes = text.as_bytes().to_vec();
+    let token = TokenLogprob {
+        bytes: bytes.clone(),
+        logprob: -0.5,
+        top: vec![(bytes, -0.5), (b"x".to_vec(), f32::NEG_INFINITY)],
+    };
+    match text {
+        "" => Vec::new(),
+        _ => vec![token],
+    }
+}
+
 /// Builds a [`Script`] event by event.
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
@@ -97,33 +111,22 @@ impl Writer {
         self.outcome.reasoning.push_str(text);
         self.outcome.usage.n_generated += 1;
         self.outcome.usage.n_reasoning += 1;
-        self.events.push(ReplyEvent::Reasoning {
-            text: text.to_owned(),
-            logprobs: Vec::new(),
-        });
+        let logprobs = token_logprobs(text);
+        let text = text.to_owned();
+        self.push_text(ReplyEvent::Reasoning { text, logprobs });
     }
 
     pub(crate) fn content(&mut self, text: &str) {
         self.outcome.content.push_str(text);
         self.outcome.usage.n_generated += 1;
-        if text.is_empty() {
-            let (text, logprobs) = (String::new(), Vec::new());
-            self.events.push(ReplyEvent::Content { text, logprobs });
-            return;
-        }
-        let token = TokenLogprob {
-            bytes: text.as_bytes().to_vec(),
-            logprob: -0.5,
-            top: vec![
-                (text.as_bytes().to_vec(), -0.5),
-                (b"x".to_vec(), f32::NEG_INFINITY),
-            ],
-        };
-        self.logprobs.content.push(token.clone());
-        self.events.push(ReplyEvent::Content {
-            text: text.to_owned(),
-            logprobs: vec![token],
-        });
+        let logprobs = token_logprobs(text);
+        let text = text.to_owned();
+        self.push_text(ReplyEvent::Content { text, logprobs });
+    }
+
+    fn push_text(&mut self, event: ReplyEvent) {
+        self.logprobs.collect(&event);
+        self.events.push(event);
     }
 
     /// A call with its arguments in pieces; one that is not `complete` ends in the last piece.
