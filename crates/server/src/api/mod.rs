@@ -12,9 +12,12 @@ use serde_json::Value;
 use crate::generation::{Failure, FailureKind, Thinking};
 
 pub mod chat;
+pub mod completions;
 pub mod error;
 pub mod messages;
+pub mod models;
 pub mod responses;
+pub mod utility;
 
 mod choices;
 mod fields;

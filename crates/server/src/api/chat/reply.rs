@@ -72,8 +72,12 @@ pub fn token_count(n_prompt: usize) -> Value {
 /// `logprobs` are those of its events, where the client asked for them. A cancelled reply has no
 /// body of its own: the answer is an error object.
 pub fn complete(outcome: &Outcome, logprobs: &Logprobs, shape: &ReplyShape) -> Value {
-    let has_calls = !outcome.calls.is_empty();
-    let is_dropped = has_calls && is_blank(&outcome.content);
+    let calls: Vec<Value> = outcome
+        .calls
+        .iter()
+        .filter_map(|call| tool_call(call, shape))
+        .collect();
+    let is_dropped = !outcome.calls.is_empty() && is_blank(&outcome.content);
     let mut content = String::new();
     let mut content_logprobs: Vec<&TokenLogprob> = Vec::new();
     if shape.reasoning == ReasoningDisplay::Inline && !outcome.reasoning.is_empty() {
@@ -95,7 +99,7 @@ pub fn complete(outcome: &Outcome, logprobs: &Logprobs, shape: &ReplyShape) -> V
     put("role", "assistant".into());
     put(
         "content",
-        match content.is_empty() && has_calls {
+        match content.is_empty() && !calls.is_empty() {
             true => Value::Null,
             false => content.into(),
         },
@@ -106,11 +110,6 @@ pub fn complete(outcome: &Outcome, logprobs: &Logprobs, shape: &ReplyShape) -> V
         }
     }
     put("refusal", Value::Null);
-    let calls: Vec<Value> = outcome
-        .calls
-        .iter()
-        .filter_map(|call| tool_call(call, shape))
-        .collect();
     if !calls.is_empty() {
         put("tool_calls", calls.into());
     }
