@@ -645,3 +645,17 @@ fn a_count_has_its_object_name() {
         json!({"object": "response.input_tokens", "input_tokens": 7})
     );
 }
+
+#[test]
+fn a_request_with_one_bad_node_is_read_or_refused_by_name() {
+    let mut n_refused = 0;
+    let bodies = common::with_one_node_changed(&codex());
+    for body in &bodies {
+        if let Err(failure) = parse(body, &common::context()) {
+            n_refused += 1;
+            let is_body = !body.is_object();
+            assert!(failure.param.is_some() || is_body, "{failure}: {body}");
+        }
+    }
+    assert!(n_refused > 100 && n_refused < bodies.len(), "{n_refused}");
+}
