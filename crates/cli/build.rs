@@ -10,8 +10,13 @@ fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let model = root.join(MODEL);
     println!("cargo::rerun-if-changed={}", model.display());
-    if std::env::var_os("CARGO_FEATURE_BUILTIN_MODEL").is_some() && model.is_file() {
+    if std::env::var_os("CARGO_FEATURE_BUILTIN_MODEL").is_none() {
+        return;
+    }
+    if model.is_file() {
         println!("cargo::rustc-cfg=builtin_model");
         println!("cargo::rustc-env=DS4_BUILTIN_MODEL={}", model.display());
+    } else {
+        println!("cargo::warning={MODEL} is not there: ds4 will carry no model");
     }
 }

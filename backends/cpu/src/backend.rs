@@ -3,16 +3,19 @@
 use std::ops::Range;
 
 use ds4_formats::Tensor;
-use ds4_model::weights::HyperConnection;
+use ds4_model::weights::{Compressor, HyperConnection};
 use ds4_model::{
     Backend, BackendError, CompressedRows, ElementType, Geometry, LayerKind, Place, RopeTable,
     Rotation, Routes, RowsImage, Shape, WeightRole,
 };
 
 use crate::buffer::Buffer;
+use crate::kernels::RowPair;
 use crate::ops;
-use crate::path::Path;
+use crate::ops::attend::Attention;
+use crate::path::{Cpu, Path};
 use crate::pool::Pool;
+use crate::products::{Activations, Uses, Worker};
 use crate::weight::Weight;
 
 /// How a [`CpuBackend`] runs.
@@ -41,6 +44,9 @@ pub enum CpuError {
         /// The number asked for.
         found: usize,
     },
+    /// There is no memory for the scratch of the threads.
+    #[error("out of memory for the threads' scratch; use fewer threads")]
+    OutOfMemory,
 }
 
 /// The most threads a backend takes.
@@ -55,10 +61,21 @@ fn list(paths: &[Path]) -> String {
 #[derive(Debug)]
 pub struct CpuBackend {
     pub(crate) geometry: Geometry,
-    pub(crate) path: Path,
+    pub(crate) cpu: Cpu,
     pub(crate) pool: Pool,
+    /// What each thread works in, taken when rows are allocated.
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) activations: Activations,
+    /// Rows of the current op that are not padding.
+    pub(crate) real: Vec<RowPair>,
+    /// Rows of the current op by expert.
+    pub(crate) uses: Uses,
     /// Scratch of each thread, grown to what the ops need when they first run.
     pub(crate) scratch: Vec<Vec<f32>>,
+    /// Products of the head's hyper-connection, `[n_rows, n_hc]`.
+    pub(crate) head_products: Vec<f32>,
+    /// Scratch of `attend`.
+    pub(crate) attention: Attention,
 }
 
 impl CpuBackend {
@@ -70,7 +87,7 @@ impl CpuBackend {
     /// above [`MAX_THREADS`].
     pub fn new(geometry: &Geometry, options: CpuOptions) -> Result<CpuBackend, CpuError> {
         let path = options.simd.unwrap_or_else(Path::best);
-        if !path.is_available() {
+        let Some(cpu) = Cpu::new(path) else {
             return Err(CpuError::Simd {
                 asked: path,
                 available: Path::ALL
@@ -78,7 +95,7 @@ impl CpuBackend {
                     .filter(|path| path.is_available())
                     .collect(),
             });
-        }
+        };
         let n_threads = options.n_threads.unwrap_or_else(|| {
             std::thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS))
         });
@@ -86,17 +103,24 @@ impl CpuBackend {
             return Err(CpuError::Threads { found: n_threads });
         }
         let pool = Pool::new(n_threads);
+        let attention = Attention::new(geometry, pool.n_threads()).ok_or(CpuError::OutOfMemory)?;
         Ok(CpuBackend {
             geometry: geometry.clone(),
-            path,
+            cpu,
+            workers: (0..pool.n_threads()).map(|_| Worker::default()).collect(),
+            activations: Activations::default(),
+            real: Vec::new(),
+            uses: Uses::default(),
             scratch: vec![Vec::new(); pool.n_threads()],
+            head_products: Vec::new(),
+            attention,
             pool,
         })
     }
 
     /// The instructions in use.
     pub fn simd(&self) -> Path {
-        self.path
+        self.cpu.path()
     }
 
     /// Threads in use, the caller's included.
@@ -115,7 +139,7 @@ impl Backend for CpuBackend {
     }
 
     fn upload(&mut self, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
-        Weight::new(role, tensor)
+        Weight::new(self.cpu, role, tensor)
     }
 
     fn alloc(&mut self, element: ElementType, shape: Shape) -> Result<Buffer, BackendError> {
@@ -123,6 +147,12 @@ impl Backend for CpuBackend {
     }
 
     fn alloc_rows(&mut self, capacity: usize) -> Result<RowsImage, BackendError> {
+        self.activations.reserve(&self.geometry, capacity)?;
+        self.uses.reserve(&self.geometry, capacity);
+        self.real.reserve(capacity.saturating_sub(self.real.len()));
+        for worker in &mut self.workers {
+            worker.reserve(&self.geometry)?;
+        }
         Ok(RowsImage::with_capacity(&self.geometry, capacity))
     }
 
@@ -182,6 +212,18 @@ impl Backend for CpuBackend {
         ops::hc_pre::hc_pre(self, rows, streams, gates, x);
     }
 
+    fn hc_pre_norm(
+        &mut self,
+        rows: &RowsImage,
+        streams: &Buffer,
+        hc: &HyperConnection<Weight>,
+        norm: &Weight,
+        gates: &mut Buffer,
+        x: &mut Buffer,
+    ) {
+        ops::hc_pre_norm::hc_pre_norm(self, rows, streams, hc, norm, gates, x);
+    }
+
     fn hc_post(&mut self, rows: &RowsImage, y: &Buffer, gates: &Buffer, streams: &mut Buffer) {
         ops::hc_post::hc_post(self, rows, y, gates, streams);
     }
@@ -208,6 +250,10 @@ impl Backend for CpuBackend {
         ops::matmul::matmul(self, rows, weight, x, out);
     }
 
+    fn matmuls(&mut self, rows: &RowsImage, x: &Buffer, products: &mut [(&Weight, &mut Buffer)]) {
+        ops::matmul::matmuls(self, rows, x, products);
+    }
+
     fn matmul_grouped(&mut self, rows: &RowsImage, weight: &Weight, x: &Buffer, out: &mut Buffer) {
         ops::matmul_grouped::matmul_grouped(self, rows, weight, x, out);
     }
@@ -231,6 +277,21 @@ impl Backend for CpuBackend {
         ops::rope::rope(self, rows, table, rotation, head_dim, x);
     }
 
+    fn q_norm_rope(&mut self, rows: &RowsImage, table: RopeTable, q: &mut Buffer) {
+        ops::q_norm_rope::q_norm_rope(self, rows, table, q);
+    }
+
+    fn kv_norm_rope(
+        &mut self,
+        rows: &RowsImage,
+        norm: &Weight,
+        table: RopeTable,
+        rounded: bool,
+        kv: &mut Buffer,
+    ) {
+        ops::kv_norm_rope::kv_norm_rope(self, rows, norm, table, rounded, kv);
+    }
+
     fn kv_round(&mut self, rows: &RowsImage, x: &mut Buffer) {
         ops::kv_round::kv_round(self, rows, x);
     }
@@ -240,7 +301,7 @@ impl Backend for CpuBackend {
     }
 
     fn store_window(&mut self, rows: &RowsImage, kv: &Buffer, window: &mut Buffer) {
-        ops::store_window::store_window(rows, kv, window);
+        ops::store_window::store_window(self, rows, kv, window);
     }
 
     fn add_position_bias(
@@ -272,7 +333,7 @@ impl Backend for CpuBackend {
         pooled: &Buffer,
         cache: &mut Buffer,
     ) {
-        ops::store_compressed::store_compressed(rows, ratio, pooled, cache);
+        ops::store_compressed::store_compressed(self, rows, ratio, pooled, cache);
     }
 
     fn store_frontier(
@@ -282,7 +343,23 @@ impl Backend for CpuBackend {
         gate: &Buffer,
         frontier: &mut Buffer,
     ) {
-        ops::store_frontier::store_frontier(rows, kv, gate, frontier);
+        ops::store_frontier::store_frontier(self, rows, kv, gate, frontier);
+    }
+
+    fn compress(
+        &mut self,
+        rows: &RowsImage,
+        compressor: &Compressor<Weight>,
+        rounded: bool,
+        kv: &Buffer,
+        gate: &mut Buffer,
+        pooled: &mut Buffer,
+        frontier: &mut Buffer,
+        cache: &mut Buffer,
+    ) {
+        ops::compress::compress(
+            self, rows, compressor, rounded, kv, gate, pooled, frontier, cache,
+        );
     }
 
     fn index_scores(
@@ -304,7 +381,7 @@ impl Backend for CpuBackend {
         scores: &Buffer,
         selected: &mut Buffer,
     ) {
-        ops::top_k::top_k(rows, range, scores, selected);
+        ops::top_k::top_k(self, rows, range, scores, selected);
     }
 
     fn attend(

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use ds4_formats::small_float::bf16_from_f32;
 use ds4_model::{BackendError, ElementType, Place, Shape};
 use memmap2::MmapMut;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
@@ -19,11 +18,22 @@ pub struct Buffer {
     memory: MmapMut,
 }
 
-/// Rows of a cache as they are stored.
+/// The rows of a slot's cache as they are stored.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum CacheRow<'a> {
+pub(crate) enum Cache<'a> {
     F32(&'a [f32]),
     Bf16(&'a [u16]),
+}
+
+impl<'a> Cache<'a> {
+    /// Row `i` of rows of `width` elements.
+    #[inline]
+    pub(crate) fn row(self, width: usize, i: usize) -> Cache<'a> {
+        match self {
+            Cache::F32(rows) => Cache::F32(&rows[i * width..][..width]),
+            Cache::Bf16(rows) => Cache::Bf16(&rows[i * width..][..width]),
+        }
+    }
 }
 
 impl Buffer {
@@ -109,6 +119,11 @@ impl Buffer {
         &self.floats()[self.index(0, row)]
     }
 
+    /// The first `n` rows of an activation.
+    pub(crate) fn first_rows(&self, n: usize) -> &[f32] {
+        &self.floats()[..n * self.width()]
+    }
+
     /// Row `row` of ids.
     pub(crate) fn id_row(&self, row: usize) -> &[u32] {
         &self.ids()[self.index(0, row)]
@@ -136,27 +151,21 @@ impl Buffer {
         self.index(at.slot, at.row).start * self.element.n_bytes()
     }
 
-    /// Row `row` of a slot's cache.
-    pub(crate) fn cache_row(&self, slot: usize, row: usize) -> CacheRow<'_> {
-        let index = self.index(slot, row);
+    /// The rows of a slot.
+    pub(crate) fn slot(&self, slot: usize) -> Cache<'_> {
+        assert!(slot < self.shape.n_slots, "slot {slot}");
+        let len = self.shape.n_rows * self.shape.width;
         match self.element {
-            ElementType::Bf16 => CacheRow::Bf16(&self.view(ElementType::Bf16)[index]),
-            _ => CacheRow::F32(&self.floats()[index]),
+            ElementType::Bf16 => {
+                let halves: &[u16] = self.view(ElementType::Bf16);
+                Cache::Bf16(&halves[slot * len..][..len])
+            }
+            _ => Cache::F32(&self.floats()[slot * len..][..len]),
         }
     }
 
-    /// Writes `values` into a row from channel `at` on, in the element of the buffer.
-    pub(crate) fn store(&mut self, slot: usize, row: usize, at: usize, values: &[f32]) {
-        let start = self.index(slot, row).start + at;
-        match self.element {
-            ElementType::Bf16 => {
-                let halves: &mut [u16] = self.view_mut(ElementType::Bf16);
-                for (half, x) in halves[start..][..values.len()].iter_mut().zip(values) {
-                    *half = bf16_from_f32(*x);
-                }
-            }
-            _ => self.floats_mut()[start..][..values.len()].copy_from_slice(values),
-        }
+    pub(crate) fn halves_mut(&mut self) -> &mut [u16] {
+        self.view_mut(ElementType::Bf16)
     }
 }
 

@@ -44,17 +44,6 @@ pub(crate) trait Lanes: Copy {
     /// The sum of the elements, halves first.
     unsafe fn sum(self) -> f32;
 
-    /// The largest element.
-    #[inline(always)]
-    unsafe fn largest(self) -> f32 {
-        let mut v = [0f32; 16];
-        // SAFETY: no vector has more than 16 elements; the rest is the caller's promise.
-        unsafe { self.store(v.as_mut_ptr()) };
-        v[..Self::N]
-            .iter()
-            .fold(f32::NEG_INFINITY, |m, x| m.max(*x))
-    }
-
     /// The first `n < N` elements at `from`, then zeros.
     #[inline(always)]
     unsafe fn load_part(from: *const f32, n: usize) -> Self {
@@ -74,6 +63,32 @@ pub(crate) trait Lanes: Copy {
         unsafe {
             self.store(v.as_mut_ptr());
             std::ptr::copy_nonoverlapping(v.as_ptr(), to, n);
+        }
+    }
+
+    /// As many of the `n` elements at `from` as fit, then zeros.
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, n: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if n >= Self::N {
+                Self::load(from)
+            } else {
+                Self::load_part(from, n)
+            }
+        }
+    }
+
+    /// Writes as many elements as fit into `n`.
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if n >= Self::N {
+                self.store(to)
+            } else {
+                self.store_part(to, n)
+            }
         }
     }
 

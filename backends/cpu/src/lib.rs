@@ -16,6 +16,8 @@ mod memory;
 mod ops;
 mod path;
 pub mod pool;
+mod products;
+mod simd;
 mod weight;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions, MAX_THREADS};

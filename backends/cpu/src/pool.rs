@@ -394,6 +394,25 @@ impl<'a, T> Spread<'a, T> {
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+
+    /// The `len` values from `start`, for any number of readers.
+    ///
+    /// # Safety
+    ///
+    /// No live part of [`Spread::slice`] overlaps.
+    ///
+    /// # Panics
+    ///
+    /// If they end after the slice.
+    pub(crate) unsafe fn view(&self, start: usize, len: usize) -> &[T] {
+        assert!(
+            start <= self.len && len <= self.len - start,
+            "view {start}..+{len} of {} values",
+            self.len
+        );
+        // SAFETY: in bounds by the assertion, not written by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(start), len) }
+    }
 }
 
 #[cfg(test)]

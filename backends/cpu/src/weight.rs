@@ -1,7 +1,16 @@
 //! Weights: in the file where products read them, decoded where they are used element by element.
 
-use ds4_formats::{Tensor, quant};
+use ds4_formats::{GgmlType, Tensor, quant};
 use ds4_model::{BackendError, WeightRole};
+use zerocopy::{FromBytes, Immutable};
+
+/// Most elements of a quantised matrix that is decoded when it is taken, because it is multiplied
+/// in f32 anyway: a hyper-connection has 393,216 in the published geometry.
+const MAX_DECODED: usize = 1 << 19;
+
+use crate::kernels::Kernel;
+use crate::path::Cpu;
+use crate::products::WeightRows;
 
 /// A weight in the form its role wants.
 #[derive(Clone, Debug)]
@@ -10,14 +19,40 @@ pub struct Weight {
     pub(crate) role: WeightRole,
     /// As in the file; a clone shares the mapping.
     pub(crate) tensor: Tensor,
+    /// Of the matrix roles.
+    kernel: Option<Kernel>,
+    /// All elements of a `Vector`, and of a small quantised `PreciseMatrix`; otherwise empty.
     floats: Vec<f32>,
 }
 
+/// The bits of an f16.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct F16(pub(crate) u16);
+
+/// The bits of a bf16.
+#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable)]
+#[repr(transparent)]
+pub(crate) struct Bf16(pub(crate) u16);
+
+/// The rows of a matrix of floats.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Floats<'a> {
+    F32(&'a [f32]),
+    F16(&'a [F16]),
+    Bf16(&'a [Bf16]),
+}
+
 impl Weight {
-    pub(crate) fn new(role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
+    pub(crate) fn new(cpu: Cpu, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
+        let n = tensor.n_elements();
+        let decoded = match role {
+            WeightRole::Vector => true,
+            WeightRole::PreciseMatrix => tensor.ty.block_len() > 1 && n <= MAX_DECODED,
+            _ => false,
+        };
         let mut floats = Vec::new();
-        if role == WeightRole::Vector {
-            let n = tensor.n_elements();
+        if decoded {
             floats
                 .try_reserve_exact(n)
                 .map_err(|_| BackendError::OutOfMemory {
@@ -27,11 +62,40 @@ impl Weight {
             floats.resize(n, 0.0);
             quant::decode_row(tensor.ty, &tensor.data, &mut floats);
         }
+        let kernel = match role {
+            WeightRole::Matrix | WeightRole::Experts => Some(false),
+            WeightRole::PreciseMatrix => Some(true),
+            WeightRole::Vector | WeightRole::Embedding | WeightRole::Ids => None,
+        };
         Ok(Weight {
             role,
+            kernel: kernel.map(|precise| Kernel::new(cpu, tensor.ty, precise)),
             tensor,
             floats,
         })
+    }
+
+    /// How the matrix is multiplied.
+    pub(crate) fn kernel(&self) -> &Kernel {
+        self.kernel.as_ref().expect("a weight taken as a matrix")
+    }
+
+    /// The whole matrix; of `Experts` that of expert `index`.
+    pub(crate) fn rows(&self, index: usize) -> WeightRows<'_> {
+        let row_bytes = self.row_bytes();
+        let matrix_bytes = self.n_out() * row_bytes;
+        WeightRows {
+            ty: self.tensor.ty,
+            kernel: *self.kernel(),
+            bytes: &self.tensor.data[index * matrix_bytes..][..matrix_bytes],
+            row_bytes,
+            n_in: self.n_in(),
+        }
+    }
+
+    fn row_bytes(&self) -> usize {
+        let row_bytes = self.tensor.ty.row_bytes(self.n_in());
+        row_bytes.expect("a tensor has whole rows")
     }
 
     /// Elements of a row.
@@ -53,6 +117,24 @@ impl Weight {
     pub(crate) fn vector(&self) -> &[f32] {
         debug_assert_eq!(self.role, WeightRole::Vector);
         &self.floats
+    }
+
+    /// All elements as floats of some width, where they lie; `None` for a quantised matrix too
+    /// large to be decoded, or one that the file does not align.
+    pub(crate) fn float_rows(&self) -> Option<Floats<'_>> {
+        if !self.floats.is_empty() {
+            return Some(Floats::F32(&self.floats));
+        }
+        match self.tensor.ty {
+            GgmlType::F32 => self.tensor.as_f32().map(Floats::F32),
+            GgmlType::F16 => <[F16]>::ref_from_bytes(&self.tensor.data)
+                .ok()
+                .map(Floats::F16),
+            GgmlType::BF16 => <[Bf16]>::ref_from_bytes(&self.tensor.data)
+                .ok()
+                .map(Floats::Bf16),
+            _ => None,
+        }
     }
 
     /// Row `i` of `Ids`.

@@ -11,6 +11,7 @@ mod conversation;
 mod error;
 mod folders;
 mod interrupt;
+mod markdown_style;
 mod model;
 mod model_choice;
 mod options;
@@ -18,7 +19,7 @@ mod prompt_input;
 mod reply_writer;
 mod units;
 
-use std::io::{self, IsTerminal as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
         Ok(Answered::Interrupted) => ExitCode::from(interrupt::EXIT_STATUS),
         Err(error) if error::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ds4: {}", error::one_line(&error));
+            // Where nobody takes the message, the exit status says it.
+            let _ = writeln!(io::stderr(), "ds4: {}", error::one_line(&error));
             ExitCode::FAILURE
         }
     }

@@ -12,7 +12,7 @@ pub(crate) const VARIABLE: &str = "DS4_MODEL";
 
 /// The small model that every build carries.
 #[cfg(builtin_model)]
-pub static BUILT_IN: Option<&[u8]> = Some(include_bytes!(env!("DS4_BUILTIN_MODEL")));
+pub(crate) static BUILT_IN: Option<&[u8]> = Some(include_bytes!(env!("DS4_BUILTIN_MODEL")));
 /// This build carries no model.
 #[cfg(not(builtin_model))]
 pub(crate) static BUILT_IN: Option<&[u8]> = None;

@@ -1,8 +1,10 @@
 //! The model's reply on stdout, as it arrives.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use crate::console::{Console, DIM, RESET};
+use crate::markdown_style::MarkdownStyle;
 
 /// How reasoning is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub(crate) struct ReplyWriter<W> {
     style: ReasoningStyle,
     /// Control characters would reach a terminal, which obeys them.
     for_terminal: bool,
+    /// Styles of content, where letters have styles.
+    markdown: Option<MarkdownStyle>,
     place: Place,
     at_line_start: bool,
 }
@@ -50,6 +54,7 @@ impl<W: Write> ReplyWriter<W> {
             out,
             style,
             for_terminal,
+            markdown: (style == ReasoningStyle::Dimmed).then(MarkdownStyle::default),
             place: Place::Start,
             at_line_start: true,
         }
@@ -81,7 +86,15 @@ impl<W: Write> ReplyWriter<W> {
         }
         self.end_reasoning()?;
         self.place = Place::Content;
-        self.write(text)?;
+        let text = self.shown(text);
+        match &mut self.markdown {
+            Some(markdown) => {
+                let styled = markdown.push(&text);
+                self.out.write_all(styled.as_bytes())?;
+            }
+            None => self.out.write_all(text.as_bytes())?,
+        }
+        self.at_line_start = text.ends_with('\n');
         self.out.flush()
     }
 
@@ -89,6 +102,9 @@ impl<W: Write> ReplyWriter<W> {
     pub(crate) fn finish(mut self) -> io::Result<()> {
         let was_reasoning = self.place == Place::Reasoning;
         self.end_reasoning()?;
+        if let Some(markdown) = self.markdown.take() {
+            self.out.write_all(markdown.finish().as_bytes())?;
+        }
         if !self.at_line_start && !was_reasoning {
             self.write("\n")?;
         }
@@ -116,16 +132,31 @@ impl<W: Write> ReplyWriter<W> {
         if let Some(last) = text.chars().next_back() {
             self.at_line_start = last == '\n';
         }
-        if self.for_terminal && text.contains(is_command) {
-            let shown = text.replace(is_command, "\u{fffd}");
-            return self.out.write_all(shown.as_bytes());
+        let shown = self.shown(text);
+        self.out.write_all(shown.as_bytes())
+    }
+
+    /// The text as it may be written.
+    fn shown<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if self.for_terminal {
+            printable(text)
+        } else {
+            text.into()
         }
-        self.out.write_all(text.as_bytes())
     }
 }
 
-/// Whether a terminal takes a character for a command: what the model says must not move the
-/// cursor, set titles or ring.
+/// The text without what a terminal would obey: what a model says or a file is called must not
+/// move the cursor, set titles or ring.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    if text.contains(is_command) {
+        text.replace(is_command, "\u{fffd}").into()
+    } else {
+        text.into()
+    }
+}
+
+/// Whether a terminal takes a character for a command.
 fn is_command(c: char) -> bool {
     c.is_control() && !matches!(c, '\n' | '\t')
 }
@@ -156,6 +187,13 @@ mod tests {
             (Dimmed, &reply, "\x1b[2mso so\n\x1b[0m\n42\n"),
             (Tagged, &reply, "<think>\nso so\n</think>\n\n42\n"),
             (Hidden, &[(false, "42\n")], "42\n"),
+            (Hidden, &[(false, "`4`\n")], "`4`\n"),
+            (
+                Dimmed,
+                &[(false, "`4"), (false, "`\n")],
+                "\x1b[36m`4`\x1b[0m\n",
+            ),
+            (Dimmed, &[(false, "#")], "#\n"),
             (Hidden, &[], ""),
             (Dimmed, &[], ""),
             // Cut off while thinking.

@@ -59,6 +59,7 @@ on_every_path! {
 pub(crate) fn kernel(ty: GgmlType) -> Kernel {
     Kernel {
         form: Form::F32,
+        step: 2,
         row_dots: match ty {
             GgmlType::F32 => f32_dots,
             GgmlType::F16 => f16_dots,
@@ -126,6 +127,10 @@ unsafe fn row_dots<L: Lanes, T: FloatType>(job: &Job<'_>) {
             while o + TILE_WEIGHTS <= n_weights {
                 rows::<L, T, TILE_WEIGHTS>(job, pairs, o);
                 o += TILE_WEIGHTS;
+            }
+            if o + 2 <= n_weights {
+                rows::<L, T, 2>(job, pairs, o);
+                o += 2;
             }
             while o < n_weights {
                 rows::<L, T, 1>(job, pairs, o);

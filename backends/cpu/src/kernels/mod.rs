@@ -56,8 +56,8 @@ impl Job<'_> {
     #[inline(always)]
     pub(crate) fn act(&self, pair: RowPair) -> *const u8 {
         let at = pair.from as usize * self.act_stride;
-        debug_assert!(at + self.act_stride <= self.acts.len());
-        // Wrapping: the bound above is what makes the result usable.
+        debug_assert!(at < self.acts.len());
+        // Wrapping: that the rows are there is what makes the result usable.
         self.acts.as_ptr().wrapping_add(at)
     }
 
@@ -71,7 +71,7 @@ impl Job<'_> {
 
 /// Bytes of scratch that kernels need for rows of `n_in` elements.
 pub(crate) const fn scratch_bytes(n_in: usize) -> usize {
-    n_in.next_multiple_of(64) * 36
+    n_in.next_multiple_of(512) * 36
 }
 
 /// Memory of one thread that kernels unpack weights into, of [`scratch_bytes`].
@@ -89,6 +89,8 @@ pub(crate) type RowDots = unsafe fn(Cpu, &Job<'_>, &mut Scratch);
 pub(crate) struct Kernel {
     /// The form of the activations.
     pub(crate) form: Form,
+    /// Weight rows that are multiplied together: tasks are multiples of it where they can be.
+    pub(crate) step: usize,
     /// Products, fastest for few activation rows.
     pub(crate) row_dots: RowDots,
     /// The same products, faster from some number of activation rows on.

@@ -30,8 +30,7 @@ fn random_weights(random: &mut Random, ty: GgmlType, n_bytes: usize) -> Vec<u8> 
             GgmlType::Q3_K => &[108],
             GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
             GgmlType::Q6_K => &[208],
-            GgmlType::MXFP4 => &[],
-            GgmlType::IQ1_M => &[],
+            GgmlType::MXFP4 | GgmlType::IQ1_M | GgmlType::F32 | GgmlType::BF16 => &[],
             _ => &[0],
         };
         for &at in halves {
@@ -40,6 +39,9 @@ fn random_weights(random: &mut Random, ty: GgmlType, n_bytes: usize) -> Vec<u8> 
         }
         match ty {
             GgmlType::MXFP4 => block[0] = 118 + block[0] % 12,
+            // Exponents about that of 1.
+            GgmlType::F32 => block[3] = (block[3] & 0x80) | 0x3f,
+            GgmlType::BF16 => block[1] = (block[1] & 0x80) | 0x3f,
             GgmlType::IQ1_M => block[55] = (block[55] & 0x0f) | 0x20,
             _ => {}
         }
@@ -182,20 +184,58 @@ fn products_of_every_type_equal_the_scalar_ones_up_to_the_order_of_f32_sums() {
 }
 
 #[test]
-fn a_row_has_the_same_products_alone_and_among_others() {
+fn a_row_has_the_same_products_alone_and_among_others_and_either_way() {
     let mut random = Random(0xfeed_5678_9abc_def1);
-    for (cpu, ty) in cpus().flat_map(|cpu| quantised_types().map(move |ty| (cpu, ty))) {
+    let types = || GgmlType::all().iter().filter(|ty| **ty != GgmlType::I32);
+    for (cpu, ty) in cpus().flat_map(|cpu| types().map(move |ty| (cpu, *ty))) {
         let kernel = Kernel::new(cpu, ty, false);
-        let path = cpu.path();
-        for (way, row_dots) in ways(kernel) {
-            let n_in = 6 * ty.block_len();
-            let weights = random_weights(&mut random, ty, 7 * ty.row_bytes(n_in).unwrap());
-            let x = random_rows(&mut random, 9, n_in);
-            let together = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
-            for (x, together) in x.iter().zip(together) {
-                let x = std::slice::from_ref(x);
-                let alone = products(cpu, kernel, row_dots, ty, &weights, n_in, x);
-                assert_eq!(alone[0], together, "{path} {ty} {way}");
+        for n_in in [ty.block_len() * 6, ty.block_len() * 19] {
+            let weights = random_weights(&mut random, ty, 37 * ty.row_bytes(n_in).unwrap());
+            let x = random_rows(&mut random, 17, n_in);
+            let alone: Vec<Vec<f32>> = x
+                .iter()
+                .map(std::slice::from_ref)
+                .flat_map(|x| products(cpu, kernel, kernel.row_dots, ty, &weights, n_in, x))
+                .collect();
+            for (way, row_dots) in ways(kernel) {
+                let together = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
+                assert_eq!(alone, together, "{} {ty} {way}", cpu.path());
+            }
+        }
+    }
+}
+
+#[test]
+fn products_with_f32_activations_equal_those_of_decoded_weights() {
+    let mut random = Random(0x0bad_5678_9abc_def1);
+    let types = || GgmlType::all().iter().filter(|ty| **ty != GgmlType::I32);
+    for (cpu, ty) in cpus().flat_map(|cpu| types().map(move |ty| (cpu, *ty))) {
+        let kernel = Kernel::new(cpu, ty, true);
+        assert_eq!(kernel.form, Form::F32);
+        let widths = match ty.block_len() {
+            1 => vec![1, 7, 16, 99, 130],
+            n => vec![n, 3 * n],
+        };
+        for n_in in widths {
+            for (n_out, n_rows) in [(1, 1), (3, 2), (4, 9), (9, 25)] {
+                let row_bytes = ty.row_bytes(n_in).unwrap();
+                let weights = random_weights(&mut random, ty, n_out * row_bytes);
+                let x = random_rows(&mut random, n_rows, n_in);
+                let found = products(cpu, kernel, kernel.row_dots, ty, &weights, n_in, &x);
+                for (x, found) in x.iter().zip(found) {
+                    for (row, found) in weights.chunks_exact(row_bytes).zip(found) {
+                        let mut w = vec![0.0; n_in];
+                        ds4_formats::quant::decode_row(ty, row, &mut w);
+                        let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                        let (exact, magnitude) =
+                            terms.fold((0.0, 0.0), |(sum, abs), t: f64| (sum + t, abs + t.abs()));
+                        assert!(
+                            (f64::from(found) - exact).abs() <= 4e-7 * magnitude,
+                            "{} {ty}: {n_in} x {n_out}, {n_rows} rows: {found}, not {exact}",
+                            cpu.path()
+                        );
+                    }
+                }
             }
         }
     }

@@ -1,8 +1,10 @@
 use ds4_model::RowsImage;
 
+use super::add::add_row;
 use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
+use crate::simd::dispatch;
 use crate::weight::Weight;
 
 pub(crate) fn add_position_bias(
@@ -12,11 +14,9 @@ pub(crate) fn add_position_bias(
     ratio: usize,
     gate: &mut Buffer,
 ) {
-    let ape = ape.vector();
+    let (path, ape) = (cpu.cpu.path(), ape.vector());
     each_row(&mut cpu.pool, rows, gate, |r, gate| {
-        let bias = &ape[rows.position[r] as usize % ratio * gate.len()..];
-        for (g, b) in gate.iter_mut().zip(bias) {
-            *g += b;
-        }
+        let bias = &ape[rows.position[r] as usize % ratio * gate.len()..][..gate.len()];
+        dispatch!(path, add_row(bias: &[f32], gate: &mut [f32]));
     });
 }

@@ -1,12 +1,14 @@
 use ds4_model::{Routes, RowsImage};
 
-use super::matmul::TASK_ROWS;
-use super::{dot, real, swiglu};
+use super::gate_up::{gate_up_batch, swiglu};
+use super::set_real;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 use crate::pool::Spread;
+use crate::products::{BATCH_COLUMNS, BATCH_ROWS};
 use crate::weight::Weight;
 
+/// Expert by expert, so that the weights of one are unpacked once for all rows that use it.
 pub(crate) fn experts_gate_up(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
@@ -17,38 +19,51 @@ pub(crate) fn experts_gate_up(
     routes: &Routes<Buffer>,
     hidden: &mut Buffer,
 ) {
-    let (n_in, n_hidden, width) = (gate.n_in(), gate.n_out(), hidden.width());
-    let n_blocks = n_hidden.div_ceil(TASK_ROWS);
+    set_real(rows, &mut cpu.real);
     let n_experts = cpu.geometry.n_experts;
+    cpu.uses
+        .group(n_experts, &cpu.real, |r| routes.experts.id_row(r));
+    let forms = cpu.activations.form(
+        &mut cpu.pool,
+        [gate.kernel(), up.kernel()].into_iter(),
+        x.first_rows(rows.len()),
+        x.width(),
+        |row| rows.slot(row).is_some(),
+    );
+    let (n_hidden, width) = (gate.n_out(), hidden.width());
+    let (path, uses) = (cpu.cpu, &cpu.uses);
     let hidden = Spread::new(hidden.floats_mut());
+    let n_parts = n_hidden.div_ceil(BATCH_COLUMNS);
+    let n_tasks = uses.n_experts() * n_parts;
     cpu.pool
-        .run_with(&mut cpu.scratch, n_experts * n_blocks, |task, w| {
-            let (expert, first) = (task / n_blocks, task % n_blocks * TASK_ROWS);
-            // (row, place among its experts) of every use of this expert.
-            let uses = || {
-                real(rows).flat_map(|r| {
-                    let chosen = routes.experts.id_row(r).iter().enumerate();
-                    chosen
-                        .filter(|(_, e)| **e as usize == expert)
-                        .map(move |(i, _)| (r, i))
-                })
-            };
-            if uses().next().is_none() {
-                return;
-            }
-            w.resize(2 * n_in, 0.0);
-            let (wg, wu) = w.split_at_mut(n_in);
-            for o in first..(first + TASK_ROWS).min(n_hidden) {
-                gate.decode(expert * n_hidden + o, wg);
-                up.decode(expert * n_hidden + o, wu);
-                for (r, i) in uses() {
-                    let x = x.row(r);
-                    let weight = routes.weights.row(r)[i];
-                    let h = swiglu(dot(wg, x), dot(wu, x), clamp, weight);
-                    // SAFETY: tasks own different columns of different experts, and one value is
-                    // written at a time.
-                    unsafe { hidden.slice(r * width + i * n_hidden + o, 1)[0] = h };
-                }
+        .run_with(&mut cpu.workers, n_tasks, |task, worker| {
+            let (expert, uses) = uses.expert(task / n_parts);
+            let first = task % n_parts * BATCH_COLUMNS;
+            let gate = (
+                gate.rows(expert).part(first, BATCH_COLUMNS),
+                forms.of(gate.kernel()),
+            );
+            let up = (
+                up.rows(expert).part(first, BATCH_COLUMNS),
+                forms.of(up.kernel()),
+            );
+            for batch in uses.chunks(BATCH_ROWS) {
+                let rows = || batch.iter().map(|u| u.row);
+                gate_up_batch(path, worker, gate, up, rows(), |i, gate, up| {
+                    let (row, place) = (batch[i].row as usize, batch[i].place as usize);
+                    let at = row * width + place * n_hidden + first;
+                    // SAFETY: tasks own different columns of different experts, and a row's places
+                    // are different columns too.
+                    let hidden = unsafe { hidden.slice(at, gate.len()) };
+                    swiglu(
+                        path,
+                        gate,
+                        up,
+                        clamp,
+                        routes.weights.row(row)[place],
+                        hidden,
+                    );
+                });
             }
         });
 }

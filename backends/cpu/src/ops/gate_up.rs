@@ -1,10 +1,13 @@
 use ds4_model::RowsImage;
 
-use super::matmul::TASK_ROWS;
-use super::{dot, real, swiglu};
+use super::set_real;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
+use crate::kernels::RowPair;
+use crate::lanes::{Lanes, on_every_path};
+use crate::path::Cpu;
 use crate::pool::Spread;
+use crate::products::{BATCH_COLUMNS, BATCH_ROWS, Formed, WeightRows, Worker};
 use crate::weight::Weight;
 
 pub(crate) fn gate_up(
@@ -16,22 +19,90 @@ pub(crate) fn gate_up(
     x: &Buffer,
     hidden: &mut Buffer,
 ) {
-    let (n_in, n_out, width) = (gate.n_in(), gate.n_out(), hidden.width());
+    set_real(rows, &mut cpu.real);
+    let forms = cpu.activations.form(
+        &mut cpu.pool,
+        [gate.kernel(), up.kernel()].into_iter(),
+        x.first_rows(rows.len()),
+        x.width(),
+        |row| rows.slot(row).is_some(),
+    );
+    let (n_out, width) = (gate.n_out(), hidden.width());
+    let (path, real) = (cpu.cpu, &cpu.real);
     let hidden = Spread::new(hidden.floats_mut());
+    let n_tasks = n_out.div_ceil(BATCH_COLUMNS);
     cpu.pool
-        .run_with(&mut cpu.scratch, n_out.div_ceil(TASK_ROWS), |task, w| {
-            w.resize(2 * n_in, 0.0);
-            let (wg, wu) = w.split_at_mut(n_in);
-            let first = task * TASK_ROWS;
-            for o in first..(first + TASK_ROWS).min(n_out) {
-                gate.decode(o, wg);
-                up.decode(o, wu);
-                for r in real(rows) {
-                    let x = x.row(r);
-                    let h = swiglu(dot(wg, x), dot(wu, x), clamp, 1.0);
-                    // SAFETY: tasks own different columns, and one value is written at a time.
-                    unsafe { hidden.slice(r * width + o, 1)[0] = h };
-                }
+        .run_with(&mut cpu.workers, n_tasks, |task, worker| {
+            let first = task * BATCH_COLUMNS;
+            let gate = (
+                gate.rows(0).part(first, BATCH_COLUMNS),
+                forms.of(gate.kernel()),
+            );
+            let up = (up.rows(0).part(first, BATCH_COLUMNS), forms.of(up.kernel()));
+            for batch in real.chunks(BATCH_ROWS) {
+                let rows = || batch.iter().map(|pair| pair.from);
+                gate_up_batch(path, worker, gate, up, rows(), |i, gate, up| {
+                    let at = batch[i].from as usize * width + first;
+                    // SAFETY: tasks own different columns.
+                    let hidden = unsafe { hidden.slice(at, gate.len()) };
+                    swiglu(path, gate, up, clamp, 1.0, hidden);
+                });
             }
         });
+}
+
+/// Multiplies up to [`BATCH_ROWS`] activation rows with up to [`BATCH_COLUMNS`] rows of both
+/// matrices and hands out the products: `body(i, gate, up)` for the `i`-th row.
+pub(crate) fn gate_up_batch(
+    cpu: Cpu,
+    worker: &mut Worker,
+    gate: (WeightRows<'_>, Formed<'_>),
+    up: (WeightRows<'_>, Formed<'_>),
+    rows: impl Iterator<Item = u32>,
+    mut body: impl FnMut(usize, &[f32], &[f32]),
+) {
+    let n = gate.0.len();
+    worker.pairs.clear();
+    let pairs = rows.zip(0..).map(|(from, to)| RowPair { from, to });
+    worker.pairs.extend(pairs);
+    let (gates, ups) = worker.batch.split_at_mut(BATCH_ROWS * BATCH_COLUMNS);
+    assert!(n <= BATCH_COLUMNS && up.0.len() == n && worker.pairs.len() <= BATCH_ROWS);
+    for ((weights, acts), out) in [(gate, &mut *gates), (up, &mut *ups)] {
+        let pairs = &worker.pairs;
+        // SAFETY: the forms are of this path, and the batch has room for these rows and columns.
+        unsafe { weights.multiply(cpu, acts, pairs, out.as_mut_ptr(), n, &mut worker.scratch) };
+    }
+    for i in 0..worker.pairs.len() {
+        body(i, &gates[i * n..][..n], &ups[i * n..][..n]);
+    }
+}
+
+on_every_path! {
+    /// `out = weight * silu(min(gate, clamp)) * clamp(up, ±clamp)`.
+    pub(crate) fn swiglu(gate: &[f32], up: &[f32], clamp: f32, weight: f32, out: &mut [f32]) = swiglu_lanes;
+}
+
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn swiglu_lanes<L: Lanes>(
+    gate: &[f32],
+    up: &[f32],
+    clamp: f32,
+    weight: f32,
+    out: &mut [f32],
+) {
+    let n = out.len();
+    assert!(gate.len() == n && up.len() == n);
+    // SAFETY: the caller's promise; vectors within the slices.
+    unsafe {
+        for i in (0..n).step_by(L::N) {
+            let left = n - i;
+            let limit = L::splat(clamp);
+            let g = L::load_first(gate.as_ptr().add(i), left).min(limit).silu();
+            let u = L::load_first(up.as_ptr().add(i), left).min(limit);
+            let h = L::splat(weight).mul(g).mul(u.max(L::splat(-clamp)));
+            h.store_first(out.as_mut_ptr().add(i), left);
+        }
+    }
 }

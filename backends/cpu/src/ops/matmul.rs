@@ -1,13 +1,10 @@
 use ds4_model::RowsImage;
 
-use super::{dot, real};
+use super::set_real;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::pool::Spread;
+use crate::products::{Outputs, Product, multiply_all};
 use crate::weight::Weight;
-
-/// Weight rows that one task multiplies.
-pub(crate) const TASK_ROWS: usize = 16;
 
 pub(crate) fn matmul(
     cpu: &mut CpuBackend,
@@ -16,18 +13,37 @@ pub(crate) fn matmul(
     x: &Buffer,
     out: &mut Buffer,
 ) {
-    let (n_in, n_out, width) = (weight.n_in(), weight.n_out(), out.width());
-    let outs = Spread::new(out.floats_mut());
-    cpu.pool
-        .run_with(&mut cpu.scratch, n_out.div_ceil(TASK_ROWS), |task, w| {
-            w.resize(n_in, 0.0);
-            let first = task * TASK_ROWS;
-            for o in first..(first + TASK_ROWS).min(n_out) {
-                weight.decode(o, w);
-                for r in real(rows) {
-                    // SAFETY: tasks own different columns, and one value is written at a time.
-                    unsafe { outs.slice(r * width + o, 1)[0] = dot(w, x.row(r)) };
-                }
-            }
-        });
+    matmuls(cpu, rows, x, &mut [(weight, out)]);
+}
+
+/// Activations are quantised once, and all products are one region.
+pub(crate) fn matmuls(
+    cpu: &mut CpuBackend,
+    rows: &RowsImage,
+    x: &Buffer,
+    products: &mut [(&Weight, &mut Buffer)],
+) {
+    set_real(rows, &mut cpu.real);
+    let forms = cpu.activations.form(
+        &mut cpu.pool,
+        products.iter().map(|(weight, _)| weight.kernel()),
+        x.first_rows(rows.len()),
+        x.width(),
+        |row| rows.slot(row).is_some(),
+    );
+    let products = products.iter_mut().map(|(weight, out)| Product {
+        weights: weight.rows(0),
+        acts: forms.of(weight.kernel()),
+        out: Outputs::new(out, rows.len(), weight.n_out()),
+    });
+    // SAFETY: the forms are of this backend's path, and every output is a buffer of its own.
+    unsafe {
+        multiply_all(
+            cpu.cpu,
+            &mut cpu.pool,
+            &mut cpu.workers,
+            &cpu.real,
+            products,
+        )
+    };
 }

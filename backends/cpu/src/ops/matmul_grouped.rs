@@ -1,10 +1,9 @@
 use ds4_model::RowsImage;
 
-use super::matmul::TASK_ROWS;
-use super::{dot, real};
+use super::set_real;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::pool::Spread;
+use crate::products::{Outputs, Product, multiply_all};
 use crate::weight::Weight;
 
 pub(crate) fn matmul_grouped(
@@ -14,20 +13,32 @@ pub(crate) fn matmul_grouped(
     x: &Buffer,
     out: &mut Buffer,
 ) {
-    let (group_dim, out_rank) = (cpu.geometry.group_dim(), cpu.geometry.out_rank);
-    let (n_out, width) = (weight.n_out(), out.width());
-    let outs = Spread::new(out.floats_mut());
-    cpu.pool
-        .run_with(&mut cpu.scratch, n_out.div_ceil(TASK_ROWS), |task, w| {
-            w.resize(group_dim, 0.0);
-            let first = task * TASK_ROWS;
-            for o in first..(first + TASK_ROWS).min(n_out) {
-                weight.decode(o, w);
-                for r in real(rows) {
-                    let x = &x.row(r)[o / out_rank * group_dim..][..group_dim];
-                    // SAFETY: tasks own different columns, and one value is written at a time.
-                    unsafe { outs.slice(r * width + o, 1)[0] = dot(w, x) };
-                }
-            }
-        });
+    let geometry = &cpu.geometry;
+    let (n_groups, group_dim) = (geometry.n_out_groups, geometry.group_dim());
+    let out_rank = geometry.out_rank;
+    set_real(rows, &mut cpu.real);
+    let forms = cpu.activations.form(
+        &mut cpu.pool,
+        std::iter::once(weight.kernel()),
+        x.first_rows(rows.len()),
+        group_dim,
+        |i| rows.slot(i / n_groups).is_some(),
+    );
+    let acts = forms.of(weight.kernel());
+    let outputs = Outputs::new(out, rows.len(), n_groups * out_rank);
+    let products = (0..n_groups).map(|group| Product {
+        weights: weight.rows(0).part(group * out_rank, out_rank),
+        acts: acts.every(n_groups, group),
+        out: outputs.from(group * out_rank),
+    });
+    // SAFETY: the forms are of this backend's path, and groups own different columns.
+    unsafe {
+        multiply_all(
+            cpu.cpu,
+            &mut cpu.pool,
+            &mut cpu.workers,
+            &cpu.real,
+            products,
+        )
+    };
 }

@@ -3,21 +3,27 @@
 pub(crate) mod add;
 pub(crate) mod add_position_bias;
 pub(crate) mod attend;
+pub(crate) mod compress;
 pub(crate) mod embed;
 pub(crate) mod experts_down;
 pub(crate) mod experts_gate_up;
 pub(crate) mod gate_up;
 pub(crate) mod hc_gates;
 pub(crate) mod hc_head;
+pub(crate) mod hc_mix;
 pub(crate) mod hc_post;
 pub(crate) mod hc_pre;
+pub(crate) mod hc_pre_norm;
 pub(crate) mod head_norm;
 pub(crate) mod index_round;
 pub(crate) mod index_scores;
+pub(crate) mod kv_norm_rope;
 pub(crate) mod kv_round;
 pub(crate) mod matmul;
 pub(crate) mod matmul_grouped;
+pub(crate) mod panel;
 pub(crate) mod pool;
+pub(crate) mod q_norm_rope;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod route_hash;
@@ -29,18 +35,29 @@ pub(crate) mod store_frontier;
 pub(crate) mod store_window;
 pub(crate) mod top_k;
 
-use ds4_formats::small_float::bf16_to_f32;
-use ds4_model::RowsImage;
+use ds4_model::{ElementType, RowsImage};
 
-use crate::buffer::{Buffer, CacheRow};
+use crate::buffer::Buffer;
+use crate::kernels::RowPair;
+use crate::path::Path;
 use crate::pool::Pool;
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
 /// Values that make a task worth another thread: about a microsecond of an elementwise op.
-const TASK_LEN: usize = 4096;
+const TASK_LEN: usize = 8192;
 
 /// Rows that are not padding.
 pub(crate) fn real(rows: &RowsImage) -> impl Iterator<Item = usize> {
     (0..rows.len()).filter(|r| rows.slot(*r).is_some())
+}
+
+/// Notes the rows that are not padding.
+pub(crate) fn set_real(rows: &RowsImage, out: &mut Vec<RowPair>) {
+    out.clear();
+    out.extend(real(rows).map(|r| RowPair {
+        from: r as u32,
+        to: r as u32,
+    }));
 }
 
 /// Runs `body(row, values)` for every row of `out` that is not padding.
@@ -83,52 +100,46 @@ pub(crate) fn each_head<F>(
     });
 }
 
-/// Sum of products in sixteen partial sums.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; 16];
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
+/// `1 / sqrt(mean(x²) + eps)`.
+pub(crate) fn inverse_rms(path: Path, x: &[f32], eps: f32) -> f32 {
+    #[inline(always)]
+    fn on<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+        s.inverse_rms(x, eps)
     }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
+    dispatch!(path, on(x: &[f32], eps: f32) -> f32)
 }
 
-/// Reciprocal of the root of the mean square.
-pub(crate) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
-    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+/// Writes `values` into a row of a cache from channel `at` on, in the element of the cache.
+pub(crate) fn store(
+    path: Path,
+    cache: &mut Buffer,
+    slot: usize,
+    row: usize,
+    at: usize,
+    values: &[f32],
+) {
+    #[inline(always)]
+    fn halves<S: Simd>(s: S, values: &[f32], out: &mut [u16]) {
+        let (chunks, rest) = values.as_chunks();
+        let (out_chunks, out_rest) = out.as_chunks_mut();
+        for (x, out) in chunks.iter().zip(out_chunks) {
+            s.store_bf16(s.load(x), out);
+        }
+        let mut last = [0; LANES];
+        s.store_bf16(s.load_part(rest), &mut last);
+        out_rest.copy_from_slice(&last[..rest.len()]);
+    }
+    let start = cache.index(slot, row).start + at;
+    match cache.element() {
+        ElementType::Bf16 => {
+            let out = &mut cache.halves_mut()[start..][..values.len()];
+            dispatch!(path, halves(values: &[f32], out: &mut [u16]));
+        }
+        _ => cache.floats_mut()[start..][..values.len()].copy_from_slice(values),
+    }
 }
 
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// `weight * silu(min(g, clamp)) * clamp(u, ±clamp)`.
-pub(crate) fn swiglu(g: f32, u: f32, clamp: f32, weight: f32) -> f32 {
-    let g = g.min(clamp);
-    weight * g * sigmoid(g) * u.clamp(-clamp, clamp)
-}
-
-/// Decodes cache rows one at a time.
-pub(crate) struct CacheFloats(Vec<f32>);
-
-impl CacheFloats {
-    pub(crate) fn new(width: usize) -> CacheFloats {
-        CacheFloats(vec![0.0; width])
-    }
-
-    /// The values of a row, valid until the next.
-    pub(crate) fn get<'a>(&'a mut self, row: CacheRow<'a>) -> &'a [f32] {
-        match row {
-            CacheRow::F32(row) => row,
-            CacheRow::Bf16(row) => {
-                for (x, half) in self.0.iter_mut().zip(row) {
-                    *x = bf16_to_f32(*half);
-                }
-                &self.0
-            }
-        }
-    }
-}

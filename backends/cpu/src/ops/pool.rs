@@ -3,6 +3,7 @@ use ds4_model::{LayerKind, RowsImage};
 use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
 pub(crate) fn pool(
     cpu: &mut CpuBackend,
@@ -13,48 +14,99 @@ pub(crate) fn pool(
     frontier: &Buffer,
     pooled: &mut Buffer,
 ) {
-    let ratio = kind.ratio().expect("a compressed layer");
-    let (d, dim) = (pooled.width(), kv.width());
+    let path = cpu.cpu.path();
+    let job = Job {
+        rows,
+        kind,
+        kv,
+        gate,
+        frontier,
+    };
+    let job = &job;
     each_row(&mut cpu.pool, rows, pooled, |r, out| {
-        out.fill(0.0);
-        if rows.completes(r, ratio).is_none() {
-            return;
-        }
-        let slot = rows.slot[r] as usize;
-        let end = rows.position[r] as usize + 1;
-        let batch_start = rows.segment_position(r);
-        // (projection, gate) of the token at a position, in the half of the channels that belongs
-        // to this row.
-        let token = |p: usize| {
-            let own_window = p + ratio >= end;
-            let half = if kind == LayerKind::Csa && own_window {
-                d
-            } else {
-                0
-            };
-            let (a, g) = if p >= batch_start {
-                let row = rows.first_row[r] as usize + (p - batch_start);
-                (kv.row(row), gate.row(row))
-            } else {
-                let at = frontier.index(slot, p % frontier.n_rows());
-                frontier.floats()[at].split_at(dim)
-            };
-            (&a[half..half + d], &g[half..half + d])
-        };
-        let tokens: Vec<_> = (end.saturating_sub(kind.n_pooled())..end)
-            .map(token)
-            .collect();
-        for (c, out) in out.iter_mut().enumerate() {
-            let max = tokens
-                .iter()
-                .fold(f32::NEG_INFINITY, |m, (_, g)| m.max(g[c]));
-            let (mut sum, mut weight) = (0.0, 0.0);
-            for (a, g) in &tokens {
-                let p = (g[c] - max).exp();
-                weight += p;
-                sum += p * a[c];
-            }
-            *out = sum / weight;
+        let ratio = kind.ratio().expect("a compressed layer");
+        if rows.completes(r, ratio).is_some() {
+            dispatch!(path, pool_row(job: &Job<'_>, r: usize, out: &mut [f32]));
+        } else {
+            out.fill(0.0);
         }
     });
+}
+
+/// What a compressed row is made of.
+pub(crate) struct Job<'a> {
+    pub(crate) rows: &'a RowsImage,
+    pub(crate) kind: LayerKind,
+    pub(crate) kv: &'a Buffer,
+    pub(crate) gate: &'a Buffer,
+    pub(crate) frontier: &'a Buffer,
+}
+
+/// Pools the compressed row that row `r` completes.
+#[inline(always)]
+pub(crate) fn pool_row<S: Simd>(s: S, job: &Job<'_>, r: usize, out: &mut [f32]) {
+    let Job {
+        rows,
+        kind,
+        kv,
+        gate,
+        frontier,
+    } = *job;
+    let (d, dim) = (out.len(), kv.width());
+    let ratio = kind.ratio().expect("a compressed layer");
+    let slot = rows.slot[r] as usize;
+    let end = rows.position[r] as usize + 1;
+    let batch_start = rows.segment_position(r);
+    let first = end.saturating_sub(kind.n_pooled());
+    let (kv, gate, past) = (kv.floats(), gate.floats(), frontier.floats());
+    // Projection and gate of the token at position `p`, from channel `c` on, in the half of the
+    // channels that belongs to this row.
+    let token = |p: usize, c: usize| {
+        let own_window = p + ratio >= end;
+        let c = c + if kind == LayerKind::Csa && own_window {
+            d
+        } else {
+            0
+        };
+        if p >= batch_start {
+            let at = (rows.first_row[r] as usize + (p - batch_start)) * dim + c;
+            (&kv[at..], &gate[at..])
+        } else {
+            let at = frontier.index(slot, p % frontier.n_rows()).start + c;
+            (&past[at..], &past[at + dim..])
+        }
+    };
+    // The channels of a few vectors at a time, so that a token's row is found once for them.
+    const VECTORS: usize = 4;
+    let mut c = 0;
+    while c < d {
+        let len = (VECTORS * LANES).min(d - c);
+        let load = |x: &[f32], v: usize| {
+            let start = (v * LANES).min(len);
+            match x[start..len.min(start + LANES)].try_into() {
+                Ok(whole) => s.load(whole),
+                Err(_) => s.load_part(&x[start..len.min(start + LANES)]),
+            }
+        };
+        let mut max = [s.splat(f32::NEG_INFINITY); VECTORS];
+        for p in first..end {
+            let (_, g) = token(p, c);
+            for v in 0..VECTORS {
+                max[v] = s.max(load(g, v), max[v]);
+            }
+        }
+        let (mut sum, mut weight) = ([s.zero(); VECTORS], [s.zero(); VECTORS]);
+        for p in first..end {
+            let (a, g) = token(p, c);
+            for v in 0..VECTORS {
+                let e = s.exp(s.sub(load(g, v), max[v]));
+                weight[v] = s.add(weight[v], e);
+                sum[v] = s.fma(e, load(a, v), sum[v]);
+            }
+        }
+        for (v, out) in out[c..c + len].chunks_mut(LANES).enumerate() {
+            s.store_part(s.div(sum[v], weight[v]), out);
+        }
+        c += len;
+    }
 }

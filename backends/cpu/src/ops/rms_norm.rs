@@ -1,17 +1,20 @@
 use ds4_model::RowsImage;
 
-use super::{each_row, inverse_rms};
+use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
+use crate::simd::{Simd, SimdExt, dispatch};
 use crate::weight::Weight;
 
 pub(crate) fn rms_norm(cpu: &mut CpuBackend, rows: &RowsImage, weight: &Weight, x: &mut Buffer) {
-    let eps = cpu.geometry.rms_eps;
-    let weight = weight.vector();
+    let (path, eps, weight) = (cpu.cpu.path(), cpu.geometry.rms_eps, weight.vector());
     each_row(&mut cpu.pool, rows, x, |_, x| {
-        let inv = inverse_rms(x, eps);
-        for (x, w) in x.iter_mut().zip(weight) {
-            *x = w * (*x * inv);
-        }
+        dispatch!(path, rms_norm_row(eps: f32, weight: &[f32], x: &mut [f32]));
     });
+}
+
+#[inline(always)]
+pub(crate) fn rms_norm_row<S: Simd>(s: S, eps: f32, weight: &[f32], x: &mut [f32]) {
+    let inv = s.splat(s.inverse_rms(x, eps));
+    s.zip(x, weight, |x, w| s.mul(w, s.mul(x, inv)));
 }

@@ -3,6 +3,7 @@ use ds4_model::{RopeTable, Rotation, RowsImage};
 use super::each_head;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
+use crate::simd::{Simd, dispatch};
 
 pub(crate) fn rope(
     cpu: &mut CpuBackend,
@@ -12,18 +13,26 @@ pub(crate) fn rope(
     head_dim: usize,
     x: &mut Buffer,
 ) {
-    let rope_dim = cpu.geometry.rope_dim;
+    let path = cpu.cpu.path();
     each_head(&mut cpu.pool, rows, head_dim, x, |r, head| {
-        let rotated = &mut head[head_dim - rope_dim..];
         let angles = rows.angles(r, table);
-        for (pair, angle) in rotated.chunks_exact_mut(2).zip(angles.chunks_exact(2)) {
-            let (a, b, cos) = (pair[0], pair[1], angle[0]);
-            let sin = match rotation {
-                Rotation::Forward => angle[1],
-                Rotation::Inverse => -angle[1],
-            };
-            pair[0] = a * cos - b * sin;
-            pair[1] = a * sin + b * cos;
-        }
+        dispatch!(path, rotate_end(rotation: Rotation, angles: &[f32], head: &mut [f32]));
     });
+}
+
+/// Rotates the last pairs of `x` by as many (cosine, sine) pairs.
+#[inline(always)]
+pub(crate) fn rotate_end<S: Simd>(_: S, rotation: Rotation, angles: &[f32], x: &mut [f32]) {
+    // A plain loop: the compiler vectorises it for the instructions it is compiled for.
+    let sign = match rotation {
+        Rotation::Forward => 1.0,
+        Rotation::Inverse => -1.0,
+    };
+    let start = x.len() - angles.len();
+    let (pairs, _) = x[start..].as_chunks_mut::<2>();
+    let (angles, _) = angles.as_chunks::<2>();
+    for ([a, b], [cos, sin]) in pairs.iter_mut().zip(angles) {
+        let sin = sign * sin;
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+    }
 }

@@ -3,16 +3,20 @@ use ds4_model::RowsImage;
 use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
+use crate::simd::{Simd, SimdExt, dispatch};
 
 pub(crate) fn router_scores(cpu: &mut CpuBackend, rows: &RowsImage, scores: &mut Buffer) {
+    let path = cpu.cpu.path();
     each_row(&mut cpu.pool, rows, scores, |_, scores| {
-        for s in scores {
-            *s = softplus(*s).sqrt();
-        }
+        dispatch!(path, root_softplus(scores: &mut [f32]));
     });
 }
 
-/// `ln(1 + e^x)` without overflow.
-fn softplus(x: f32) -> f32 {
-    x.max(0.0) + (-x.abs()).exp().ln_1p()
+/// `sqrt(ln(1 + e^x))`, the logarithm as `max(x, 0) + ln(1 + e^-|x|)`, which cannot overflow.
+#[inline(always)]
+fn root_softplus<S: Simd>(s: S, x: &mut [f32]) {
+    s.map(x, |x| {
+        let tail = s.ln_1p_unit(s.exp(s.sub(s.zero(), s.abs(x))));
+        s.sqrt(s.add(s.max(x, s.zero()), tail))
+    });
 }

@@ -1,9 +1,11 @@
 use ds4_model::RowsImage;
 
-use super::real;
+use super::{real, store};
+use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 
 pub(crate) fn store_compressed(
+    cpu: &CpuBackend,
     rows: &RowsImage,
     ratio: usize,
     pooled: &Buffer,
@@ -11,7 +13,14 @@ pub(crate) fn store_compressed(
 ) {
     for r in real(rows) {
         if let Some(index) = rows.completes(r, ratio) {
-            cache.store(rows.slot[r] as usize, index, 0, pooled.row(r));
+            store(
+                cpu.cpu.path(),
+                cache,
+                rows.slot[r] as usize,
+                index,
+                0,
+                pooled.row(r),
+            );
         }
     }
 }

@@ -1,16 +1,16 @@
 use ds4_model::RowsImage;
 
-use super::real;
+use super::{real, store};
+use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 
-pub(crate) fn store_window(rows: &RowsImage, kv: &Buffer, window: &mut Buffer) {
+pub(crate) fn store_window(cpu: &CpuBackend, rows: &RowsImage, kv: &Buffer, window: &mut Buffer) {
     let n_ring = window.n_rows();
     for r in real(rows) {
         // Of a segment longer than the ring only the last rows remain.
-        if rows.segment_end(r) - r > n_ring {
-            continue;
+        if rows.segment_end(r) - r <= n_ring {
+            let at = rows.position[r] as usize % n_ring;
+            store(cpu.cpu.path(), window, rows.slot[r] as usize, at, 0, kv.row(r));
         }
-        let slot = rows.slot[r] as usize;
-        window.store(slot, rows.position[r] as usize % n_ring, 0, kv.row(r));
     }
 }

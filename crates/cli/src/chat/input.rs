@@ -1,6 +1,7 @@
 //! Lines from the user, edited and remembered.
 
 use std::cell::Cell;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -79,7 +80,7 @@ impl Input {
                         return Ok(Entry::End);
                     }
                     if was_empty {
-                        eprintln!("Ctrl+C again or Ctrl+D leaves");
+                        let _ = writeln!(io::stderr(), "Ctrl+C again or Ctrl+D leaves");
                     }
                     interrupted = was_empty;
                 }

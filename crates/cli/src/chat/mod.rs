@@ -4,7 +4,7 @@ mod command;
 mod input;
 mod multiline;
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -16,7 +16,7 @@ use crate::conversation::{self, Conversation, Settings, Turn};
 use crate::model::{Model, Outcome, Progress, ReplyOptions, closing_line};
 use crate::options::{AskOptions, sampling};
 use crate::prompt_input::read_text_file;
-use crate::reply_writer::{ReasoningStyle, ReplyWriter};
+use crate::reply_writer::{ReasoningStyle, ReplyWriter, printable};
 use crate::units;
 
 use command::Command;
@@ -37,7 +37,7 @@ pub(crate) fn run(options: &AskOptions, console: &Console) -> Result<()> {
     )?;
     console.note(&format!(
         "{}, a context of {} tokens; /help lists the commands",
-        model.engine().name(),
+        printable(model.engine().name()),
         units::count(model.context() as u64)
     ));
     let mut chat = Chat {
@@ -97,13 +97,17 @@ impl Chat<'_> {
         match command::parse(text)? {
             Some(command) => self.obey(command),
             None => {
-                let content = match (self.attached.take(), text.trim().is_empty()) {
+                let attached = self.attached.take();
+                let content = match (&attached, text.trim().is_empty()) {
                     (None, true) => return Ok(Done::GoOn),
                     (None, false) => text.to_owned(),
-                    (Some(file), true) => file,
+                    (Some(file), true) => file.clone(),
                     (Some(file), false) => format!("{file}\n\n{text}"),
                 };
-                self.say(content)?;
+                if let Err(error) = self.say(content) {
+                    self.attached = attached;
+                    return Err(error);
+                }
                 Ok(Done::GoOn)
             }
         }
@@ -168,18 +172,18 @@ impl Chat<'_> {
 
     fn obey(&mut self, command: Command) -> Result<Done> {
         match command {
-            Command::Help => println!("{}", command::HELP),
+            Command::Help => self.tell(command::HELP)?,
             Command::Think(thinking) => {
                 self.settings.thinking = thinking;
                 self.lowering_told = false;
-                self.tell(&format!("thinking {}", thinking.name()));
+                self.tell(&format!("thinking {}", thinking.name()))?;
             }
             Command::Context(n) => {
                 self.model.reopen(n, self.console)?;
                 self.tell(&format!(
                     "a context of {}; the next reply reads the conversation again",
                     units::plural(self.model.context(), "token")
-                ));
+                ))?;
             }
             Command::Read(path) => self.attach(&path)?,
             Command::Status => self.status()?,
@@ -189,7 +193,7 @@ impl Chat<'_> {
                     "{} in {}",
                     units::plural(self.conversation.turns.len(), "message"),
                     path.display()
-                ));
+                ))?;
             }
             Command::Load(path) => {
                 let (conversation, settings) = conversation::load(&path)?;
@@ -201,13 +205,13 @@ impl Chat<'_> {
                     "{}; thinking {}",
                     units::plural(self.conversation.turns.len(), "message"),
                     settings.thinking.name()
-                ));
+                ))?;
             }
             Command::Clear => {
                 self.conversation.turns.clear();
                 self.attached = None;
                 self.last = None;
-                self.tell("a new conversation");
+                self.tell("a new conversation")?;
             }
             Command::Quit => return Ok(Done::Leave),
         }
@@ -244,7 +248,7 @@ impl Chat<'_> {
             "{} goes before your next message, {} with it; an empty line sends it alone",
             path.display(),
             units::plural(n_tokens, "token")
-        ));
+        ))?;
         Ok(())
     }
 
@@ -263,30 +267,34 @@ impl Chat<'_> {
             top_p,
             min_p,
         } = self.settings;
-        println!("model     {}", self.model.engine().name());
-        println!("memory    {}", self.model.engine().plan());
-        println!(
+        let out = &mut io::stdout().lock();
+        let name = printable(self.model.engine().name());
+        writeln!(out, "model     {name}")?;
+        writeln!(out, "memory    {}", self.model.engine().plan())?;
+        writeln!(
+            out,
             "context   {} of {} tokens in {}, {} cached",
             units::count(n_tokens as u64),
             units::count(self.model.context() as u64),
             units::plural(self.conversation.turns.len(), "message"),
             units::count(self.model.engine().len(0) as u64)
-        );
-        println!("thinking  {}", thinking.name());
-        println!(
+        )?;
+        writeln!(out, "thinking  {}", thinking.name())?;
+        writeln!(
+            out,
             "sampling  temperature {temperature}, top-k {top_k}, top-p {top_p}, min-p {min_p}"
-        );
+        )?;
         if let Some(outcome) = &self.last {
-            println!("last      {}", closing_line(outcome));
+            writeln!(out, "last      {}", closing_line(outcome))?;
         }
         if let Some(attached) = &self.attached {
-            println!("attached  {}", units::bytes(attached.len() as u64));
+            writeln!(out, "attached  {}", units::bytes(attached.len() as u64))?;
         }
         Ok(())
     }
 
     /// The answer to a command: always shown, since it was asked for.
-    fn tell(&self, line: &str) {
-        println!("{line}");
+    fn tell(&self, text: &str) -> Result<()> {
+        Ok(writeln!(io::stdout().lock(), "{text}")?)
     }
 }

@@ -13,6 +13,7 @@ use ds4_model::{
 use serde_json::{Map, Value, json};
 
 use crate::args::InspectArgs;
+use crate::reply_writer::printable;
 use crate::units;
 
 /// Rows of a prefill step that the memory figures assume.
@@ -252,7 +253,8 @@ impl Report {
         let width = gguf.metadata().iter().map(|(key, _)| key.len()).max();
         for (key, value) in gguf.metadata().iter() {
             let width = width.unwrap_or(0);
-            writeln!(out, "  {key:width$}  {}", value.summary())?;
+            let key = printable(key);
+            writeln!(out, "  {key:width$}  {}", printable(&value.summary()))?;
         }
 
         if args.tensors {
@@ -462,7 +464,7 @@ fn print_tensors(gguf: &Gguf, out: &mut dyn Write) -> Result<()> {
         writeln!(
             out,
             "  {:width$}  {:8} {:22} {:>15} bytes at {}",
-            tensor.name,
+            printable(&tensor.name),
             tensor.ty.name(),
             format!("[{}]", ne.join(", ")),
             units::count(tensor.n_bytes),

@@ -230,22 +230,19 @@ fn logprobs_are_written_for_every_step_and_belong_to_the_answer() {
 }
 
 #[test]
-fn without_a_model_the_error_says_how_to_get_one_or_the_built_in_one_answers() {
+fn without_a_model_the_built_in_one_answers_or_the_error_says_how_to_get_one() {
     let ds4 = Ds4::new();
     let ran = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "-v", "--temp", "0"]);
-    if ran.status == Some(0) {
-        assert!(!ran.stdout.trim().is_empty(), "{ran:?}");
-        assert!(ran.stderr.contains("built-in"), "{ran:?}");
-        assert!(
-            ran.stderr.contains("hf download antirez/deepseek-v4-gguf"),
-            "{ran:?}"
-        );
+    let download = "hf download antirez/deepseek-v4-gguf";
+    let model = ds4_conformance::golden::project_root().join("models/ds4-small-q8_0.gguf");
+    if cfg!(feature = "builtin-model") && model.is_file() {
+        assert!(!ran.answer().trim().is_empty(), "{ran:?}");
+        assert!(ran.stderr.contains("small built-in model"), "{ran:?}");
+        assert!(ran.stderr.contains(download), "{ran:?}");
+        let quiet = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "--temp", "0", "-q"]);
+        assert_eq!(quiet.answer(), ran.stdout);
     } else {
-        ran.refused(&[
-            "no model",
-            "-m FILE",
-            "hf download antirez/deepseek-v4-gguf",
-        ]);
+        ran.refused(&["no model", "-m FILE", "$DS4_MODEL", download]);
     }
 }
 

@@ -159,3 +159,18 @@ fn tables_name_what_the_file_holds_and_what_it_costs() {
         "no time is given for a bandwidth that nobody measured"
     );
 }
+
+#[test]
+fn names_in_a_file_are_no_commands_to_the_terminal() {
+    let ds4 = Ds4::new();
+    let mut metadata = Metadata::new();
+    metadata.insert("general.architecture", "\x1b[2J");
+    metadata.insert("a\x1b]0;title\x07", "b\x1bc");
+    let tensor = ("t\x1b[31m".to_owned(), GgmlType::F32, vec![1]);
+    sparse(&ds4.home().join("bad.gguf"), metadata, &[tensor]);
+    let ran = ds4.run(["inspect", "--tensors", "bad.gguf"]);
+    ran.refused(&["bad.gguf", "general.architecture"]);
+    assert!(ran.stdout.contains("t\u{fffd}[31m"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains(['\x1b', '\x07']), "{:?}", ran.stdout);
+    assert!(!ran.stderr.contains('\x1b'), "{:?}", ran.stderr);
+}

@@ -431,3 +431,45 @@ pub(crate) mod arbitrary {
         }
     }
 }
+
+/// Every body that differs from `body` in one node, which is something else or not there.
+pub(crate) fn with_one_node_changed(body: &Value) -> Vec<Value> {
+    let mut pointers = Vec::new();
+    list_pointers(body, String::new(), &mut pointers);
+    let others = [
+        Value::Null,
+        true.into(),
+        (-3).into(),
+        "né".into(),
+        serde_json::json!([]),
+        serde_json::json!({}),
+        serde_json::json!([{}]),
+    ];
+    let mut changed = Vec::new();
+    for pointer in pointers {
+        for other in &others {
+            let mut body = body.clone();
+            *body.pointer_mut(&pointer).expect("a listed node") = other.clone();
+            changed.push(body);
+        }
+    }
+    changed
+}
+
+fn list_pointers(value: &Value, pointer: String, pointers: &mut Vec<String>) {
+    match value {
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                list_pointers(item, format!("{pointer}/{i}"), pointers);
+            }
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                list_pointers(member, format!("{pointer}/{name}"), pointers);
+            }
+        }
+        _ => {}
+    }
+    pointers.push(pointer);
+}

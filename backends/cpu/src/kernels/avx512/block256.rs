@@ -155,6 +155,9 @@ unsafe fn few_rows<T: Type256, const R: usize>(ty: &T, job: &Job<'_>, pairs: [Ro
     }
 }
 
+/// Activation rows that stay in the second-level cache while weights pass by.
+const CACHED_ROWS: usize = 48;
+
 /// More activation rows: two weight rows at a time are unpacked to scratch.
 #[inline(always)]
 unsafe fn many_rows<T: Type256>(ty: &T, job: &Job<'_>, scratch: &mut Scratch) {
@@ -165,14 +168,17 @@ unsafe fn many_rows<T: Type256>(ty: &T, job: &Job<'_>, scratch: &mut Scratch) {
     unsafe {
         let stored = Stored::<T>::new();
         let n_weights = job.n_weights();
-        for o in (0..n_weights).step_by(2) {
-            let row = job.weights.as_ptr().add(o * job.row_bytes);
-            ty.store_row(row, n_blocks, buffer);
-            if o + 1 < n_weights {
-                ty.store_row(row.add(job.row_bytes), n_blocks, buffer.add(stored_bytes));
-                stored_rows(&stored, job, [buffer, buffer.add(stored_bytes)], o);
-            } else {
-                stored_rows(&stored, job, [buffer], o);
+        for pairs in job.pairs.chunks(CACHED_ROWS) {
+            let job = &Job { pairs, ..*job };
+            for o in (0..n_weights).step_by(2) {
+                let row = job.weights.as_ptr().add(o * job.row_bytes);
+                ty.store_row(row, n_blocks, buffer);
+                if o + 1 < n_weights {
+                    ty.store_row(row.add(job.row_bytes), n_blocks, buffer.add(stored_bytes));
+                    stored_rows(&stored, job, [buffer, buffer.add(stored_bytes)], o);
+                } else {
+                    stored_rows(&stored, job, [buffer], o);
+                }
             }
         }
     }

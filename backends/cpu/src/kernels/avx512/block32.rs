@@ -4,8 +4,7 @@ use std::arch::x86_64::*;
 
 use ds4_formats::quant::{IQ4_LEVELS, MXFP4_DOUBLED};
 
-use super::block256::store_sums;
-use super::constants::{bytes, table};
+use super::constants::{bytes, four, table};
 use crate::kernels::activation::q8_scales;
 use crate::kernels::{Job, RowPair, Scratch};
 
@@ -29,101 +28,201 @@ pub(super) trait Type32: Copy {
 /// Bytes read ahead of the weights. The hardware follows a sequential stream too, but not across a
 /// page.
 const AHEAD: usize = 2048;
+/// Weight rows whose products are added up together, one in each lane.
+const ROWS: usize = 16;
 
+/// Bytes of scratch for rows of `n_in` elements: for 16 rows the scales of their blocks, and for two
+/// activation rows the products of blocks.
+pub(super) const fn scratch_bytes(n_in: usize) -> usize {
+    3 * ROWS * 4 * n_in.div_ceil(512) * 16
+}
+
+/// A product is the sum of the products of blocks, one block after the other. Blocks of a row lie
+/// side by side in lanes when their products are made and rows do when they are added up, so
+/// products of 16 rows pass through scratch and are transposed there.
+///
 /// # Safety
 /// As [`super::RowDots`], inside an entry point of this path.
 #[inline(always)]
-pub(super) unsafe fn row_dots<T: Type32>(job: &Job<'_>, _: &mut Scratch) {
+pub(super) unsafe fn row_dots<T: Type32>(job: &Job<'_>, scratch: &mut Scratch) {
     // SAFETY: the caller's promise.
     unsafe {
         let ty = T::new();
-        let mut groups = job.pairs.chunks_exact(4);
-        for group in &mut groups {
-            rows(&ty, job, [group[0], group[1], group[2], group[3]]);
+        let (twos, rest) = job.pairs.as_chunks::<2>();
+        for pairs in twos {
+            rows(&ty, job, *pairs, scratch);
         }
-        match *groups.remainder() {
-            [] => {}
-            [a] => rows(&ty, job, [a]),
-            [a, b] => rows(&ty, job, [a, b]),
-            [a, b, c] => rows(&ty, job, [a, b, c]),
-            _ => unreachable!(),
+        for pair in rest {
+            rows(&ty, job, [*pair], scratch);
         }
     }
 }
 
 #[inline(always)]
-unsafe fn rows<T: Type32, const R: usize>(ty: &T, job: &Job<'_>, pairs: [RowPair; R]) {
-    // SAFETY: the caller's promise: weight rows are whole, activation rows have the form. The last
-    // block of an odd number is copied beside zeros; its second half then multiplies zeros.
+unsafe fn rows<T: Type32, const R: usize>(
+    ty: &T,
+    job: &Job<'_>,
+    pairs: [RowPair; R],
+    scratch: &mut Scratch,
+) {
+    let n_blocks = job.n_in / 32;
+    let stride = n_blocks.next_multiple_of(16);
+    let scratch = scratch[..scratch_bytes(job.n_in)]
+        .as_mut_ptr()
+        .cast::<f32>();
+    // SAFETY: the caller's promise; scratch has room for (1 + R) x 16 x `stride` floats.
     unsafe {
-        let n_blocks = job.n_in / 32;
         let acts = pairs.map(|pair| job.act(pair));
         let n_weights = job.n_weights();
-        let mut o = 0;
-        while o < n_weights {
-            let n = (n_weights - o).min(4);
-            let mut sums = [[_mm512_setzero_ps(); 4]; R];
+        for o in (0..n_weights).step_by(ROWS) {
+            let n = (n_weights - o).min(ROWS);
             for i in 0..n {
                 let row = job.weights.as_ptr().add((o + i) * job.row_bytes);
-                let mut totals = [_mm512_setzero_ps(); R];
-                for b in (0..n_blocks / 2 * 2).step_by(2) {
-                    let blocks = row.add(b * T::BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(AHEAD).cast());
-                    two_blocks(ty, blocks, job.n_in, b, acts, &mut totals);
+                let scales = scratch.add(i * stride);
+                let mut products = [scratch.add((ROWS + i) * stride); R];
+                for r in 1..R {
+                    products[r] = products[r - 1].add(ROWS * stride);
                 }
-                if n_blocks % 2 == 1 {
-                    let mut padded = [0u8; 80];
-                    let last = row.add((n_blocks - 1) * T::BYTES);
-                    std::ptr::copy_nonoverlapping(last, padded.as_mut_ptr(), T::BYTES);
-                    two_blocks(
-                        ty,
-                        padded.as_ptr(),
-                        job.n_in,
-                        n_blocks - 1,
-                        acts,
-                        &mut totals,
-                    );
+                block_products(ty, row, job.n_in, acts, scales, products);
+            }
+            for r in 0..R {
+                let mut products = scratch.add((1 + r) * ROWS * stride);
+                let mut total = _mm512_setzero_ps();
+                for _ in (0..n_blocks).step_by(16) {
+                    let mut v = [_mm512_setzero_si512(); 16];
+                    for i in 0..16 {
+                        v[i] = _mm512_loadu_si512(products.add(i.min(n - 1) * stride).cast());
+                    }
+                    for block in transposed(v) {
+                        total = _mm512_add_ps(total, _mm512_castsi512_ps(block));
+                    }
+                    products = products.add(16);
                 }
+                let mask = ((1u32 << n) - 1) as __mmask16;
+                _mm512_mask_storeu_ps(job.out(pairs[r], o), mask, total);
+            }
+        }
+    }
+}
+
+/// The scaled products of the blocks of a weight row with `R` activation rows.
+#[inline(always)]
+unsafe fn block_products<T: Type32, const R: usize>(
+    ty: &T,
+    row: *const u8,
+    n_in: usize,
+    acts: [*const u8; R],
+    scales: *mut f32,
+    products: [*mut f32; R],
+) {
+    // SAFETY: the caller's promise. The last block of an odd number is copied beside zeros; its
+    // second half then multiplies zeros.
+    unsafe {
+        let n_blocks = n_in / 32;
+        for first in (0..n_blocks).step_by(16) {
+            let mut dots = [[_mm512_setzero_si512(); 8]; R];
+            for t in 0..8 {
+                let b = first + 2 * t;
+                if b >= n_blocks {
+                    _mm_storel_pd(scales.add(b).cast(), _mm_setzero_pd());
+                    continue;
+                }
+                let mut padded = [0u8; 80];
+                let mut blocks = row.add(b * T::BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(AHEAD).cast());
+                if b + 1 == n_blocks {
+                    std::ptr::copy_nonoverlapping(blocks, padded.as_mut_ptr(), T::BYTES);
+                    blocks = padded.as_ptr();
+                }
+                let (codes, two_scales) = ty.two(blocks);
+                _mm_storel_pd(scales.add(b).cast(), _mm_castps_pd(two_scales));
+                let magnitudes = _mm512_abs_epi8(codes);
+                let negative = _mm512_movepi8_mask(codes);
                 for r in 0..R {
-                    sums[r][i] = totals[r];
+                    let act = _mm512_loadu_si512(acts[r].add(32 * b).cast());
+                    let act = _mm512_mask_sub_epi8(act, negative, _mm512_setzero_si512(), act);
+                    dots[r][t] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), magnitudes, act);
                 }
             }
             for r in 0..R {
-                store_sums(sums[r], job.out(pairs[r], o), n);
+                _mm512_storeu_si512(products[r].add(first).cast(), block_sums(dots[r]));
             }
-            o += n;
+        }
+        // A pass later: the scales were written in small pieces, which a wide load waits for.
+        for first in (0..n_blocks).step_by(16) {
+            let left = (n_blocks - first).min(16);
+            let mask = ((1u32 << left) - 1) as __mmask16;
+            let scale = _mm512_loadu_ps(scales.add(first));
+            for r in 0..R {
+                let act_scales = acts[r].add(q8_scales(n_in) + 4 * first).cast();
+                let act_scale = _mm512_maskz_loadu_ps(mask, act_scales);
+                let dots = _mm512_loadu_si512(products[r].add(first).cast());
+                let scale = _mm512_mul_ps(scale, act_scale);
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale);
+                _mm512_storeu_ps(products[r].add(first), product);
+            }
         }
     }
 }
 
-/// Adds the products of blocks `b` and `b + 1` to the partial sums.
+/// Vector `t` has partial sums of blocks `2 t` and `2 t + 1` by turns; the result has the sum of
+/// block `i` in lane `i`.
 #[inline(always)]
-unsafe fn two_blocks<T: Type32, const R: usize>(
-    ty: &T,
-    blocks: *const u8,
-    n_in: usize,
-    b: usize,
-    acts: [*const u8; R],
-    totals: &mut [__m512; R],
-) {
-    // SAFETY: the caller's promise.
+unsafe fn block_sums(v: [__m512i; 8]) -> __m512i {
+    // SAFETY: inside an entry point of this path.
     unsafe {
-        let (codes, scales) = ty.two(blocks);
-        let magnitudes = _mm512_abs_epi8(codes);
-        let negative = _mm512_movepi8_mask(codes);
-        let scales = _mm512_broadcastsd_pd(_mm_castps_pd(scales));
-        for r in 0..R {
-            let act = _mm512_loadu_si512(acts[r].add(32 * b).cast());
-            let act = _mm512_mask_sub_epi8(act, negative, _mm512_setzero_si512(), act);
-            let dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), magnitudes, act);
-            let act_scales = acts[r].add(q8_scales(n_in) + 4 * b).cast::<f64>();
-            let act_scales = _mm512_set1_pd(act_scales.read_unaligned());
-            let scale = _mm512_mul_ps(_mm512_castpd_ps(scales), _mm512_castpd_ps(act_scales));
-            totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, totals[r]);
-        }
+        // In every 128 bits, four blocks; u[i] has blocks 4 i .. 4 i + 4.
+        let u = four!(i => _mm512_add_epi32(
+            _mm512_unpacklo_epi64(v[2 * i], v[2 * i + 1]),
+            _mm512_unpackhi_epi64(v[2 * i], v[2 * i + 1]),
+        ));
+        let low = _mm512_add_epi32(
+            _mm512_shuffle_i32x4::<0b01_00_01_00>(u[0], u[1]),
+            _mm512_shuffle_i32x4::<0b11_10_11_10>(u[0], u[1]),
+        );
+        let high = _mm512_add_epi32(
+            _mm512_shuffle_i32x4::<0b01_00_01_00>(u[2], u[3]),
+            _mm512_shuffle_i32x4::<0b11_10_11_10>(u[2], u[3]),
+        );
+        _mm512_add_epi32(
+            _mm512_shuffle_i32x4::<0b10_00_10_00>(low, high),
+            _mm512_shuffle_i32x4::<0b11_01_11_01>(low, high),
+        )
     }
 }
 
+/// The transpose of 16 x 16 words of 32 bits.
+#[inline(always)]
+pub(super) unsafe fn transposed(v: [__m512i; 16]) -> [__m512i; 16] {
+    // SAFETY: inside an entry point of this path.
+    unsafe {
+        // Within every 128 bits: 4 x 4 words of rows 4 i .. 4 i + 4.
+        let mut a = [_mm512_setzero_si512(); 16];
+        for i in 0..4 {
+            let low01 = _mm512_unpacklo_epi32(v[4 * i], v[4 * i + 1]);
+            let low23 = _mm512_unpacklo_epi32(v[4 * i + 2], v[4 * i + 3]);
+            let high01 = _mm512_unpackhi_epi32(v[4 * i], v[4 * i + 1]);
+            let high23 = _mm512_unpackhi_epi32(v[4 * i + 2], v[4 * i + 3]);
+            a[4 * i] = _mm512_unpacklo_epi64(low01, low23);
+            a[4 * i + 1] = _mm512_unpackhi_epi64(low01, low23);
+            a[4 * i + 2] = _mm512_unpacklo_epi64(high01, high23);
+            a[4 * i + 3] = _mm512_unpackhi_epi64(high01, high23);
+        }
+        // a[4 i + c], 128-bit lane l: column 4 l + c of rows 4 i .. 4 i + 4. Then the lanes.
+        let mut out = [_mm512_setzero_si512(); 16];
+        for c in 0..4 {
+            let low01 = _mm512_shuffle_i32x4::<0b01_00_01_00>(a[c], a[4 + c]);
+            let low23 = _mm512_shuffle_i32x4::<0b01_00_01_00>(a[8 + c], a[12 + c]);
+            let high01 = _mm512_shuffle_i32x4::<0b11_10_11_10>(a[c], a[4 + c]);
+            let high23 = _mm512_shuffle_i32x4::<0b11_10_11_10>(a[8 + c], a[12 + c]);
+            out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low01, low23);
+            out[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low01, low23);
+            out[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high01, high23);
+            out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high01, high23);
+        }
+        out
+    }
+}
 /// The halves at `p` and `q` as floats in the two lowest lanes.
 #[inline(always)]
 unsafe fn two_halves(p: *const u8, q: *const u8) -> __m128 {

@@ -61,13 +61,14 @@ entries! {
 }
 
 /// Activation rows from which a panel of weights is worth unpacking.
-const PANEL_ROWS: usize = 6;
+const PANEL_ROWS: usize = 3;
 
 /// The kernel of a blocked type.
 pub(crate) fn kernel(ty: GgmlType) -> Option<Kernel> {
     let q8 = |row_dots: RowDots, panel: RowDots| {
         Some(Kernel {
             form: Form::Q8(Order::Pairs),
+            step: 32,
             row_dots,
             panel: Some(Panel {
                 min_rows: PANEL_ROWS,
@@ -78,6 +79,7 @@ pub(crate) fn kernel(ty: GgmlType) -> Option<Kernel> {
     let q8k = |row_dots: RowDots| {
         Some(Kernel {
             form: Form::Q8K(Order::Planes),
+            step: 4,
             row_dots,
             panel: None,
         })

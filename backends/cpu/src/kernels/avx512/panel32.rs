@@ -11,7 +11,7 @@
 
 use std::arch::x86_64::*;
 
-use super::block32::Type32;
+use super::block32::{Type32, transposed};
 use crate::kernels::activation::{q8_scales, q8_sums};
 use crate::kernels::{Job, RowPair, Scratch};
 
@@ -100,39 +100,6 @@ unsafe fn fill<T: Type32>(
     }
 }
 
-/// The transpose of 16 x 16 words of 32 bits.
-#[inline(always)]
-unsafe fn transposed(v: [__m512i; 16]) -> [__m512i; 16] {
-    // SAFETY: inside an entry point of this path.
-    unsafe {
-        // Within every 128 bits: 4 x 4 words of rows 4 i .. 4 i + 4.
-        let mut a = [_mm512_setzero_si512(); 16];
-        for i in 0..4 {
-            let low01 = _mm512_unpacklo_epi32(v[4 * i], v[4 * i + 1]);
-            let low23 = _mm512_unpacklo_epi32(v[4 * i + 2], v[4 * i + 3]);
-            let high01 = _mm512_unpackhi_epi32(v[4 * i], v[4 * i + 1]);
-            let high23 = _mm512_unpackhi_epi32(v[4 * i + 2], v[4 * i + 3]);
-            a[4 * i] = _mm512_unpacklo_epi64(low01, low23);
-            a[4 * i + 1] = _mm512_unpackhi_epi64(low01, low23);
-            a[4 * i + 2] = _mm512_unpacklo_epi64(high01, high23);
-            a[4 * i + 3] = _mm512_unpackhi_epi64(high01, high23);
-        }
-        // a[4 i + c], 128-bit lane l: column 4 l + c of rows 4 i .. 4 i + 4. Then the lanes.
-        let mut out = [_mm512_setzero_si512(); 16];
-        for c in 0..4 {
-            let low01 = _mm512_shuffle_i32x4::<0b01_00_01_00>(a[c], a[4 + c]);
-            let low23 = _mm512_shuffle_i32x4::<0b01_00_01_00>(a[8 + c], a[12 + c]);
-            let high01 = _mm512_shuffle_i32x4::<0b11_10_11_10>(a[c], a[4 + c]);
-            let high23 = _mm512_shuffle_i32x4::<0b11_10_11_10>(a[8 + c], a[12 + c]);
-            out[c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(low01, low23);
-            out[4 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(low01, low23);
-            out[8 + c] = _mm512_shuffle_i32x4::<0b10_00_10_00>(high01, high23);
-            out[12 + c] = _mm512_shuffle_i32x4::<0b11_01_11_01>(high01, high23);
-        }
-        out
-    }
-}
-
 /// `R` activation rows times a panel of which `n` columns count.
 #[inline(always)]
 unsafe fn tile<const R: usize>(
@@ -172,8 +139,10 @@ unsafe fn tile<const R: usize>(
                 let scale = *acts[r].add(q8_scales(job.n_in) + 4 * b).cast::<f32>();
                 let scale = _mm512_set1_ps(scale);
                 for c in 0..2 {
-                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][c]), scales[c]);
-                    totals[r][c] = _mm512_fmadd_ps(product, scale, totals[r][c]);
+                    // Rounded as in `block32`: a product is the same in both.
+                    let scale = _mm512_mul_ps(scales[c], scale);
+                    let product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][c]), scale);
+                    totals[r][c] = _mm512_add_ps(totals[r][c], product);
                 }
             }
         }

@@ -28,7 +28,7 @@ macro_rules! natural_kernels {
                 $(ds4_formats::GgmlType::$ty256 => (Form::Q8K(Order::Natural), $name256),)*
                 _ => return None,
             };
-            Some(Kernel { form, row_dots, panel: None })
+            Some(Kernel { form, step: 4, row_dots, panel: None })
         }
     };
     (@entries $features:tt $body:tt $($name:ident($unpack:ty))*) => {
