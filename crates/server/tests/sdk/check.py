@@ -127,7 +127,9 @@ def check_chat(sse):
     state = ChatCompletionStreamState()
     try:
         for chunk in client.chat.completions.create(**ask, stream=True):
-            ChatCompletionChunk.model_validate(chunk.to_dict())
+            # The SDK reads calls of custom tools in a stream, but has no type for them.
+            if sse.stem != "custom_call":
+                ChatCompletionChunk.model_validate(chunk.to_dict())
             state.handle_chunk(chunk)
     except APIError as error:
         assert expects_failure(sse), f"an error: {error}"
@@ -138,13 +140,15 @@ def check_chat(sse):
     expected = dump(client.chat.completions.create(**ask))
     assert expected == without_null(json.loads(body_path.read_text()))
     ChatCompletion.model_validate(json.loads(body_path.read_text()))
+    # An extension, which the accumulator drops.
+    del expected["timings"]
     message = found["choices"][0]["message"]
     message.pop("parsed", None)
     if not message["content"] and message.get("tool_calls"):
         del message["content"]
     for call in message.get("tool_calls", []):
         # Chunks number the calls; a body does not.
-        del call["index"]
+        call.pop("index", None)
     assert found == expected, f"accumulated {found}\nbody {expected}"
 
 
@@ -155,7 +159,9 @@ def check_completions(sse):
     text, reasons, usage = "", [], None
     try:
         for chunk in client.completions.create(**ask, stream=True):
-            Completion.model_validate(chunk.to_dict())
+            # The SDK's type wants a finish reason, which only the last chunk has.
+            if any(choice.finish_reason for choice in chunk.choices):
+                Completion.model_validate(chunk.to_dict())
             usage = chunk.usage or usage
             for choice in chunk.choices:
                 text += choice.text
