@@ -223,7 +223,6 @@ pub struct Stream {
     chunks: Chunks,
     shape: ReplyShape,
     opened: bool,
-    n_cached: usize,
     lists: TokenLists,
 }
 
@@ -235,7 +234,6 @@ impl Stream {
             lists: TokenLists::behind(&shape.echo),
             shape,
             opened: false,
-            n_cached: 0,
         }
     }
 
@@ -261,20 +259,16 @@ impl Stream {
             frames = self.open();
         }
         match event {
-            ReplyEvent::Started { n_cached, .. } => self.n_cached = *n_cached,
-            ReplyEvent::Progress { n_done, n_prompt } if self.shape.progress => {
+            ReplyEvent::Started { .. } | ReplyEvent::Progress { .. } => {
                 let empty = self.choice("", Value::Null);
-                let progress = self
-                    .chunks
-                    .progress(empty, *n_prompt, self.n_cached, *n_done);
-                frames.push(progress);
+                let progress = self.chunks.progress(event, empty);
+                frames.extend(progress.filter(|_| self.shape.progress));
             }
             // Raw text has no parts: what would be reasoning elsewhere is text here.
             ReplyEvent::Reasoning { text, logprobs } | ReplyEvent::Content { text, logprobs } => {
                 self.text(text, logprobs, &mut frames);
             }
-            ReplyEvent::Progress { .. }
-            | ReplyEvent::ToolStart { .. }
+            ReplyEvent::ToolStart { .. }
             | ReplyEvent::ToolArguments { .. }
             | ReplyEvent::ToolEnd { .. } => {}
             ReplyEvent::Finished(outcome) => {
