@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask links    check that relative links in Markdown files lead somewhere";
+const USAGE: &str =
+    "usage: cargo xtask links    check that relative links in Markdown files lead somewhere";
 
 fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
@@ -47,8 +48,16 @@ fn links() -> ExitCode {
     for line in &broken {
         eprintln!("{line}");
     }
-    println!("{} Markdown files, {n_links} relative links, {} broken", files.len(), broken.len());
-    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    println!(
+        "{} Markdown files, {n_links} relative links, {} broken",
+        files.len(),
+        broken.len()
+    );
+    if broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {

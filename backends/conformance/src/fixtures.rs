@@ -69,24 +69,24 @@ pub fn random_tensor(
     random: &mut Random,
 ) -> Tensor {
     let n: usize = ne.iter().product();
-    // Bytes at which a block has an f16 scale, and the typical magnitude of
-    // what it multiplies.
+    // Bytes at which a block has an f16 scale, and the root mean square of what
+    // it multiplies when the other bytes are random.
     let (scales_at, magnitude): (&[usize], f32) = match ty {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0 => {
             return float_tensor(name, ty, ne, &random.normals(n, scale));
         }
-        GgmlType::Q2_K => (&[80, 82], 15.0),
-        GgmlType::Q3_K => (&[108], 32.0),
-        GgmlType::Q4_K | GgmlType::Q5_K => (&[0, 2], 300.0),
-        GgmlType::Q6_K => (&[208], 1000.0),
-        GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ2_S => (&[0], 50.0),
-        GgmlType::IQ3_XXS => (&[0], 100.0),
-        GgmlType::IQ3_S => (&[0], 120.0),
-        GgmlType::IQ4_NL => (&[0], 60.0),
-        GgmlType::IQ4_XS => (&[0], 1000.0),
+        GgmlType::Q2_K => (&[80, 82], 13.0),
+        GgmlType::Q3_K => (&[108], 43.0),
+        GgmlType::Q4_K => (&[0, 2], 300.0),
+        GgmlType::Q5_K => (&[0, 2], 640.0),
+        GgmlType::Q6_K => (&[208], 1370.0),
+        GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ2_S => (&[0], 55.0),
+        GgmlType::IQ3_XXS | GgmlType::IQ3_S => (&[0], 141.0),
+        GgmlType::IQ4_NL => (&[0], 67.0),
+        GgmlType::IQ4_XS => (&[0], 1250.0),
         GgmlType::IQ1_S => (&[0], 7.0),
         GgmlType::IQ1_M => (&[], 7.0),
-        GgmlType::MXFP4 => (&[], 1.0),
+        GgmlType::MXFP4 => (&[], 2.9),
         ty => panic!("no random blocks for {}", ty.name()),
     };
     let n_bytes = ty.row_bytes(n).expect("whole blocks");
@@ -111,7 +111,7 @@ pub fn random_tensor(
                 }
             }
             GgmlType::MXFP4 => {
-                let e = scale.log2().round() as i32 + 127 - 1;
+                let e = (scale / magnitude).log2().round() as i32 + 127;
                 block[0] = (e + random.below(3) as i32 - 1) as u8;
             }
             _ => {}

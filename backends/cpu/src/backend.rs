@@ -70,8 +70,6 @@ pub struct CpuBackend {
     pub(crate) real: Vec<RowPair>,
     /// Rows of the current op by expert.
     pub(crate) uses: Uses,
-    /// Scratch of each thread, grown to what the ops need when they first run.
-    pub(crate) scratch: Vec<Vec<f32>>,
     /// Products of the head's hyper-connection, `[n_rows, n_hc]`.
     pub(crate) head_products: Vec<f32>,
     /// Scratch of `attend`.
@@ -111,7 +109,6 @@ impl CpuBackend {
             activations: Activations::default(),
             real: Vec::new(),
             uses: Uses::default(),
-            scratch: vec![Vec::new(); pool.n_threads()],
             head_products: Vec::new(),
             attention,
             pool,

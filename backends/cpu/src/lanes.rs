@@ -44,6 +44,17 @@ pub(crate) trait Lanes: Copy {
     /// The sum of the elements, halves first.
     unsafe fn sum(self) -> f32;
 
+    /// The largest element.
+    #[inline(always)]
+    unsafe fn largest(self) -> f32 {
+        let mut v = [0f32; 16];
+        // SAFETY: no vector has more than 16 elements; the rest is the caller's promise.
+        unsafe { self.store(v.as_mut_ptr()) };
+        v[..Self::N]
+            .iter()
+            .fold(f32::NEG_INFINITY, |m, x| m.max(*x))
+    }
+
     /// The first `n < N` elements at `from`, then zeros.
     #[inline(always)]
     unsafe fn load_part(from: *const f32, n: usize) -> Self {

@@ -375,6 +375,11 @@ impl<'a, T> Spread<'a, T> {
         }
     }
 
+    /// Where the values begin.
+    pub(crate) fn start(&self) -> *mut T {
+        self.start
+    }
+
     /// The `len` values from `start`.
     ///
     /// # Safety

@@ -2,65 +2,38 @@
 
 use ds4_formats::{GgmlType, Tensor, quant};
 use ds4_model::{BackendError, WeightRole};
-use zerocopy::{FromBytes, Immutable};
-
-/// Most elements of a quantised matrix that is decoded when it is taken, because it is multiplied
-/// in f32 anyway: a hyper-connection has 393,216 in the published geometry.
-const MAX_DECODED: usize = 1 << 19;
+use zerocopy::IntoBytes;
 
 use crate::kernels::Kernel;
 use crate::path::Cpu;
 use crate::products::WeightRows;
+
+/// Most elements of a quantised matrix that is decoded when it is taken, because its activations
+/// stay in f32: a hyper-connection has 393,216 in the published geometry.
+const MAX_DECODED: usize = 1 << 19;
 
 /// A weight in the form its role wants.
 #[derive(Clone, Debug)]
 pub struct Weight {
     /// The role it was taken for.
     pub(crate) role: WeightRole,
-    /// As in the file; a clone shares the mapping.
+    /// As in the file, which a clone shares, or decoded to F32.
     pub(crate) tensor: Tensor,
     /// Of the matrix roles.
     kernel: Option<Kernel>,
-    /// All elements of a `Vector`, and of a small quantised `PreciseMatrix`; otherwise empty.
     floats: Vec<f32>,
-}
-
-/// The bits of an f16.
-#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable)]
-#[repr(transparent)]
-pub(crate) struct F16(pub(crate) u16);
-
-/// The bits of a bf16.
-#[derive(Clone, Copy, Debug, Default, FromBytes, Immutable)]
-#[repr(transparent)]
-pub(crate) struct Bf16(pub(crate) u16);
-
-/// The rows of a matrix of floats.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Floats<'a> {
-    F32(&'a [f32]),
-    F16(&'a [F16]),
-    Bf16(&'a [Bf16]),
 }
 
 impl Weight {
     pub(crate) fn new(cpu: Cpu, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
         let n = tensor.n_elements();
-        let decoded = match role {
-            WeightRole::Vector => true,
-            WeightRole::PreciseMatrix => tensor.ty.block_len() > 1 && n <= MAX_DECODED,
-            _ => false,
-        };
-        let mut floats = Vec::new();
-        if decoded {
-            floats
-                .try_reserve_exact(n)
-                .map_err(|_| BackendError::OutOfMemory {
-                    what: tensor.name.clone(),
-                    n_bytes: 4 * n,
-                })?;
-            floats.resize(n, 0.0);
-            quant::decode_row(tensor.ty, &tensor.data, &mut floats);
+        let (mut tensor, mut floats) = (tensor, Vec::new());
+        if role == WeightRole::Vector {
+            floats = decoded(&tensor)?;
+        }
+        if role == WeightRole::PreciseMatrix && tensor.ty.block_len() > 1 && n <= MAX_DECODED {
+            tensor.data = decoded(&tensor)?.as_bytes().to_vec().into();
+            tensor.ty = GgmlType::F32;
         }
         let kernel = match role {
             WeightRole::Matrix | WeightRole::Experts => Some(false),
@@ -119,27 +92,23 @@ impl Weight {
         &self.floats
     }
 
-    /// All elements as floats of some width, where they lie; `None` for a quantised matrix too
-    /// large to be decoded, or one that the file does not align.
-    pub(crate) fn float_rows(&self) -> Option<Floats<'_>> {
-        if !self.floats.is_empty() {
-            return Some(Floats::F32(&self.floats));
-        }
-        match self.tensor.ty {
-            GgmlType::F32 => self.tensor.as_f32().map(Floats::F32),
-            GgmlType::F16 => <[F16]>::ref_from_bytes(&self.tensor.data)
-                .ok()
-                .map(Floats::F16),
-            GgmlType::BF16 => <[Bf16]>::ref_from_bytes(&self.tensor.data)
-                .ok()
-                .map(Floats::Bf16),
-            _ => None,
-        }
-    }
-
     /// Row `i` of `Ids`.
     pub(crate) fn ids(&self, i: usize) -> impl Iterator<Item = u32> {
         let (words, _) = self.tensor.row(i).as_chunks::<4>();
         words.iter().map(|word| u32::from_le_bytes(*word))
     }
+}
+
+fn decoded(tensor: &Tensor) -> Result<Vec<f32>, BackendError> {
+    let n = tensor.n_elements();
+    let mut floats = Vec::new();
+    floats
+        .try_reserve_exact(n)
+        .map_err(|_| BackendError::OutOfMemory {
+            what: tensor.name.clone(),
+            n_bytes: 4 * n,
+        })?;
+    floats.resize(n, 0.0);
+    quant::decode_row(tensor.ty, &tensor.data, &mut floats);
+    Ok(floats)
 }

@@ -12,6 +12,7 @@ mod memory;
 mod runner;
 mod sampler;
 mod scheduler;
+pub mod store;
 
 pub use engine::{
     BackendKind, DEFAULT_CHUNK, DEFAULT_CONTEXT, Engine, LoadProgress, OpenError, OpenOptions,

@@ -1,6 +1,8 @@
 //! Rows: what one step computes. A row is one token of one sequence at one
 //! position; a batch is any mixture of them.
 
+use std::ops::Range;
+
 use crate::geometry::Geometry;
 use crate::rope::{RopeFrequencies, RopeTable};
 
@@ -96,6 +98,8 @@ pub struct RowsImage {
     pub slot: Vec<u32>,
     /// Index of the first row of the same slot in this batch, `[n_rows]`.
     pub first_row: Vec<u32>,
+    /// One past the last row of the same slot in this batch, `[n_rows]`.
+    pub end_row: Vec<u32>,
     /// For a subset of rows: the row of the full set each one is, `[n_rows]`.
     pub source: Vec<u32>,
     /// Rotary (cosine, sine) pairs, `[n_rows, RopeTable::COUNT, rope_dim / 2, 2]`.
@@ -113,6 +117,7 @@ impl RowsImage {
             position: ids(),
             slot: ids(),
             first_row: ids(),
+            end_row: ids(),
             source: ids(),
             angles: Vec::with_capacity(capacity * RopeTable::COUNT * geometry.rope_dim),
             table_len: geometry.rope_dim,
@@ -131,7 +136,7 @@ impl RowsImage {
 
     /// Bytes of the arrays for `n_rows` rows.
     pub fn n_bytes(geometry: &Geometry, n_rows: usize) -> usize {
-        n_rows * 4 * (5 + RopeTable::COUNT * geometry.rope_dim)
+        n_rows * 4 * (6 + RopeTable::COUNT * geometry.rope_dim)
     }
 
     /// Removes all rows.
@@ -140,6 +145,7 @@ impl RowsImage {
         self.position.clear();
         self.slot.clear();
         self.first_row.clear();
+        self.end_row.clear();
         self.source.clear();
         self.angles.clear();
     }
@@ -153,10 +159,11 @@ impl RowsImage {
         tokens: &[u32],
     ) {
         let first_row = self.len() as u32;
+        let end_row = first_row + tokens.len() as u32;
         for (i, token) in tokens.iter().enumerate() {
             let position = (first_position + i) as u32;
             let row = self.len() as u32;
-            self.push(*token, position, slot as u32, first_row, row);
+            self.push(*token, position, slot as u32, first_row..end_row, row);
             let at = self.angles.len() - RopeTable::COUNT * self.table_len;
             frequencies.write_angles(position, &mut self.angles[at..]);
         }
@@ -164,11 +171,12 @@ impl RowsImage {
 
     /// Appends a copy of row `row` of `full`, remembering which it was.
     pub fn push_from(&mut self, full: &RowsImage, row: usize) {
+        let at = self.len() as u32;
         self.push(
             full.token[row],
             full.position[row],
             full.slot[row],
-            self.len() as u32,
+            at..at + 1,
             row as u32,
         );
         let stride = RopeTable::COUNT * self.table_len;
@@ -180,15 +188,16 @@ impl RowsImage {
     pub fn pad_to(&mut self, n_rows: usize) {
         while self.len() < n_rows {
             let row = self.len() as u32;
-            self.push(0, 0, PAD_SLOT, row, 0);
+            self.push(0, 0, PAD_SLOT, row..row + 1, 0);
         }
     }
 
-    fn push(&mut self, token: u32, position: u32, slot: u32, first_row: u32, source: u32) {
+    fn push(&mut self, token: u32, position: u32, slot: u32, segment: Range<u32>, source: u32) {
         self.token.push(token);
         self.position.push(position);
         self.slot.push(slot);
-        self.first_row.push(first_row);
+        self.first_row.push(segment.start);
+        self.end_row.push(segment.end);
         self.source.push(source);
         self.angles
             .resize(self.angles.len() + RopeTable::COUNT * self.table_len, 0.0);
@@ -216,18 +225,6 @@ impl RowsImage {
     pub fn completes(&self, row: usize, ratio: usize) -> Option<usize> {
         let end = self.position[row] as usize + 1;
         end.is_multiple_of(ratio).then(|| end / ratio - 1)
-    }
-
-    /// Whether `row` is the last of its segment.
-    pub fn ends_segment(&self, row: usize) -> bool {
-        row + 1 == self.len() || self.first_row[row + 1] as usize == row + 1
-    }
-
-    /// Index one past the last row of the segment that `row` belongs to.
-    pub fn segment_end(&self, row: usize) -> usize {
-        (row..self.len())
-            .find(|r| self.ends_segment(*r))
-            .map_or(self.len(), |r| r + 1)
     }
 
     /// The (cosine, sine) pairs of a row, `[rope_dim / 2, 2]`.

@@ -14,7 +14,7 @@ pub(crate) fn add_position_bias(
     ratio: usize,
     gate: &mut Buffer,
 ) {
-    let (path, ape) = (cpu.cpu.path(), ape.vector());
+    let (path, ape) = (cpu.cpu, ape.vector());
     each_row(&mut cpu.pool, rows, gate, |r, gate| {
         let bias = &ape[rows.position[r] as usize % ratio * gate.len()..][..gate.len()];
         dispatch!(path, add_row(bias: &[f32], gate: &mut [f32]));

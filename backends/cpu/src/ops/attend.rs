@@ -6,9 +6,9 @@ use super::panel::{Onto, PANEL_VECTORS, Rows, Target, add_products, fill_columns
 use crate::backend::CpuBackend;
 use crate::buffer::{Buffer, Cache};
 use crate::memory::Aligned;
-use crate::path::Path;
+use crate::path::Cpu;
 use crate::pool::Spread;
-use crate::simd::{LANES, Simd, SimdExt, dispatch};
+use crate::simd::{LANES, Simd, SimdExt, dispatch, map};
 use crate::weight::Weight;
 
 /// Attended rows whose scores are held at a time; the softmax of more is carried from chunk to
@@ -103,7 +103,7 @@ pub(crate) fn attend(
         out: &out,
         out_width,
     };
-    let (path, n_heads) = (cpu.cpu.path(), cpu.attention.n_heads);
+    let (path, n_heads) = (cpu.cpu, cpu.attention.n_heads);
     let pool = &mut cpu.pool;
     let n_threads = pool.n_threads();
     let scratch = Spread::new(&mut cpu.attention.values);
@@ -175,7 +175,7 @@ pub(crate) fn attend(
 }
 
 /// Columns of a panel.
-fn panel_width(path: Path) -> usize {
+fn panel_width(path: Cpu) -> usize {
     #[inline(always)]
     fn on<S: Simd>(_: S) -> usize {
         S::TILE_VECTORS * LANES
@@ -299,7 +299,7 @@ impl Job<'_> {
         }
     }
 
-    fn whole_row(&self, path: Path, r: usize, own: Own<'_>) {
+    fn whole_row(&self, path: Cpu, r: usize, own: Own<'_>) {
         let attended = self.attended(r);
         self.begin(own);
         let (width, dim) = (panel_width(path), self.geometry.head_dim);
@@ -322,7 +322,7 @@ impl Job<'_> {
     /// panel is wide.
     fn scores(
         &self,
-        path: Path,
+        path: Cpu,
         r: usize,
         attended: &Attended<'_>,
         chunk: &Range<usize>,
@@ -345,7 +345,7 @@ impl Job<'_> {
     }
 
     /// Turns the scores of a chunk of `len` rows into exponentials.
-    fn softmax(&self, path: Path, len: usize, heads: Range<usize>, own: Own<'_>) {
+    fn softmax(&self, path: Cpu, len: usize, heads: Range<usize>, own: Own<'_>) {
         let scale = (self.geometry.head_dim as f32).powf(-0.5);
         dispatch!(path, softmax(len: usize, scale: f32, heads: Range<usize>, own: Own<'_>));
     }
@@ -354,7 +354,7 @@ impl Job<'_> {
     /// output, and after the last chunk divides by the sum of all exponentials.
     fn sums(
         &self,
-        path: Path,
+        path: Cpu,
         r: usize,
         attended: &Attended<'_>,
         chunk: &Range<usize>,
@@ -509,7 +509,7 @@ fn sums_on<S: Simd, const N: usize>(
                     .slice(out.start + head * out.stride, out.n_columns)
             };
             let inverse = s.splat(1.0 / sum);
-            s.map(out, |x| s.mul(x, inverse));
+            map!(s, out, |x| s.mul(x, inverse));
         }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) fn compress(
     frontier: &mut Buffer,
     cache: &mut Buffer,
 ) {
-    let (path, eps) = (cpu.cpu.path(), cpu.geometry.rms_eps);
+    let (path, eps) = (cpu.cpu, cpu.geometry.rms_eps);
     let ratio = compressor.kind.ratio().expect("a compressed layer");
     let table = RopeTable::start_of(ratio);
     let (index, norm) = (compressor.index, compressor.norm.vector());

@@ -1,7 +1,7 @@
 use ds4_model::weights::HyperConnection;
 use ds4_model::{Geometry, RowsImage};
 
-use super::hc_mix::mix;
+use super::hc_mix::{Means, mix};
 use super::{inverse_rms, sigmoid};
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
@@ -14,11 +14,15 @@ pub(crate) fn hc_gates(
     hc: &HyperConnection<Weight>,
     gates: &mut Buffer,
 ) {
-    let (path, geometry) = (cpu.cpu.path(), &cpu.geometry);
+    let (path, geometry) = (cpu.cpu, &cpu.geometry);
+    let means = Means {
+        cpu: path,
+        pool: &mut cpu.pool,
+        workers: &mut cpu.workers,
+        activations: &mut cpu.activations,
+    };
     mix(
-        path,
-        &mut cpu.pool,
-        &mut cpu.scratch,
+        means,
         rows,
         streams,
         &hc.fn_,

@@ -1,7 +1,7 @@
 use ds4_model::RowsImage;
 use ds4_model::weights::HyperConnection;
 
-use super::hc_mix::mix;
+use super::hc_mix::{Means, mix};
 use super::hc_pre::weighted_sum;
 use super::{inverse_rms, sigmoid};
 use crate::backend::CpuBackend;
@@ -17,16 +17,20 @@ pub(crate) fn hc_head(
     hc: &HyperConnection<Weight>,
     h: &mut Buffer,
 ) {
-    let (path, eps, hc_eps) = (cpu.cpu.path(), cpu.geometry.rms_eps, cpu.geometry.hc_eps);
+    let (path, eps, hc_eps) = (cpu.cpu, cpu.geometry.rms_eps, cpu.geometry.hc_eps);
     let (n_hc, base, scale) = (cpu.geometry.n_hc, hc.base.vector(), hc.scale.vector());
     let mut products = std::mem::take(&mut cpu.head_products);
     products.resize(products.len().max(rows.len() * n_hc), 0.0);
     let width = h.width();
     let outs = Spread::new(h.floats_mut());
+    let means = Means {
+        cpu: path,
+        pool: &mut cpu.pool,
+        workers: &mut cpu.workers,
+        activations: &mut cpu.activations,
+    };
     mix(
-        path,
-        &mut cpu.pool,
-        &mut cpu.scratch,
+        means,
         rows,
         streams,
         &hc.fn_,

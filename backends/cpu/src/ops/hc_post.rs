@@ -15,7 +15,7 @@ pub(crate) fn hc_post(
     gates: &Buffer,
     streams: &mut Buffer,
 ) {
-    let (path, n) = (cpu.cpu.path(), cpu.geometry.n_hc);
+    let (path, n) = (cpu.cpu, cpu.geometry.n_hc);
     each_row(&mut cpu.pool, rows, streams, |r, streams| {
         let (y, gates) = (y.row(r), &gates.row(r)[n..]);
         dispatch!(path, post_row(n: usize, y: &[f32], gates: &[f32], streams: &mut [f32]));
@@ -47,26 +47,19 @@ fn mix_streams<S: Simd, const N: usize>(
     let mut start = 0;
     while start < n_embd {
         let len = LANES.min(n_embd - start);
-        let load = |x: &[f32]| match x[start..][..len].try_into() {
-            Ok(whole) => s.load(whole),
-            Err(_) => s.load_part(&x[start..][..len]),
-        };
-        let y = load(y);
+        let at = start..start + len;
+        let y = s.load_part(&y[at.clone()]);
         for k in 0..n {
             new[k] = s.mul(s.splat(post[k]), y);
         }
         for j in 0..n {
-            let old = load(&streams[j * n_embd..][..n_embd]);
+            let old = s.load_part(&streams[j * n_embd..][..n_embd][at.clone()]);
             for k in 0..n {
                 new[k] = s.fma(s.splat(comb[j * n + k]), old, new[k]);
             }
         }
         for k in 0..n {
-            let out = &mut streams[k * n_embd + start..][..len];
-            match out.try_into() {
-                Ok(whole) => s.store(new[k], whole),
-                Err(_) => s.store_part(new[k], out),
-            }
+            s.store_part(new[k], &mut streams[k * n_embd..][..n_embd][at.clone()]);
         }
         start += LANES;
     }

@@ -2,7 +2,7 @@ use ds4_model::RowsImage;
 use ds4_model::weights::HyperConnection;
 
 use super::hc_gates::finish_gates;
-use super::hc_mix::mix;
+use super::hc_mix::{Means, mix};
 use super::hc_pre::weighted_sum;
 use super::inverse_rms;
 use super::rms_norm::rms_norm_row;
@@ -21,13 +21,17 @@ pub(crate) fn hc_pre_norm(
     gates: &mut Buffer,
     x: &mut Buffer,
 ) {
-    let (path, geometry) = (cpu.cpu.path(), &cpu.geometry);
+    let (path, geometry) = (cpu.cpu, &cpu.geometry);
     let (n_hc, eps, norm, width) = (geometry.n_hc, geometry.rms_eps, norm.vector(), x.width());
     let outs = Spread::new(x.floats_mut());
+    let means = Means {
+        cpu: path,
+        pool: &mut cpu.pool,
+        workers: &mut cpu.workers,
+        activations: &mut cpu.activations,
+    };
     mix(
-        path,
-        &mut cpu.pool,
-        &mut cpu.scratch,
+        means,
         rows,
         streams,
         &hc.fn_,

@@ -9,7 +9,7 @@ use crate::buffer::Buffer;
 use crate::simd::{Simd, SimdExt, dispatch};
 
 pub(crate) fn index_round(cpu: &mut CpuBackend, rows: &RowsImage, x: &mut Buffer) {
-    let (path, dim) = (cpu.cpu.path(), cpu.geometry.index_dim);
+    let (path, dim) = (cpu.cpu, cpu.geometry.index_dim);
     each_head(&mut cpu.pool, rows, dim, x, |_, head| {
         dispatch!(path, index_round_row(head: &mut [f32]));
     });

@@ -7,7 +7,7 @@ use super::panel::{PANEL_VECTORS, Rows, fill_columns, tile};
 use crate::backend::CpuBackend;
 use crate::buffer::{Buffer, Cache};
 use crate::pool::Spread;
-use crate::simd::{LANES, Lanes, Simd, SimdExt, dispatch};
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
 /// Index rows that one task scores; a multiple of every panel's width.
 const TASK_KEYS: usize = 128;
@@ -23,7 +23,7 @@ pub(crate) fn index_scores(
     cache: &Buffer,
     scores: &mut Buffer,
 ) {
-    let (path, geometry) = (cpu.cpu.path(), &cpu.geometry);
+    let (path, geometry) = (cpu.cpu, &cpu.geometry);
     let dim = geometry.index_dim;
     let scale = (dim as f32).powf(-0.5) * (geometry.n_index_heads as f32).powf(-0.5);
     let longest = range
@@ -98,13 +98,6 @@ fn task_on<S: Simd, const N: usize>(s: S, job: &Job<'_>, group: Range<usize>, ke
             // A panel holds all channels, unless a model has very long index rows. Keys that only
             // later rows of the group see are unpacked with the others.
             let depth = PANEL_VECTORS / N;
-            let mut fill = |panel: &mut [Lanes], channels: Range<usize>| {
-                if unpacked != Some((slot, channels.start)) {
-                    unpacked = Some((slot, channels.start));
-                    let row = |i| rows.row(job.dim, i);
-                    fill_columns::<S, N>(s, keys.clone(), row, channels, panel);
-                }
-            };
             let (q, weights) = (job.iq.row(r), job.weights.row(r));
             let mut sums = [s.zero(); N];
             let mut head = 0;
@@ -120,7 +113,11 @@ fn task_on<S: Simd, const N: usize>(s: S, job: &Job<'_>, group: Range<usize>, ke
                                 n_rows: job.n_heads,
                                 depth: channels.len(),
                             };
-                            fill(&mut panel, channels);
+                            if unpacked != Some((slot, from)) {
+                                let row = |i| rows.row(job.dim, i);
+                                fill_columns::<S, N>(s, keys.clone(), row, channels, &mut panel);
+                                unpacked = Some((slot, from));
+                            }
                             dots = tile::<S, $m, N>(s, q, head, &panel[..q.depth * N], dots);
                         }
                         for m in 0..$m {
@@ -143,10 +140,7 @@ fn task_on<S: Simd, const N: usize>(s: S, job: &Job<'_>, group: Range<usize>, ke
             // SAFETY: tasks own different keys of different rows.
             let out = unsafe { job.scores.slice(start, keys.end.min(n_visible) - first) };
             for (v, out) in out.chunks_mut(LANES).enumerate() {
-                match out.try_into() {
-                    Ok(whole) => s.store(sums[v], whole),
-                    Err(_) => s.store_part(sums[v], out),
-                }
+                s.store_part(sums[v], out);
             }
         }
     }

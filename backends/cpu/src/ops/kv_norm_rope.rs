@@ -17,7 +17,7 @@ pub(crate) fn kv_norm_rope(
     rounded: bool,
     kv: &mut Buffer,
 ) {
-    let (path, eps, norm) = (cpu.cpu.path(), cpu.geometry.rms_eps, norm.vector());
+    let (path, eps, norm) = (cpu.cpu, cpu.geometry.rms_eps, norm.vector());
     each_row(&mut cpu.pool, rows, kv, |r, kv| {
         let angles = rows.angles(r, table);
         dispatch!(

@@ -5,10 +5,10 @@ use ds4_model::rounding::{KV_ROUND_BLOCK, exp2i, kv_scale_exponent};
 use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::simd::{Simd, SimdExt, dispatch};
+use crate::simd::{Simd, SimdExt, dispatch, map};
 
 pub(crate) fn kv_round(cpu: &mut CpuBackend, rows: &RowsImage, x: &mut Buffer) {
-    let (path, rope_dim) = (cpu.cpu.path(), cpu.geometry.rope_dim);
+    let (path, rope_dim) = (cpu.cpu, cpu.geometry.rope_dim);
     each_row(&mut cpu.pool, rows, x, |_, x| {
         dispatch!(path, kv_round_row(rope_dim: usize, x: &mut [f32]));
     });
@@ -47,7 +47,7 @@ pub(crate) fn round_block<S: Simd, const LEAST: i32, const FRACTION: i32>(
     let (scale, inverse) = (s.splat(scale), s.splat(inverse));
     let (least, shift) = (s.splat(exp2i(LEAST)), s.splat(1.5 * exp2i(23 - FRACTION)));
     let (high, low) = (s.splat(limit), s.splat(-limit));
-    s.map(block, |x| {
+    map!(s, block, |x| {
         let y = s.max(s.min(s.mul(x, inverse), high), low);
         let shift = s.mul(s.max(s.exponent(y), least), shift);
         s.mul(s.sub(s.add(y, shift), shift), scale)

@@ -39,7 +39,7 @@ use ds4_model::{ElementType, RowsImage};
 
 use crate::buffer::Buffer;
 use crate::kernels::RowPair;
-use crate::path::Path;
+use crate::path::Cpu;
 use crate::pool::Pool;
 use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
@@ -101,7 +101,7 @@ pub(crate) fn each_head<F>(
 }
 
 /// `1 / sqrt(mean(x²) + eps)`.
-pub(crate) fn inverse_rms(path: Path, x: &[f32], eps: f32) -> f32 {
+pub(crate) fn inverse_rms(path: Cpu, x: &[f32], eps: f32) -> f32 {
     #[inline(always)]
     fn on<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
         s.inverse_rms(x, eps)
@@ -111,7 +111,7 @@ pub(crate) fn inverse_rms(path: Path, x: &[f32], eps: f32) -> f32 {
 
 /// Writes `values` into a row of a cache from channel `at` on, in the element of the cache.
 pub(crate) fn store(
-    path: Path,
+    path: Cpu,
     cache: &mut Buffer,
     slot: usize,
     row: usize,
@@ -142,4 +142,3 @@ pub(crate) fn store(
 pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + (-x).exp())
 }
-

@@ -102,7 +102,7 @@ unsafe fn add_tile<S: Simd, const M: usize, const N: usize>(
             // SAFETY: the caller's promise.
             let old = unsafe { target_row(&out, row + m) };
             for (v, old) in old.chunks(LANES).enumerate() {
-                sums[m][v] = s.mul(s.splat(factor), load(s, old));
+                sums[m][v] = s.mul(s.splat(factor), s.load_part(old));
             }
         }
     }
@@ -111,21 +111,10 @@ unsafe fn add_tile<S: Simd, const M: usize, const N: usize>(
         // SAFETY: the caller's promise.
         let new = unsafe { target_row(&out, row + m) };
         for (v, new) in new.chunks_mut(LANES).enumerate() {
-            match new.try_into() {
-                Ok(whole) => s.store(sums[m][v], whole),
-                Err(_) => s.store_part(sums[m][v], new),
-            }
+            s.store_part(sums[m][v], new);
         }
     }
     M
-}
-
-#[inline(always)]
-fn load<S: Simd>(s: S, x: &[f32]) -> S::F {
-    match x.try_into() {
-        Ok(whole) => s.load(whole),
-        Err(_) => s.load_part(x),
-    }
 }
 
 /// # Safety
@@ -262,7 +251,7 @@ pub(crate) fn fill_rows<'a, S: Simd, const N: usize>(
         match row(i) {
             Cache::F32(row) => {
                 for (x, out) in row[channels.clone()].chunks(LANES).zip(panel) {
-                    s.store(load(s, x), out);
+                    s.store(s.load_part(x), out);
                 }
             }
             Cache::Bf16(row) => {

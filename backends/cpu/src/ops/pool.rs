@@ -14,7 +14,7 @@ pub(crate) fn pool(
     frontier: &Buffer,
     pooled: &mut Buffer,
 ) {
-    let path = cpu.cpu.path();
+    let path = cpu.cpu;
     let job = Job {
         rows,
         kind,
@@ -81,27 +81,22 @@ pub(crate) fn pool_row<S: Simd>(s: S, job: &Job<'_>, r: usize, out: &mut [f32]) 
     let mut c = 0;
     while c < d {
         let len = (VECTORS * LANES).min(d - c);
-        let load = |x: &[f32], v: usize| {
-            let start = (v * LANES).min(len);
-            match x[start..len.min(start + LANES)].try_into() {
-                Ok(whole) => s.load(whole),
-                Err(_) => s.load_part(&x[start..len.min(start + LANES)]),
-            }
-        };
+        // The channels of vector `v`; none when the row ends before it.
+        let part = |v: usize| (v * LANES).min(len)..((v + 1) * LANES).min(len);
         let mut max = [s.splat(f32::NEG_INFINITY); VECTORS];
         for p in first..end {
             let (_, g) = token(p, c);
             for v in 0..VECTORS {
-                max[v] = s.max(load(g, v), max[v]);
+                max[v] = s.max(s.load_part(&g[part(v)]), max[v]);
             }
         }
         let (mut sum, mut weight) = ([s.zero(); VECTORS], [s.zero(); VECTORS]);
         for p in first..end {
             let (a, g) = token(p, c);
             for v in 0..VECTORS {
-                let e = s.exp(s.sub(load(g, v), max[v]));
+                let e = s.exp(s.sub(s.load_part(&g[part(v)]), max[v]));
                 weight[v] = s.add(weight[v], e);
-                sum[v] = s.fma(e, load(a, v), sum[v]);
+                sum[v] = s.fma(e, s.load_part(&a[part(v)]), sum[v]);
             }
         }
         for (v, out) in out[c..c + len].chunks_mut(LANES).enumerate() {

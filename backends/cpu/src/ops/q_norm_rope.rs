@@ -13,7 +13,7 @@ pub(crate) fn q_norm_rope(
     table: RopeTable,
     q: &mut Buffer,
 ) {
-    let (path, eps) = (cpu.cpu.path(), cpu.geometry.rms_eps);
+    let (path, eps) = (cpu.cpu, cpu.geometry.rms_eps);
     let head_dim = cpu.geometry.head_dim;
     each_head(&mut cpu.pool, rows, head_dim, q, |r, head| {
         let angles = rows.angles(r, table);

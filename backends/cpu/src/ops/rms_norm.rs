@@ -3,11 +3,11 @@ use ds4_model::RowsImage;
 use super::each_row;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
-use crate::simd::{Simd, SimdExt, dispatch};
+use crate::simd::{Simd, SimdExt, dispatch, zip};
 use crate::weight::Weight;
 
 pub(crate) fn rms_norm(cpu: &mut CpuBackend, rows: &RowsImage, weight: &Weight, x: &mut Buffer) {
-    let (path, eps, weight) = (cpu.cpu.path(), cpu.geometry.rms_eps, weight.vector());
+    let (path, eps, weight) = (cpu.cpu, cpu.geometry.rms_eps, weight.vector());
     each_row(&mut cpu.pool, rows, x, |_, x| {
         dispatch!(path, rms_norm_row(eps: f32, weight: &[f32], x: &mut [f32]));
     });
@@ -16,5 +16,5 @@ pub(crate) fn rms_norm(cpu: &mut CpuBackend, rows: &RowsImage, weight: &Weight, 
 #[inline(always)]
 pub(crate) fn rms_norm_row<S: Simd>(s: S, eps: f32, weight: &[f32], x: &mut [f32]) {
     let inv = s.splat(s.inverse_rms(x, eps));
-    s.zip(x, weight, |x, w| s.mul(w, s.mul(x, inv)));
+    zip!(s, x, weight, |x, w| s.mul(w, s.mul(x, inv)));
 }

@@ -13,7 +13,7 @@ pub(crate) fn rope(
     head_dim: usize,
     x: &mut Buffer,
 ) {
-    let path = cpu.cpu.path();
+    let path = cpu.cpu;
     each_head(&mut cpu.pool, rows, head_dim, x, |r, head| {
         let angles = rows.angles(r, table);
         dispatch!(path, rotate_end(rotation: Rotation, angles: &[f32], head: &mut [f32]));

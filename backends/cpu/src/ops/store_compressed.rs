@@ -14,7 +14,7 @@ pub(crate) fn store_compressed(
     for r in real(rows) {
         if let Some(index) = rows.completes(r, ratio) {
             store(
-                cpu.cpu.path(),
+                cpu.cpu,
                 cache,
                 rows.slot[r] as usize,
                 index,

@@ -15,11 +15,11 @@ pub(crate) fn store_frontier(
     let n_ring = frontier.n_rows();
     for r in real(rows) {
         // Of a segment longer than the ring only the last rows remain.
-        if rows.segment_end(r) - r <= n_ring {
+        if rows.end_row[r] as usize - r <= n_ring {
             let slot = rows.slot[r] as usize;
             let at = rows.position[r] as usize % n_ring;
-            store(cpu.cpu.path(), frontier, slot, at, 0, &kv.row(r)[..dim]);
-            store(cpu.cpu.path(), frontier, slot, at, dim, &gate.row(r)[..dim]);
+            store(cpu.cpu, frontier, slot, at, 0, &kv.row(r)[..dim]);
+            store(cpu.cpu, frontier, slot, at, dim, &gate.row(r)[..dim]);
         }
     }
 }

@@ -121,10 +121,10 @@ macro_rules! intrinsics {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(crate) use intrinsics;
 
-/// `dispatch!(path, f(a: A, b: B) -> R)` is `f(token, a, b)` compiled for the instructions of a path
-/// that the machine has, where `fn f<S: Simd>(s: S, a: A, b: B) -> R` is `#[inline(always)]`.
+/// `dispatch!(cpu, f(a: A, b: B) -> R)` is `f(token, a, b)` compiled for the instructions of a
+/// [`Cpu`](crate::path::Cpu), where `fn f<S: Simd>(s: S, a: A, b: B) -> R` is `#[inline(always)]`.
 macro_rules! dispatch {
-    ($path:expr, $f:ident($($a:ident: $t:ty),* $(,)?) $(-> $r:ty)?) => {{
+    ($cpu:expr, $f:ident($($a:ident: $t:ty),* $(,)?) $(-> $r:ty)?) => {{
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2($($a: $t),*) $(-> $r)? {
@@ -145,9 +145,9 @@ macro_rules! dispatch {
             // SAFETY: this function has these features.
             $f(unsafe { $crate::simd::Neon::new() }, $($a),*)
         }
-        match $path {
-            // SAFETY: a backend is made only with a path that the machine has, and these are the
-            // features that `Path::is_available` asks for.
+        match $crate::path::Cpu::path($cpu) {
+            // SAFETY: a `Cpu` is a path that the machine has, and these are the features that
+            // `Path::is_available` asks for.
             #[cfg(target_arch = "x86_64")]
             $crate::path::Path::Avx2 => unsafe { avx2($($a),*) },
             // SAFETY: as above.
@@ -162,6 +162,47 @@ macro_rules! dispatch {
 }
 pub(crate) use dispatch;
 
+/// `map!(s, x, |v| expression)` replaces every value of the slice `x`. The expression sees whole
+/// vectors, the last filled up with zeros.
+///
+/// A macro, as [`zip`] is: a closure is a function of its own, compiled without the instructions of
+/// a path, and runs fast only as far as the compiler chooses to inline it.
+macro_rules! map {
+    ($s:expr, $x:expr, |$v:ident| $f:expr) => {{
+        let s = $s;
+        let (chunks, rest) = ($x).as_chunks_mut::<{ $crate::simd::LANES }>();
+        for x in chunks {
+            let $v = s.load(x);
+            s.store($f, x);
+        }
+        if !rest.is_empty() {
+            let $v = s.load_part(rest);
+            s.store_part($f, rest);
+        }
+    }};
+}
+pub(crate) use map;
+
+/// `zip!(s, out, x, |a, b| expression)` replaces every value `a` of `out` by the expression of it and
+/// its partner `b` in `x`.
+macro_rules! zip {
+    ($s:expr, $out:expr, $x:expr, |$a:ident, $b:ident| $f:expr) => {{
+        let s = $s;
+        let (chunks, rest) = ($out).as_chunks_mut::<{ $crate::simd::LANES }>();
+        let (x_chunks, x_rest) = ($x).as_chunks::<{ $crate::simd::LANES }>();
+        debug_assert!(chunks.len() == x_chunks.len() && rest.len() == x_rest.len());
+        for (out, x) in chunks.iter_mut().zip(x_chunks) {
+            let ($a, $b) = (s.load(out), s.load(x));
+            s.store($f, out);
+        }
+        if !rest.is_empty() {
+            let ($a, $b) = (s.load_part(rest), s.load_part(x_rest));
+            s.store_part($f, rest);
+        }
+    }};
+}
+pub(crate) use zip;
+
 /// What is built of the instructions.
 pub(crate) trait SimdExt: Simd {
     #[inline(always)]
@@ -172,43 +213,23 @@ pub(crate) trait SimdExt: Simd {
     /// Up to sixteen values, and zeros.
     #[inline(always)]
     fn load_part(self, x: &[f32]) -> Self::F {
+        if let Ok(x) = x.try_into() {
+            return self.load(x);
+        }
         let mut lanes = [0.0; LANES];
         lanes[..x.len()].copy_from_slice(x);
         self.load(&lanes)
     }
 
-    /// The first lanes.
+    /// The first lanes, up to all sixteen.
     #[inline(always)]
     fn store_part(self, x: Self::F, out: &mut [f32]) {
+        if let Ok(out) = (&mut *out).try_into() {
+            return self.store(x, out);
+        }
         let mut lanes = [0.0; LANES];
         self.store(x, &mut lanes);
         out.copy_from_slice(&lanes[..out.len()]);
-    }
-
-    /// Replaces every value by `f` of it; `f` sees whole vectors, the last filled up with zeros.
-    #[inline(always)]
-    fn map(self, x: &mut [f32], f: impl Fn(Self::F) -> Self::F) {
-        let (chunks, rest) = x.as_chunks_mut::<LANES>();
-        for x in chunks {
-            self.store(f(self.load(x)), x);
-        }
-        if !rest.is_empty() {
-            self.store_part(f(self.load_part(rest)), rest);
-        }
-    }
-
-    /// Replaces every value of `out` by `f` of it and its partner in `x`.
-    #[inline(always)]
-    fn zip(self, out: &mut [f32], x: &[f32], f: impl Fn(Self::F, Self::F) -> Self::F) {
-        debug_assert_eq!(out.len(), x.len());
-        let (chunks, rest) = out.as_chunks_mut::<LANES>();
-        let (x_chunks, x_rest) = x.as_chunks::<LANES>();
-        for (out, x) in chunks.iter_mut().zip(x_chunks) {
-            self.store(f(self.load(out), self.load(x)), out);
-        }
-        if !rest.is_empty() {
-            self.store_part(f(self.load_part(rest), self.load_part(x_rest)), rest);
-        }
     }
 
     /// Sum of squares.

@@ -2,22 +2,24 @@ use ds4_formats::small_float::bf16_from_f32;
 use half::f16;
 
 use super::*;
-use crate::path::Path;
+use crate::path::{Cpu, Path};
 
-fn paths() -> impl Iterator<Item = Path> {
-    Path::ALL.into_iter().filter(|path| path.is_available())
+fn cpus() -> impl Iterator<Item = (Path, Cpu)> {
+    Path::ALL
+        .into_iter()
+        .filter_map(|path| Some((path, Cpu::new(path)?)))
 }
 
 /// Applies `f` to `x` on a path, sixteen values at a time.
 macro_rules! apply {
-    ($path:expr, $x:expr, |$s:ident, $v:ident| $body:expr) => {{
+    ($cpu:expr, $x:expr, |$s:ident, $v:ident| $body:expr) => {{
         #[inline(always)]
         fn all<S: Simd>($s: S, x: &mut [f32]) {
-            $s.map(x, |$v| $body);
+            map!($s, x, |$v| $body);
         }
         let mut x: Vec<f32> = $x.to_vec();
         let values = &mut x;
-        dispatch!($path, all(values: &mut [f32]));
+        dispatch!($cpu, all(values: &mut [f32]));
         x
     }};
 }
@@ -48,14 +50,14 @@ fn exp_is_within_two_units_of_f64_and_saturates() {
         .filter(|x| *x < 80.0)
         .flat_map(|x| [x, -x])
         .collect();
-    for path in paths() {
+    for (path, cpu) in cpus() {
         for x in [&x, &small] {
-            let (error, at) = largest_error(x, &apply!(path, x, |s, v| s.exp(v)), f64::exp);
+            let (error, at) = largest_error(x, &apply!(cpu, x, |s, v| s.exp(v)), f64::exp);
             println!("{path}: exp is off by {error:.3} units at {at}");
             assert!(error <= 2.0, "{path}: exp({at}) is off by {error} units");
         }
         let far = [-104.5, -1e4, f32::NEG_INFINITY, 89.0, 1e9, f32::INFINITY];
-        let found = apply!(path, far, |s, v| s.exp(v));
+        let found = apply!(cpu, far, |s, v| s.exp(v));
         assert_eq!(found[..3], [0.0; 3], "{path}: far below");
         assert_eq!(found[3..], [f32::INFINITY; 3], "{path}: far above");
     }
@@ -68,8 +70,8 @@ fn ln_1p_is_within_two_units_of_f64_from_0_to_1() {
         .chain((0..500).map(|i| f32::from_bits(0x0080_0000 + i * 0x10_0000)))
         .filter(|x| *x <= 1.0)
         .collect();
-    for path in paths() {
-        let found = apply!(path, x, |s, v| s.ln_1p_unit(v));
+    for (path, cpu) in cpus() {
+        let found = apply!(cpu, x, |s, v| s.ln_1p_unit(v));
         let (error, at) = largest_error(&x, &found, f64::ln_1p);
         println!("{path}: ln_1p is off by {error:.3} units at {at}");
         assert!(error <= 2.0, "{path}: ln_1p({at}) is off by {error} units");
@@ -81,50 +83,46 @@ fn elementwise_instructions_are_those_of_scalars() {
     let x: Vec<f32> = (0..2000)
         .map(|i| (i as f32 - 1000.0) * 0.37 * 10f32.powi(i % 7 - 3))
         .collect();
-    for path in paths() {
+    for (path, cpu) in cpus() {
         let check = |what: &str, found: Vec<f32>, expected: &dyn Fn(f32) -> f32| {
             for (x, found) in x.iter().zip(found) {
                 assert_eq!(found, expected(*x), "{path}: {what} of {x}");
             }
         };
-        check("abs", apply!(path, x, |s, v| s.abs(v)), &f32::abs);
+        check("abs", apply!(cpu, x, |s, v| s.abs(v)), &f32::abs);
         check(
             "round",
-            apply!(path, x, |s, v| s.round(v)),
+            apply!(cpu, x, |s, v| s.round(v)),
             &f32::round_ties_even,
         );
         check(
             "sqrt of abs",
-            apply!(path, x, |s, v| s.sqrt(s.abs(v))),
+            apply!(cpu, x, |s, v| s.sqrt(s.abs(v))),
             &|x| x.abs().sqrt(),
         );
-        check("exponent", apply!(path, x, |s, v| s.exponent(v)), &|x| {
+        check("exponent", apply!(cpu, x, |s, v| s.exponent(v)), &|x| {
             f32::from_bits(x.to_bits() & 0x7f80_0000)
         });
-        check(
-            "min",
-            apply!(path, x, |s, v| s.min(v, s.splat(3.0))),
-            &|x| x.min(3.0),
-        );
-        check(
-            "max",
-            apply!(path, x, |s, v| s.max(v, s.splat(3.0))),
-            &|x| x.max(3.0),
-        );
+        check("min", apply!(cpu, x, |s, v| s.min(v, s.splat(3.0))), &|x| {
+            x.min(3.0)
+        });
+        check("max", apply!(cpu, x, |s, v| s.max(v, s.splat(3.0))), &|x| {
+            x.max(3.0)
+        });
         check(
             "arithmetic",
-            apply!(path, x, |s, v| s
+            apply!(cpu, x, |s, v| s
                 .div(s.sub(s.add(v, v), s.splat(1.0)), s.mul(v, v))),
             &|x| (x + x - 1.0) / (x * x),
         );
         let n: Vec<f32> = (-126..=127).map(|n| n as f32).collect();
-        for (n, found) in n.iter().zip(apply!(path, n, |s, v| s.exp2(v))) {
+        for (n, found) in n.iter().zip(apply!(cpu, n, |s, v| s.exp2(v))) {
             assert_eq!(found, n.exp2(), "{path}: 2^{n}");
         }
         let nan = [f32::NAN; 3];
-        let found = apply!(path, nan, |s, v| s.max(v, s.splat(1.0)));
+        let found = apply!(cpu, nan, |s, v| s.max(v, s.splat(1.0)));
         assert_eq!(found, [1.0; 3], "{path}: the other value stands for NaN");
-        let found = apply!(path, nan, |s, v| s.min(v, s.splat(1.0)));
+        let found = apply!(cpu, nan, |s, v| s.min(v, s.splat(1.0)));
         assert_eq!(found, [1.0; 3], "{path}: the other value stands for NaN");
     }
 }
@@ -152,13 +150,13 @@ fn small_floats_load_exactly_and_bf16_stores_to_nearest_even() {
         s.store(b, &mut out.1);
         out
     }
-    for path in paths() {
+    for (path, cpu) in cpus() {
         let (yes, no) = (true, false);
         for start in (0..=0xfff0u16).step_by(LANES) {
             let codes: Lanes<u16> = std::array::from_fn(|i| start + i as u16);
             let codes = &codes;
-            let floats = dispatch!(path, load(yes: bool, codes: &Lanes<u16>) -> Lanes);
-            let halves = dispatch!(path, load(no: bool, codes: &Lanes<u16>) -> Lanes);
+            let floats = dispatch!(cpu, load(yes: bool, codes: &Lanes<u16>) -> Lanes);
+            let halves = dispatch!(cpu, load(no: bool, codes: &Lanes<u16>) -> Lanes);
             for i in 0..LANES {
                 let bits = u32::from(codes[i]) << 16;
                 assert_eq!(floats[i].to_bits(), bits, "{path}: bf16 {:x}", codes[i]);
@@ -174,7 +172,7 @@ fn small_floats_load_exactly_and_bf16_stores_to_nearest_even() {
             for low in [0x7fff, 0x8000, 0x8001, 0] {
                 let x = floats.map(|x| f32::from_bits(x.to_bits() | low));
                 let x = &x;
-                let found = dispatch!(path, store(x: &Lanes) -> Lanes<u16>);
+                let found = dispatch!(cpu, store(x: &Lanes) -> Lanes<u16>);
                 for i in 0..LANES {
                     let expected = bf16_from_f32(x[i]);
                     let is_nan = f32::from_bits(u32::from(found[i]) << 16).is_nan();
@@ -189,7 +187,7 @@ fn small_floats_load_exactly_and_bf16_stores_to_nearest_even() {
         }
         let codes: [u16; 32] = std::array::from_fn(|i| 0x3f80 + 7 * i as u16);
         let codes = &codes;
-        let (even, odd) = dispatch!(path, pairs(codes: &[u16; 32]) -> (Lanes, Lanes));
+        let (even, odd) = dispatch!(cpu, pairs(codes: &[u16; 32]) -> (Lanes, Lanes));
         for i in 0..LANES {
             assert_eq!(even[i].to_bits() >> 16, u32::from(codes[2 * i]), "{path}");
             assert_eq!(
@@ -214,18 +212,18 @@ fn lanes_are_summed_compared_and_transposed_in_order() {
             s.store(row, out);
         }
     }
-    for path in paths() {
+    for (path, cpu) in cpus() {
         // Magnitudes that make every other order of the sum visible.
         let x: Lanes = std::array::from_fn(|i| 3f32.powi(i as i32 * 5 % 16) * 1.1);
         let x = &x;
-        let (sum, largest) = dispatch!(path, sum(x: &Lanes) -> (f32, f32));
+        let (sum, largest) = dispatch!(cpu, sum(x: &Lanes) -> (f32, f32));
         assert_eq!(sum, Scalar.sum(*x), "{path}");
         assert_eq!(largest, 3f32.powi(15) * 1.1, "{path}");
 
         let mut square: [Lanes; LANES] =
             std::array::from_fn(|i| std::array::from_fn(|j| (i * LANES + j) as f32));
         let rows = &mut square;
-        dispatch!(path, transpose(rows: &mut [Lanes; LANES]));
+        dispatch!(cpu, transpose(rows: &mut [Lanes; LANES]));
         for i in 0..LANES {
             for j in 0..LANES {
                 assert_eq!(square[i][j], (j * LANES + i) as f32, "{path}: {i}, {j}");
@@ -240,11 +238,11 @@ fn sums_of_any_length_see_every_element_once() {
     fn both<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
         (s.sum_squares(x), s.largest_magnitude(x))
     }
-    for path in paths() {
+    for (path, cpu) in cpus() {
         for len in (0..200).chain([511, 512, 513]) {
             let x: Vec<f32> = (0..len).map(|i| (i % 13) as f32 - 6.0).collect();
             let x = &x[..];
-            let (sum, largest) = dispatch!(path, both(x: &[f32]) -> (f32, f32));
+            let (sum, largest) = dispatch!(cpu, both(x: &[f32]) -> (f32, f32));
             let expected: f32 = x.iter().map(|x| x * x).sum();
             assert_eq!(sum, expected, "{path}: {len} squares");
             let expected = x.iter().fold(0f32, |m, x| m.max(x.abs()));

@@ -1,0 +1,121 @@
+//! Reading what is to be stored out of a slot.
+
+use ds4_model::{BackendError, RowKind, SlotState, StoredRows};
+
+use super::layout::Group;
+use crate::engine::Engine;
+
+/// A slot whose rows can be read.
+pub trait RowSource {
+    /// Rows in logical order: positions of a ring, indices of compressed rows.
+    fn read_rows(
+        &mut self,
+        layer: usize,
+        kind: RowKind,
+        range: std::ops::Range<usize>,
+    ) -> Result<StoredRows, BackendError>;
+}
+
+/// A slot of an engine.
+#[derive(Debug)]
+pub struct SlotRows<'a> {
+    /// The engine.
+    pub engine: &'a mut Engine,
+    /// The slot.
+    pub slot: usize,
+}
+
+impl RowSource for SlotRows<'_> {
+    fn read_rows(
+        &mut self,
+        layer: usize,
+        kind: RowKind,
+        range: std::ops::Range<usize>,
+    ) -> Result<StoredRows, BackendError> {
+        self.engine.read_rows(self.slot, layer, kind, range)
+    }
+}
+
+impl RowSource for &SlotState {
+    fn read_rows(
+        &mut self,
+        layer: usize,
+        kind: RowKind,
+        range: std::ops::Range<usize>,
+    ) -> Result<StoredRows, BackendError> {
+        let layers = match kind {
+            RowKind::Compressed | RowKind::Index => &self.rows,
+            RowKind::Window | RowKind::Frontier | RowKind::IndexFrontier => &self.rings,
+        };
+        let cut = layers
+            .get(layer)
+            .and_then(|rows| rows.iter().find(|(found, _)| *found == kind))
+            .and_then(|(_, stored)| {
+                let row_bytes = stored.width * stored.element.n_bytes();
+                let start = range.start.checked_sub(stored.first)? * row_bytes;
+                let bytes = stored.bytes.get(start..start + range.len() * row_bytes)?;
+                Some(StoredRows {
+                    first: range.start,
+                    bytes: bytes.to_vec(),
+                    ..*stored
+                })
+            });
+        cut.ok_or_else(|| {
+            let what = format!("the state has no rows {range:?} of {kind:?} in layer {layer}");
+            BackendError::Device(what)
+        })
+    }
+}
+
+/// Why a state could not be read for saving.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// The device failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The slot has rows of another shape than the store was opened for.
+    #[error(
+        "{kind:?} rows of layer {layer} are {found_bytes} bytes of {found_width} elements, expected {expected_bytes} of {expected_width}: the store was opened for another geometry or rounding"
+    )]
+    Layout {
+        /// The layer.
+        layer: usize,
+        /// The rows.
+        kind: RowKind,
+        /// Bytes read.
+        found_bytes: usize,
+        /// Elements of a row read.
+        found_width: usize,
+        /// Bytes expected.
+        expected_bytes: usize,
+        /// Elements of a row expected.
+        expected_width: usize,
+    },
+}
+
+/// Reads groups of rows.
+pub(crate) fn read_groups(
+    source: &mut dyn RowSource,
+    groups: Vec<Group>,
+) -> Result<Vec<(Group, Vec<u8>)>, SaveError> {
+    groups
+        .into_iter()
+        .map(|group| {
+            let stored = source.read_rows(group.layer, group.kind, group.range.clone())?;
+            let format = group.format;
+            if (stored.element, stored.width, stored.bytes.len())
+                != (format.element, format.width, group.n_bytes())
+            {
+                return Err(SaveError::Layout {
+                    layer: group.layer,
+                    kind: group.kind,
+                    found_bytes: stored.bytes.len(),
+                    found_width: stored.width,
+                    expected_bytes: group.n_bytes(),
+                    expected_width: format.width,
+                });
+            }
+            Ok((group, stored.bytes))
+        })
+        .collect()
+}

@@ -1,0 +1,12 @@
+//! What must be true of states on disk.
+
+mod continuation;
+mod crash;
+mod damage;
+mod golden_files;
+mod lookup;
+mod maintenance;
+mod measure;
+mod room;
+mod synthetic;
+mod turn_log;

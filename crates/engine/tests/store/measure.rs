@@ -1,0 +1,138 @@
+//! Numbers of a full-size conversation.
+
+use std::time::{Duration, Instant};
+
+use ds4_engine::store::{
+    Codec, PointSaved, Reason, SaveOptions, SlotLayout, Store, StoreOptions, decode_file,
+};
+use ds4_engine::{CacheRounding, Geometry};
+
+use crate::damage::files;
+use crate::synthetic::{Synthetic, key_of, tokens};
+
+/// Bytes that the conversation may take.
+const LIMIT_BYTES: u64 = 200 << 20;
+
+#[test]
+#[ignore = "writes 400 MB and takes a minute: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
+fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
+    let geometry = Geometry::flash();
+    let layout = SlotLayout::new(&geometry, CacheRounding::Official);
+    let key = key_of(&geometry, &layout, 1);
+    let prompt = tokens(1, 40_961);
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for codec in [Codec::None, Codec::Zstd] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions {
+            codec,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(dir.path(), options, key, layout.clone()).unwrap();
+        let mut rows = Synthetic::new(&geometry, 7);
+        // An anchor, a point in every 16,384 tokens of prefill, a turn end after
+        // every 2,000 tokens or so, and the end.
+        let mut points: Vec<(usize, Reason)> = vec![(12_000, Reason::Anchor)];
+        points.extend([16_384, 32_768].map(|n| (n, Reason::Interval)));
+        points.extend((1..20).map(|i| (12_000 + i * 1507, Reason::TurnEnd)));
+        points.push((40_960, Reason::Shutdown));
+        points.sort_by_key(|(n, _)| *n);
+        let mut writing = Duration::ZERO;
+        for (n, reason) in points {
+            // The rows are made before the clock runs.
+            let state = rows.state(n);
+            let started = Instant::now();
+            let save = SaveOptions {
+                reason,
+                text_keys: &[],
+                wait: true,
+            };
+            let saved = store.save(&prompt[..n], &mut &state, &save).unwrap();
+            assert_eq!(saved.point, PointSaved::Queued, "point at {n}");
+            store.flush();
+            writing += started.elapsed();
+        }
+        let (usage, counts) = (store.usage(), store.counts());
+        let on_disk: u64 = files(dir.path())
+            .iter()
+            .map(|f| f.metadata().unwrap().len())
+            .sum();
+        assert_eq!(on_disk, usage.n_bytes);
+        let started = Instant::now();
+        let candidate = &store.find(&prompt, None)[0];
+        let found = started.elapsed();
+        let loaded = store.load(candidate).unwrap();
+        let loading = started.elapsed() - found;
+        assert_eq!(loaded.state, rows.state(40_960));
+        println!(
+            "{codec:?}: {:.1} MiB on disk in {} blocks and {} points; {:.1} MiB written at {:.0} MiB/s; find {:.2} ms; load {:.1} MiB in {:.0} ms",
+            mib(on_disk),
+            usage.n_blocks,
+            usage.n_points,
+            mib(counts.written_bytes),
+            mib(counts.written_bytes) / writing.as_secs_f64(),
+            found.as_secs_f64() * 1e3,
+            mib(loaded.n_bytes),
+            loading.as_secs_f64() * 1e3,
+        );
+        assert!(on_disk < LIMIT_BYTES, "{on_disk} bytes on disk");
+
+        let block = files(dir.path())
+            .into_iter()
+            .find(|f| f.extension().unwrap() == "blk");
+        let bytes = std::fs::read(block.unwrap()).unwrap();
+        let started = Instant::now();
+        let n_times = 20;
+        for _ in 0..n_times {
+            decode_file(&bytes, &layout).unwrap();
+        }
+        let rows_mib = mib((layout.block_bytes() * n_times) as u64);
+        println!(
+            "{codec:?}: a block of {:.2} MiB is checked and decoded at {:.0} MiB of rows a second on one thread",
+            mib(bytes.len() as u64),
+            rows_mib / started.elapsed().as_secs_f64(),
+        );
+    }
+}
+
+#[test]
+#[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
+fn rates_of_the_codec() {
+    use ds4_engine::store::{Encoding, RowFormat, RowGrid};
+    use ds4_engine::{RowKind, store::RowSource};
+    use ds4_model::ElementType;
+    let mut source = Synthetic::new(&Geometry::flash(), 7);
+    for (kind, width, grid) in [
+        (
+            RowKind::Compressed,
+            512,
+            RowGrid::Attention { rope_dim: 64 },
+        ),
+        (RowKind::Index, 128, RowGrid::Index),
+    ] {
+        let format = RowFormat {
+            element: ElementType::Bf16,
+            width,
+            grid,
+        };
+        let rows = source.read_rows(2, kind, 0..4096).unwrap().bytes;
+        let mib = (rows.len() * 20) as f64 / f64::from(1 << 20);
+        let mut encoded = Vec::new();
+        let mut encoding = Encoding::Planes;
+        let started = Instant::now();
+        for _ in 0..20 {
+            encoded.clear();
+            encoding = format.encode(&rows, &mut encoded);
+        }
+        let encode = mib / started.elapsed().as_secs_f64();
+        let mut decoded = vec![0; rows.len()];
+        let started = Instant::now();
+        for _ in 0..20 {
+            assert!(format.decode(encoding, &encoded, &mut decoded));
+        }
+        let decode = mib / started.elapsed().as_secs_f64();
+        assert_eq!(decoded, rows);
+        println!(
+            "{kind:?} as {encoding:?}: encoded and verified at {encode:.0} MiB/s, decoded at {decode:.0} MiB/s, of rows in memory, on one thread"
+        );
+    }
+}
