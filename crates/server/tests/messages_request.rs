@@ -519,3 +519,17 @@ fn counting_needs_no_limit() {
     assert_eq!(parsed.generation.max_tokens, Some(393_216));
     assert_eq!(token_count(7), json!({"input_tokens": 7}));
 }
+
+#[test]
+fn a_request_with_one_bad_node_is_read_or_refused_by_name() {
+    let mut n_refused = 0;
+    let bodies = common::with_one_node_changed(&claude_code());
+    for body in &bodies {
+        if let Err(failure) = parse(body, &common::context()) {
+            n_refused += 1;
+            let is_body = !body.is_object();
+            assert!(failure.param.is_some() || is_body, "{failure}: {body}");
+        }
+    }
+    assert!(n_refused > 100 && n_refused < bodies.len(), "{n_refused}");
+}

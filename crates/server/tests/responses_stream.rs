@@ -173,7 +173,16 @@ fn accumulate(events: &[SseEvent]) -> Value {
             assert_eq!(status, "failed");
             items.truncate(n_done);
         }
-        _ => assert!(matches!(status, "incomplete" | "cancelled"), "{status}"),
+        _ => {
+            assert!(matches!(status, "incomplete" | "cancelled"), "{status}");
+            // Half an input of a custom tool is never done, so that nobody runs it.
+            if items
+                .last()
+                .is_some_and(|item| item["type"] == "custom_tool_call")
+            {
+                items.truncate(n_done);
+            }
+        }
     }
     assert_eq!(n_done, items.len(), "every item is done");
     assert_eq!(
@@ -197,8 +206,10 @@ fn accumulate(events: &[SseEvent]) -> Value {
                 assert_eq!(part["text"].as_str().unwrap_or_default(), text);
             }
             "function_call" => assert_eq!(item["arguments"], *text),
-            "custom_tool_call" if is_complete => assert_eq!(item["input"], *text),
-            "custom_tool_call" => assert_eq!(item["input"], "", "half an input is not given"),
+            "custom_tool_call" => {
+                assert!(is_complete, "half an input is not given");
+                assert_eq!(item["input"], *text);
+            }
             "local_shell_call" => assert!(is_complete, "half a command is not given"),
             other => panic!("unknown item {other}"),
         }
@@ -214,12 +225,13 @@ fn accumulate(events: &[SseEvent]) -> Value {
 #[test]
 fn event_sequences_and_bodies_are_the_golden_ones() {
     for (name, script) in common::scripts() {
-        // Both ways to show reasoning are in the files: a summary where a call follows.
-        let display = match script.outcome.calls.is_empty() {
-            true => ReasoningDisplay::Text,
-            false => ReasoningDisplay::Summary,
+        // One file shows reasoning as text, the others as a summary.
+        let display = match name.as_str() {
+            "reasoning_text" => ReasoningDisplay::Text,
+            _ => ReasoningDisplay::Summary,
         };
-        let shape = shape(display, !script.outcome.calls.is_empty(), name == "text");
+        let encrypted = display == ReasoningDisplay::Summary;
+        let shape = shape(display, encrypted, name == "text");
         let folder = common::testdata().join("responses");
         let frames = frames(&script, &shape);
         let response = accumulate(&read_frames(&frames));

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::fields::Fields;
 use crate::api::{Frame, RequestContext, error, wishes};
-use crate::generation::{Failure, Finish, Outcome, Usage};
+use crate::generation::{Failure, Finish, Outcome, ReplyEvent, Usage};
 
 /// Most likely tokens that may be asked for.
 pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
@@ -83,6 +83,8 @@ pub(crate) struct Chunks {
     envelope: Envelope,
     kind: &'static str,
     usage: UsageReport,
+    /// Tokens of the prompt that were in a cache.
+    n_cached: usize,
     ended: bool,
 }
 
@@ -92,6 +94,7 @@ impl Chunks {
             envelope,
             kind,
             usage,
+            n_cached: 0,
             ended: false,
         }
     }
@@ -114,18 +117,21 @@ impl Chunks {
         object
     }
 
-    /// How much of the prompt is done, beside an empty choice.
-    pub(crate) fn progress(
-        &self,
-        choice: Value,
-        n_prompt: usize,
-        n_cached: usize,
-        n_done: usize,
-    ) -> Frame {
-        let mut object = self.choice_object(choice, Value::Null);
-        let progress = json!({"total": n_prompt, "cache": n_cached, "processed": n_done});
+    /// How much of the prompt is done, beside a choice that is `empty`. Nothing for an event that
+    /// does not say so.
+    pub(crate) fn progress(&mut self, event: &ReplyEvent, empty: Value) -> Option<Frame> {
+        let (n_done, n_prompt) = match event {
+            ReplyEvent::Started { n_cached, .. } => {
+                self.n_cached = *n_cached;
+                return None;
+            }
+            ReplyEvent::Progress { n_done, n_prompt } => (n_done, n_prompt),
+            _ => return None,
+        };
+        let mut object = self.choice_object(empty, Value::Null);
+        let progress = json!({"total": n_prompt, "cache": self.n_cached, "processed": n_done});
         object.insert("prompt_progress".to_owned(), progress);
-        Frame::data(&object.into())
+        Some(Frame::data(&object.into()))
     }
 
     /// The end of a reply: `empty` with its finish reason, what was used, `[DONE]`.

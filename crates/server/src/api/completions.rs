@@ -168,7 +168,7 @@ fn shown_stop<'a>(outcome: &'a Outcome, shape: &ReplyShape) -> &'a str {
     }
 }
 
-/// Writes the four parallel lists in which this API has its log probabilities.
+/// Writes the four parallel lists in which this API has its log probabilities; null for no token.
 #[derive(Clone, Debug)]
 struct TokenLists {
     /// Characters of the text before the next token.
@@ -202,6 +202,9 @@ impl TokenLists {
             let is_first = |byte: &&u8| **byte & 0xc0 != 0x80;
             self.n_chars += token.bytes.iter().filter(is_first).count();
         }
+        if texts.is_empty() {
+            return Value::Null;
+        }
         json!({
             "tokens": texts,
             "token_logprobs": values,
@@ -220,7 +223,6 @@ pub struct Stream {
     chunks: Chunks,
     shape: ReplyShape,
     opened: bool,
-    n_cached: usize,
     lists: TokenLists,
 }
 
@@ -232,7 +234,6 @@ impl Stream {
             lists: TokenLists::behind(&shape.echo),
             shape,
             opened: false,
-            n_cached: 0,
         }
     }
 
@@ -258,20 +259,16 @@ impl Stream {
             frames = self.open();
         }
         match event {
-            ReplyEvent::Started { n_cached, .. } => self.n_cached = *n_cached,
-            ReplyEvent::Progress { n_done, n_prompt } if self.shape.progress => {
+            ReplyEvent::Started { .. } | ReplyEvent::Progress { .. } => {
                 let empty = self.choice("", Value::Null);
-                let progress = self
-                    .chunks
-                    .progress(empty, *n_prompt, self.n_cached, *n_done);
-                frames.push(progress);
+                let progress = self.chunks.progress(event, empty);
+                frames.extend(progress.filter(|_| self.shape.progress));
             }
             // Raw text has no parts: what would be reasoning elsewhere is text here.
             ReplyEvent::Reasoning { text, logprobs } | ReplyEvent::Content { text, logprobs } => {
                 self.text(text, logprobs, &mut frames);
             }
-            ReplyEvent::Progress { .. }
-            | ReplyEvent::ToolStart { .. }
+            ReplyEvent::ToolStart { .. }
             | ReplyEvent::ToolArguments { .. }
             | ReplyEvent::ToolEnd { .. } => {}
             ReplyEvent::Finished(outcome) => {
@@ -295,9 +292,9 @@ impl Stream {
         if text.is_empty() && logprobs.is_empty() {
             return;
         }
-        let listed = match (self.shape.logprobs, logprobs) {
-            (true, [_, ..]) => self.lists.next(logprobs),
-            _ => Value::Null,
+        let listed = match self.shape.logprobs {
+            true => self.lists.next(logprobs),
+            false => Value::Null,
         };
         frames.push(self.chunks.choice(self.choice(text, listed)));
     }

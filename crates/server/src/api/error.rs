@@ -88,10 +88,10 @@ pub fn retry_after_s(kind: FailureKind) -> Option<u32> {
 /// `{"error": {"message", "type", "param", "code"}}`.
 pub fn openai(failure: &Failure) -> Value {
     let row = row(failure.kind);
-    // Clients that chain responses send the whole input again when they read this code.
-    let is_lost_response = failure.param.as_deref() == Some("previous_response_id");
-    let code = match failure.kind {
-        FailureKind::Invalid if is_lost_response => Some("previous_response_not_found"),
+    let code = match (failure.kind, failure.param.as_deref()) {
+        (FailureKind::NotFound, Some("model")) => Some("model_not_found"),
+        // Clients that chain responses send the whole input again when they read this code.
+        (FailureKind::Invalid, Some("previous_response_id")) => Some("previous_response_not_found"),
         _ => row.openai_code,
     };
     json!({"error": {

@@ -36,8 +36,12 @@ impl<'a> Fields<'a> {
                 style,
             }),
             other => {
-                let place = if path.is_empty() { "the body" } else { &path };
-                Err(mismatch(place, other, "an object"))
+                let mut failure = mismatch(&path, other, "an object");
+                if path.is_empty() {
+                    failure.message = format!("the body{}", failure.message);
+                    failure.param = None;
+                }
+                Err(failure)
             }
         }
     }

@@ -59,6 +59,20 @@ pub(crate) struct Script {
     pub(crate) logprobs: Logprobs,
 }
 
+/// One token for a piece of text; none for no text.
+fn token_logprobs(text: &str) -> Vec<TokenLogprob> {
+    let bytes = text.as_bytes().to_vec();
+    let token = TokenLogprob {
+        bytes: bytes.clone(),
+        logprob: -0.5,
+        top: vec![(bytes, -0.5), (b"x".to_vec(), f32::NEG_INFINITY)],
+    };
+    match text {
+        "" => Vec::new(),
+        _ => vec![token],
+    }
+}
+
 /// Builds a [`Script`] event by event.
 #[derive(Clone, Debug)]
 pub(crate) struct Writer {
@@ -97,33 +111,22 @@ impl Writer {
         self.outcome.reasoning.push_str(text);
         self.outcome.usage.n_generated += 1;
         self.outcome.usage.n_reasoning += 1;
-        self.events.push(ReplyEvent::Reasoning {
-            text: text.to_owned(),
-            logprobs: Vec::new(),
-        });
+        let logprobs = token_logprobs(text);
+        let text = text.to_owned();
+        self.push_text(ReplyEvent::Reasoning { text, logprobs });
     }
 
     pub(crate) fn content(&mut self, text: &str) {
         self.outcome.content.push_str(text);
         self.outcome.usage.n_generated += 1;
-        if text.is_empty() {
-            let (text, logprobs) = (String::new(), Vec::new());
-            self.events.push(ReplyEvent::Content { text, logprobs });
-            return;
-        }
-        let token = TokenLogprob {
-            bytes: text.as_bytes().to_vec(),
-            logprob: -0.5,
-            top: vec![
-                (text.as_bytes().to_vec(), -0.5),
-                (b"x".to_vec(), f32::NEG_INFINITY),
-            ],
-        };
-        self.logprobs.content.push(token.clone());
-        self.events.push(ReplyEvent::Content {
-            text: text.to_owned(),
-            logprobs: vec![token],
-        });
+        let logprobs = token_logprobs(text);
+        let text = text.to_owned();
+        self.push_text(ReplyEvent::Content { text, logprobs });
+    }
+
+    fn push_text(&mut self, event: ReplyEvent) {
+        self.logprobs.collect(&event);
+        self.events.push(event);
     }
 
     /// A call with its arguments in pieces; one that is not `complete` ends in the last piece.
@@ -427,4 +430,46 @@ pub(crate) mod arbitrary {
             }
         }
     }
+}
+
+/// Every body that differs from `body` in one node, which is something else or not there.
+pub(crate) fn with_one_node_changed(body: &Value) -> Vec<Value> {
+    let mut pointers = Vec::new();
+    list_pointers(body, String::new(), &mut pointers);
+    let others = [
+        Value::Null,
+        true.into(),
+        (-3).into(),
+        "né".into(),
+        serde_json::json!([]),
+        serde_json::json!({}),
+        serde_json::json!([{}]),
+    ];
+    let mut changed = Vec::new();
+    for pointer in pointers {
+        for other in &others {
+            let mut body = body.clone();
+            *body.pointer_mut(&pointer).expect("a listed node") = other.clone();
+            changed.push(body);
+        }
+    }
+    changed
+}
+
+fn list_pointers(value: &Value, pointer: String, pointers: &mut Vec<String>) {
+    match value {
+        Value::Array(items) => {
+            for (i, item) in items.iter().enumerate() {
+                list_pointers(item, format!("{pointer}/{i}"), pointers);
+            }
+        }
+        Value::Object(members) => {
+            for (name, member) in members {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                list_pointers(member, format!("{pointer}/{name}"), pointers);
+            }
+        }
+        _ => {}
+    }
+    pointers.push(pointer);
 }

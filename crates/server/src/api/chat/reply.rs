@@ -195,7 +195,6 @@ pub struct Stream {
     chunks: Chunks,
     shape: ReplyShape,
     opened: bool,
-    n_cached: usize,
     /// Whether content stands between think tags.
     in_think_tags: bool,
     /// Content that is blank so far and is sent when text follows, or nothing.
@@ -213,7 +212,6 @@ impl Stream {
             chunks: Chunks::new(shape.envelope.clone(), CHUNK, shape.usage),
             shape,
             opened: false,
-            n_cached: 0,
             in_think_tags: false,
             blank: String::new(),
             blank_logprobs: Vec::new(),
@@ -242,15 +240,11 @@ impl Stream {
             frames = self.open();
         }
         match event {
-            ReplyEvent::Started { n_cached, .. } => self.n_cached = *n_cached,
-            ReplyEvent::Progress { n_done, n_prompt } if self.shape.progress => {
+            ReplyEvent::Started { .. } | ReplyEvent::Progress { .. } => {
                 let empty = self.choice(json!({}), Value::Null);
-                let progress = self
-                    .chunks
-                    .progress(empty, *n_prompt, self.n_cached, *n_done);
-                frames.push(progress);
+                let progress = self.chunks.progress(event, empty);
+                frames.extend(progress.filter(|_| self.shape.progress));
             }
-            ReplyEvent::Progress { .. } => {}
             ReplyEvent::Reasoning { text, logprobs } => {
                 self.reasoning(text, logprobs, &mut frames);
             }

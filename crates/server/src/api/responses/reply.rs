@@ -16,10 +16,10 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(30);
 /// What becomes of the reasoning in a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReasoningDisplay {
-    /// One summary part with the whole of it.
+    /// One summary part with the whole of it, which every agent shows and sends back.
+    #[default]
     Summary,
     /// One `reasoning_text` content part.
-    #[default]
     Text,
     /// Neither.
     Hidden,
@@ -83,7 +83,7 @@ pub fn complete(outcome: &Outcome, tokens: &Logprobs, shape: &ReplyShape) -> Val
             output.push(item.value(shape, status));
         }
     }
-    if output.is_empty() {
+    if output.is_empty() && outcome.calls.is_empty() {
         output.push(OpenItem::message(shape).value(shape, last_status(&outcome.finish)));
     }
     finished_response(outcome, output, shape)
@@ -201,12 +201,18 @@ impl OpenItem {
         }
     }
 
-    /// Whether the item stands in the output. One that has no shape before its arguments are
-    /// complete does not when they are cut off.
+    /// Whether there is an item of this status.
+    ///
+    /// A shell's has no shape before its arguments are complete. A custom tool's raw input has no
+    /// closing bracket that would tell a whole one from half of one, so half of one is added, but
+    /// never done.
     fn is_shown(&self, status: Status) -> bool {
-        match &self.kind {
-            Kind::Call { origin, .. } => origin.streams() || status == Status::Completed,
-            Kind::Reasoning | Kind::Message => true,
+        match (&self.kind, status) {
+            (Kind::Reasoning | Kind::Message, _) | (_, Status::Completed) => true,
+            (Kind::Call { origin, .. }, Status::InProgress) => origin.streams(),
+            (Kind::Call { origin, .. }, Status::Incomplete) => {
+                origin.streams() && !origin.is_custom()
+            }
         }
     }
 
@@ -232,13 +238,7 @@ impl OpenItem {
                 name,
                 origin,
                 ..
-            } => {
-                // Raw text has no closing bracket that would tell a whole input from half of one,
-                // so of a cut call nothing is given that could be run.
-                let is_cut = status == Status::Incomplete && origin.is_custom();
-                let arguments = if is_cut { "" } else { self.text.as_str() };
-                origin.item(&self.id, call_id, name, arguments, status.name())
-            }
+            } => origin.item(&self.id, call_id, name, &self.text, status.name()),
         }
     }
 
@@ -544,7 +544,7 @@ impl Stream {
             _ => open_status,
         };
         self.close_item(status, frames);
-        if self.output.is_empty() {
+        if self.output.is_empty() && outcome.calls.is_empty() {
             self.add_message(frames);
             self.close_item(open_status, frames);
         }

@@ -305,23 +305,24 @@ struct Reasoning {
 fn reasoning(fields: &Fields) -> Result<Reasoning, Failure> {
     let mut read = Reasoning {
         wish: ThinkingWish::default(),
-        display: ReasoningDisplay::Text,
+        display: ReasoningDisplay::Summary,
     };
     let Some(reasoning) = fields.object("reasoning")? else {
         return Ok(read);
     };
     read.wish.effort = wishes::effort(&reasoning, "effort")?;
     read.wish.budget = reasoning.count("max_tokens")?.filter(|n| *n > 0);
-    // The older name of the same member.
+    // Agents that say nothing show and send back a summary, and lose reasoning in any other form.
+    // The second is the older name of the same member.
     let summary = match reasoning.optional_str("summary")? {
         None => reasoning.optional_str("generate_summary")?,
         summary => summary,
     };
     read.display = match summary {
-        Some("auto" | "concise" | "detailed") => ReasoningDisplay::Summary,
-        None | Some("none") => ReasoningDisplay::Text,
+        None | Some("auto" | "concise" | "detailed") => ReasoningDisplay::Summary,
+        Some("none") => ReasoningDisplay::Text,
         Some(other) => {
-            let expected = "auto, concise or detailed";
+            let expected = "auto, concise, detailed or none";
             return Err(reasoning.unknown_word("summary", other, expected));
         }
     };
