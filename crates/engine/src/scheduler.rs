@@ -13,6 +13,14 @@
 //! [`FRONTIER_STRIDE`] before the prompt's end, where they are small. When the
 //! cut would lose tokens and another slot is empty, the prefix is copied there
 //! and the longer slot stays.
+//!
+//! # What is on disk
+//!
+//! With a store, a slot is saved where a prompt ends, every [`SAVE_INTERVAL`]
+//! tokens of a long one, and where a sequence ends. A request whose prompt
+//! goes on from a stored state by at least [`MIN_LOAD_GAIN`] tokens more than
+//! from any idle slot is given that state instead. No failure of the store is
+//! one of a request.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -21,6 +29,7 @@ use ds4_model::{BackendError, Batch, Frontier, Outputs, StepError};
 
 use crate::engine::Engine;
 use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use crate::store::{NotStored, Reason, SaveOptions, SlotRows, Store};
 
 /// Positions at which frontiers are taken are multiples of this: there the
 /// ratio-128 groups are empty.
@@ -30,6 +39,11 @@ pub const MAX_FRONTIERS: usize = 4;
 /// Rows of a prefill chunk in a step that also decodes, so that decoding stays
 /// responsive.
 pub const MIXED_CHUNK: usize = 128;
+/// Tokens of a prompt after which its state is saved, so that a long prefill that
+/// is interrupted does not begin at the beginning again.
+pub const SAVE_INTERVAL: usize = 8192;
+/// Tokens that a stored state must be ahead of the slots to be read.
+pub const MIN_LOAD_GAIN: usize = 256;
 /// Requests that can wait for a slot.
 pub const MAX_WAITING: usize = 256;
 
@@ -179,6 +193,10 @@ pub struct Reuse {
     pub n_cached: usize,
     /// Tokens that the best slot held.
     pub n_held: usize,
+    /// Tokens that were read from disk; 0 when what the slots held was as good.
+    pub n_loaded: usize,
+    /// Why the store had no more, if there is one.
+    pub not_stored: Option<NotStored>,
 }
 
 /// What a slot is doing.
@@ -227,6 +245,9 @@ pub struct Scheduler {
     cancelled: Vec<Event>,
     last_used: Vec<u64>,
     next_id: u64,
+    store: Option<Store>,
+    /// What went wrong with the store, for the log.
+    store_errors: Vec<String>,
 }
 
 impl Scheduler {
@@ -240,6 +261,39 @@ impl Scheduler {
             waiting: VecDeque::new(),
             cancelled: Vec::new(),
             next_id: 0,
+            store: None,
+            store_errors: Vec::new(),
+        }
+    }
+
+    /// Keeps states on disk too.
+    pub fn with_store(mut self, store: Store) -> Scheduler {
+        self.store = Some(store);
+        self
+    }
+
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// What happened to the store that the log should say; each is told once.
+    pub fn take_store_notices(&mut self) -> Vec<String> {
+        let mut lines = std::mem::take(&mut self.store_errors);
+        if let Some(store) = &self.store {
+            lines.extend(store.take_notices().iter().map(|n| format!("{n:?}")));
+        }
+        lines
+    }
+
+    /// Saves every slot and waits until it is written: what a server does before
+    /// it ends.
+    pub fn save_all(&mut self) {
+        for slot in 0..self.engine.n_slots() {
+            self.save(slot, Reason::Shutdown);
+        }
+        if let Some(store) = &self.store {
+            store.flush();
         }
     }
 
@@ -299,6 +353,7 @@ impl Scheduler {
         }
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
             let sequence = self.running.remove(at);
+            self.save(sequence.slot, Reason::TurnEnd);
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -396,6 +451,7 @@ impl Scheduler {
             return Err(error);
         }
         self.take_frontiers(&batch)?;
+        self.save_progress(&batch);
         Ok(events)
     }
 
@@ -413,7 +469,10 @@ impl Scheduler {
                 request,
                 constraint,
             } = self.waiting.pop_front().expect("not empty");
-            let reuse = self.prepare_slot(&idle, &request.tokens)?;
+            let reuse = match self.load(&idle, &request.tokens) {
+                Some(reuse) => reuse,
+                None => self.prepare_slot(&idle, &request.tokens)?,
+            };
             let Reuse { slot, n_cached, .. } = reuse;
             self.last_used[slot] = id.0 + 1;
             let n_total = request.tokens.len();
@@ -456,11 +515,18 @@ impl Scheduler {
             .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
             .max_by_key(|(shared, _)| *shared)
             .expect("an idle slot");
+        let not_stored = |n_used| {
+            let store = self.store.as_ref()?;
+            Some(store.not_stored(prompt, n_used))
+        };
+        let not_stored = not_stored(reusable);
         let reuse = |slot, n_cached| Reuse {
             slot,
             n_shared,
             n_cached,
             n_held,
+            n_loaded: 0,
+            not_stored,
         };
         let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
         let least_recent = || idle.iter().copied().min_by_key(|s| self.last_used[*s]);
@@ -480,6 +546,97 @@ impl Scheduler {
         };
         self.cut(slot, reusable)?;
         Ok(reuse(slot, reusable))
+    }
+
+    /// Reads the longest stored state that a prompt goes on from into an idle slot,
+    /// when that is worth it.
+    fn load(&mut self, idle: &[usize], prompt: &[u32]) -> Option<Reuse> {
+        let store = self.store.as_ref()?;
+        let held = |slot: &usize| self.reusable(*slot, prompt);
+        let best = idle.iter().map(held).max().unwrap_or(0);
+        let (n_shared, n_held) = idle
+            .iter()
+            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
+            .max_by_key(|(shared, _)| *shared)?;
+        let candidates = store.find(prompt, None);
+        let loaded = candidates
+            .iter()
+            .filter(|c| c.n_tokens >= best + MIN_LOAD_GAIN && c.n_tokens < prompt.len())
+            // What cannot be read is told in the store's notices.
+            .find_map(|c| store.load(c).ok())?;
+        let slot = idle
+            .iter()
+            .copied()
+            .find(|slot| self.engine.is_empty(*slot))
+            .or_else(|| idle.iter().copied().min_by_key(|s| self.last_used[*s]))?;
+        self.frontiers[slot].clear();
+        if let Err(error) = self.engine.import(slot, &loaded.tokens, &loaded.state) {
+            self.store_errors
+                .push(format!("a stored state cannot be used: {error}"));
+            self.engine.clear(slot);
+            return None;
+        }
+        let n_cached = loaded.tokens.len();
+        let store = self.store.as_ref()?;
+        Some(Reuse {
+            slot,
+            n_shared,
+            n_cached,
+            n_held,
+            n_loaded: n_cached,
+            not_stored: Some(store.not_stored(prompt, n_cached)),
+        })
+    }
+
+    /// Saves what a step brought to a place worth coming back to.
+    fn save_progress(&mut self, batch: &Batch) {
+        if self.store.is_none() {
+            return;
+        }
+        let mut saves: Vec<(usize, Reason)> = Vec::new();
+        for segment in batch.segments() {
+            let slot = segment.slot;
+            let len = self.engine.len(slot);
+            let before = len - segment.tokens.len();
+            match self.running.iter().find(|s| s.slot == slot) {
+                // It ended in this step.
+                None => saves.push((slot, Reason::TurnEnd)),
+                Some(sequence) if len > sequence.request.tokens.len() => {}
+                Some(sequence) if len == sequence.request.tokens.len() => {
+                    saves.push((slot, Reason::TurnEnd));
+                }
+                Some(_) if len / SAVE_INTERVAL > before / SAVE_INTERVAL => {
+                    saves.push((slot, Reason::Interval));
+                }
+                Some(_) => {}
+            }
+        }
+        for (slot, reason) in saves {
+            self.save(slot, reason);
+        }
+    }
+
+    fn save(&mut self, slot: usize, reason: Reason) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        let tokens = self.engine.tokens(slot).to_vec();
+        if tokens.is_empty() {
+            return;
+        }
+        let options = SaveOptions {
+            reason,
+            text_keys: &[],
+            wait: reason == Reason::Shutdown,
+        };
+        let mut rows = SlotRows {
+            engine: &mut self.engine,
+            slot,
+        };
+        if let Err(error) = store.save(&tokens, &mut rows, &options) {
+            self.store_errors
+                .push(format!("a state could not be saved: {error}"));
+        }
     }
 
     /// Longest prefix of `prompt` that a slot can be cut back to.

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use ds4_conformance::golden::{self, Golden};
 use ds4_conformance::network::argmax;
+use ds4_engine::store::{
+    CompatInputs, CompatKey, SlotLayout, Store, StoreOptions, WeightsFingerprint,
+};
 use ds4_engine::{
-    BackendKind, Batch, Constraint, Engine, Event, FinishReason, OpenError, OpenOptions, Outputs,
-    Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId, Timings, TokenSet,
+    BackendKind, Batch, CacheRounding, Constraint, Engine, Event, FinishReason, OpenError,
+    OpenOptions, Outputs, Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId,
+    Timings, TokenSet,
 };
 
 fn model() -> Golden {
@@ -333,7 +337,9 @@ fn a_running_sequence_says_what_its_slot_held() {
             slot: 0,
             n_shared: 10,
             n_cached: 10,
-            n_held: 40
+            n_held: 40,
+            n_loaded: 0,
+            not_stored: None,
         })
     );
     assert_eq!(scheduler.slots()[0].sequence, Some(id));
@@ -341,6 +347,57 @@ fn a_running_sequence_says_what_its_slot_held() {
     scheduler.reset();
     assert!(scheduler.is_idle() && !scheduler.contains(id));
     assert_eq!(scheduler.slots()[0].n_tokens, 0);
+}
+
+#[test]
+fn a_prompt_goes_on_from_disk_after_a_restart() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let started = |golden: &Golden| {
+        let engine = open(golden, 1, 1024);
+        let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
+        let inputs = CompatInputs {
+            geometry: engine.geometry(),
+            weights: WeightsFingerprint::of(&golden.gguf),
+            tokenizer: [0; 32],
+            numerics_class: "test",
+        };
+        let key = CompatKey::new(&inputs, &layout.clone().with_block_tokens(128));
+        let options = StoreOptions {
+            min_tokens: 16,
+            max_tokens: engine.context(),
+            ..StoreOptions::default()
+        };
+        let layout = layout.with_block_tokens(128);
+        let store = Store::open(folder.path(), options, key, layout).expect("a store");
+        Scheduler::new(engine).with_store(store)
+    };
+    let prompt: Vec<u32> = golden.tokens.iter().copied().cycle().take(600).collect();
+    let mut scheduler = started(&golden);
+    let id = scheduler.submit(greedy(&prompt, 20)).unwrap();
+    let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
+    scheduler.save_all();
+    drop(scheduler);
+
+    let mut longer = prompt.clone();
+    longer.extend_from_slice(&reply);
+    longer.extend_from_slice(&golden.tokens[..9]);
+    let mut scheduler = started(&golden);
+    let id = scheduler.submit(greedy(&longer, 5)).unwrap();
+    scheduler.tick().unwrap();
+    let reuse = scheduler.reuse(id).expect("it runs");
+    // The last token of the reply was never computed.
+    assert_eq!(reuse.n_loaded, prompt.len() + reply.len() - 1, "{reuse:?}");
+    assert_eq!(reuse.n_cached, reuse.n_loaded);
+    let from_disk = run(&mut scheduler).remove(&id).expect("a reply").0;
+    let by_hand = by_hand(&mut open(&golden, 1, 1024), &longer, 5);
+    assert_eq!(by_hand[by_hand.len() - from_disk.len()..], from_disk);
+    assert!(scheduler.take_store_notices().is_empty());
+
+    // What is in a slot already is not read again.
+    let id = scheduler.submit(greedy(&longer, 2)).unwrap();
+    scheduler.tick().unwrap();
+    assert_eq!(scheduler.reuse(id).expect("it runs").n_loaded, 0);
 }
 
 #[test]
