@@ -5,14 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use ds4_engine::Scheduler;
+use ds4_engine::store::{
+    BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions, TurnLog,
+    TurnLogOptions, WeightsFingerprint,
+};
+use ds4_engine::{CacheRounding, Engine, Scheduler};
+use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
     Cors, DEFAULT_MAX_QUEUE, DEFAULT_MAX_TOKENS, DEFAULT_MODEL_ID, ModelFacts, Server,
@@ -20,16 +25,20 @@ use ds4_server::http::{
 };
 use ds4_server::prompt::{PromptRules, ReasoningHistory};
 use ds4_server::turns::DEFAULT_MAX_CALL_IDS;
-use ds4_text::{Effort, MarkerText, Mode, Revision};
+use ds4_text::{Effort, MarkerText, Mode, Revision, Tokenizer};
+use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::args::{EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
+use crate::args::{BackendArg, EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
 use crate::console::Console;
 use crate::error;
 use crate::interrupt;
-use crate::model::{name_of, open_engine, revision_of};
+use crate::model::{name_of, open_engine_of, open_file, revision_of};
 use crate::options::EngineOptions;
+
+/// The file of the turn log, in the folder of the store.
+const TURN_LOG: &str = "turns.log";
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
@@ -114,6 +123,16 @@ struct ServerArgs {
     /// Which reasoning of old turns stays in the prompt
     #[arg(long, value_enum, value_name = "RULE", default_value_t)]
     reasoning_history: HistoryArg,
+
+    /// Keep states of conversations in this folder, over restarts too
+    #[arg(long, value_name = "DIR")]
+    kv_disk_dir: Option<PathBuf>,
+    /// Bytes of that folder [default: 16384]
+    #[arg(long, value_name = "MIB", requires = "kv_disk_dir")]
+    kv_disk_space_mb: Option<u64>,
+    /// Shortest state that is kept
+    #[arg(long, value_name = "TOKENS", default_value_t = MIN_TOKENS, hide_short_help = true)]
+    kv_cache_min_tokens: usize,
 
     /// Requests that can wait
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_QUEUE)]
@@ -238,7 +257,8 @@ fn run(args: ServerArgs) -> Result<()> {
     if let Some(banner) = engine_options.model.banner() {
         console.note(&banner);
     }
-    let engine = open_engine(&engine_options, &console, |open| {
+    let gguf = open_file(&engine_options.model)?;
+    let engine = open_engine_of(&gguf, &engine_options, &console, |open| {
         open.context = args.ctx;
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
@@ -266,8 +286,23 @@ fn run(args: ServerArgs) -> Result<()> {
     };
     let n_context = facts.n_context;
     let n_slots = facts.n_slots;
+    let (scheduler, turn_log) = match &args.kv_disk_dir {
+        None => (Scheduler::new(engine), None),
+        Some(folder) => {
+            let store = open_store(&args, folder, &gguf, &engine, &tokenizer)?;
+            let usage = store.usage();
+            console.report(&format!(
+                "{}: {} states, {} MiB",
+                folder.display(),
+                usage.n_points,
+                usage.n_bytes >> 20
+            ));
+            let log = TurnLog::open(folder.join(TURN_LOG), TurnLogOptions::default())?;
+            (Scheduler::new(engine).with_store(store), Some(log))
+        }
+    };
     server
-        .load(Scheduler::new(engine), tokenizer, facts)
+        .load(scheduler, tokenizer, facts, turn_log)
         .context("cannot start the thread of the engine")?;
     console.report(&format!(
         "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens"
@@ -280,6 +315,45 @@ fn run(args: ServerArgs) -> Result<()> {
     runtime.block_on(serving).context("serving failed")?;
     server.join();
     Ok(())
+}
+
+/// The store of this model in a folder.
+fn open_store(
+    args: &ServerArgs,
+    folder: &Path,
+    gguf: &Gguf,
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+) -> Result<Store> {
+    let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
+    let inputs = CompatInputs {
+        geometry: engine.geometry(),
+        weights: WeightsFingerprint::of(gguf),
+        tokenizer: tokenizer_hash(tokenizer),
+        numerics_class: match args.engine.backend {
+            BackendArg::Cpu => "cpu",
+            BackendArg::Reference => "reference",
+        },
+    };
+    let key = CompatKey::new(&inputs, &layout);
+    let options = StoreOptions {
+        budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
+        min_tokens: args.kv_cache_min_tokens,
+        max_tokens: engine.context(),
+        ..StoreOptions::default()
+    };
+    Ok(Store::open(folder, options, key, layout)?)
+}
+
+/// Names what the token ids of a model mean.
+fn tokenizer_hash(tokenizer: &Tokenizer) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for token in 0..tokenizer.n_vocab() as u32 {
+        let bytes = tokenizer.token_bytes(token);
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    }
+    hash.finalize().into()
 }
 
 /// Waits for Ctrl+C, or for the signal by which services are stopped.

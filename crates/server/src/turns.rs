@@ -9,8 +9,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use ds4_engine::store::TurnLog;
 use ds4_text::{Message, json};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::generation::Call;
@@ -20,6 +21,9 @@ use crate::id::without_prefix;
 pub const DEFAULT_MAX_CALL_IDS: usize = 100_000;
 /// Bytes of turns remembered unless said otherwise.
 pub const DEFAULT_MAX_BYTES: usize = 512 << 20;
+
+/// What the turn log calls a turn of this module.
+const RECORD_KIND: u8 = 1;
 
 /// Names a prompt's text.
 pub type PromptKey = [u8; 32];
@@ -74,6 +78,69 @@ impl Turn {
             + calls
     }
 
+    /// The keys by which it is found, in memory and in a log.
+    fn keys(&self) -> Vec<String> {
+        if self.calls.is_empty() {
+            vec![content_key(self.prompt, &self.content)]
+        } else {
+            let ids = self.calls.iter().map(|call| call_key(&call.id));
+            ids.collect()
+        }
+    }
+
+    /// The payload of its record: a JSON object.
+    fn to_record(&self) -> Vec<u8> {
+        let calls: Vec<Value> = self
+            .calls
+            .iter()
+            .map(|c| json!([c.id, c.name, c.arguments, c.complete]))
+            .collect();
+        json!({
+            "prompt": self.prompt,
+            "thinking": self.thinking,
+            "tokens": self.tokens,
+            "reasoning": self.reasoning,
+            "content": self.content,
+            "calls": calls,
+        })
+        .to_string()
+        .into_bytes()
+    }
+
+    /// Reads a record; `None` when it is not one of ours.
+    fn of_record(payload: &[u8]) -> Option<Turn> {
+        let value: Value = serde_json::from_slice(payload).ok()?;
+        let number = |value: &Value| u32::try_from(value.as_u64()?).ok();
+        let numbers = |name: &str| -> Option<Vec<u32>> {
+            value[name].as_array()?.iter().map(number).collect()
+        };
+        let text = |value: &Value| Some(value.as_str()?.to_owned());
+        let prompt: Option<Vec<u8>> = numbers("prompt")?
+            .into_iter()
+            .map(|byte| u8::try_from(byte).ok())
+            .collect();
+        let call = |value: &Value| {
+            Some(Call {
+                id: text(&value[0])?,
+                name: text(&value[1])?,
+                arguments: text(&value[2])?,
+                complete: value[3].as_bool()?,
+            })
+        };
+        Some(Turn {
+            prompt: prompt?.try_into().ok()?,
+            thinking: value["thinking"].as_bool()?,
+            tokens: numbers("tokens")?,
+            reasoning: text(&value["reasoning"])?,
+            content: text(&value["content"])?,
+            calls: value["calls"]
+                .as_array()?
+                .iter()
+                .map(call)
+                .collect::<Option<_>>()?,
+        })
+    }
+
     /// Whether a message says what this turn said. Reasoning may be missing: it is restored.
     fn is_said_by(&self, message: &Message) -> bool {
         let reasoning = message.reasoning.as_deref().unwrap_or_default().trim();
@@ -86,6 +153,19 @@ impl Turn {
                 .zip(&self.calls)
                 .all(|(a, b)| a.name == b.name && same_arguments(&a.arguments, &b.arguments))
     }
+}
+
+fn call_key(id: &str) -> String {
+    format!("call {}", without_prefix(id))
+}
+
+fn content_key(prompt: PromptKey, content: &str) -> String {
+    let mut hash = Sha256::new();
+    hash.update(prompt);
+    hash.update(content.trim_end());
+    let digest: [u8; 32] = hash.finalize().into();
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("answer {hex}")
 }
 
 /// Whether two argument texts are the same JSON value, however they are written.
@@ -124,12 +204,15 @@ pub struct Turns {
     max_call_ids: usize,
     max_bytes: usize,
     records: HashMap<u64, Record>,
-    by_call: HashMap<String, u64>,
-    by_content: HashMap<(PromptKey, String), u64>,
+    by_key: HashMap<String, u64>,
     by_use: BTreeMap<u64, u64>,
     n_bytes: usize,
     /// Counts records and uses.
     clock: u64,
+    /// Where turns outlive the process.
+    log: Option<TurnLog>,
+    /// What went wrong with it, for the server's log.
+    problems: Vec<String>,
 }
 
 impl Turns {
@@ -139,12 +222,24 @@ impl Turns {
             max_call_ids,
             max_bytes,
             records: HashMap::new(),
-            by_call: HashMap::new(),
-            by_content: HashMap::new(),
+            by_key: HashMap::new(),
             by_use: BTreeMap::new(),
             n_bytes: 0,
             clock: 0,
+            log: None,
+            problems: Vec::new(),
         }
+    }
+
+    /// Keeps turns in a log too, and looks there for those that are not in memory.
+    pub fn with_log(mut self, log: TurnLog) -> Turns {
+        self.log = Some(log);
+        self
+    }
+
+    /// What went wrong with the log; each is told once.
+    pub fn take_problems(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.problems)
     }
 
     /// Number of turns remembered.
@@ -157,9 +252,9 @@ impl Turns {
         self.records.is_empty()
     }
 
-    /// The calls' ids that are remembered without their prefixes, and their turns.
+    /// Whether a call of this id, with any prefix, is remembered.
     pub fn knows_call(&self, id: &str) -> bool {
-        self.by_call.contains_key(without_prefix(id))
+        self.by_key.contains_key(&call_key(id))
     }
 
     /// Remembers a turn.
@@ -167,16 +262,22 @@ impl Turns {
         if self.max_call_ids == 0 {
             return;
         }
+        if let Some(log) = &mut self.log {
+            let keys = turn.keys();
+            let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
+            if let Err(error) = log.append(RECORD_KIND, &keys, &turn.to_record()) {
+                self.problems.push(format!("the turn log: {error}"));
+            }
+        }
+        self.remember(turn);
+    }
+
+    fn remember(&mut self, turn: Turn) {
         self.clock += 1;
         let number = self.clock;
-        for call in &turn.calls {
-            self.by_call
-                .insert(without_prefix(&call.id).to_owned(), number);
-        }
-        if turn.calls.is_empty() {
-            let key = (turn.prompt, turn.content.trim_end().to_owned());
+        for key in turn.keys() {
             // The same answer to the same prompt, given again: the newer one is the one in a slot.
-            if let Some(old) = self.by_content.insert(key, number) {
+            if let Some(old) = self.by_key.insert(key, number) {
                 self.forget(old);
             }
         }
@@ -189,11 +290,30 @@ impl Turns {
                 last_used: number,
             },
         );
-        while self.by_call.len() > self.max_call_ids || self.n_bytes > self.max_bytes {
+        while self.by_key.len() > self.max_call_ids || self.n_bytes > self.max_bytes {
             let Some((_, &oldest)) = self.by_use.first_key_value() else {
                 break;
             };
             self.forget(oldest);
+        }
+    }
+
+    /// The number of the turn of a key, read from the log if need be.
+    fn number_of(&mut self, key: &str) -> Option<u64> {
+        if let Some(number) = self.by_key.get(key) {
+            return Some(*number);
+        }
+        let found = self.log.as_mut()?.get(key.as_bytes());
+        match found {
+            Ok(Some(record)) if record.kind == RECORD_KIND => {
+                self.remember(Turn::of_record(&record.payload)?);
+                self.by_key.get(key).copied()
+            }
+            Ok(_) => None,
+            Err(error) => {
+                self.problems.push(format!("the turn log: {error}"));
+                None
+            }
         }
     }
 
@@ -206,7 +326,7 @@ impl Turns {
         thinking: bool,
     ) -> Option<Arc<Turn>> {
         let number = if let Some(first) = message.tool_calls.first() {
-            let number = *self.by_call.get(without_prefix(&first.id))?;
+            let number = self.number_of(&call_key(&first.id))?;
             let turn = &self.records.get(&number)?.turn;
             let ids_agree = message.tool_calls.len() == turn.calls.len()
                 && message
@@ -219,8 +339,7 @@ impl Turns {
             }
             number
         } else {
-            let key = (prompt, message.content.trim_end().to_owned());
-            *self.by_content.get(&key)?
+            self.number_of(&content_key(prompt, &message.content))?
         };
         let record = self.records.get_mut(&number)?;
         if record.turn.thinking != thinking || !record.turn.is_said_by(message) {
@@ -239,15 +358,10 @@ impl Turns {
         };
         self.by_use.remove(&last_used);
         self.n_bytes -= turn.n_bytes();
-        for call in &turn.calls {
-            let id = without_prefix(&call.id);
-            if self.by_call.get(id) == Some(&number) {
-                self.by_call.remove(id);
+        for key in turn.keys() {
+            if self.by_key.get(&key) == Some(&number) {
+                self.by_key.remove(&key);
             }
-        }
-        let key = (turn.prompt, turn.content.trim_end().to_owned());
-        if self.by_content.get(&key) == Some(&number) {
-            self.by_content.remove(&key);
         }
     }
 }
@@ -255,6 +369,7 @@ impl Turns {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ds4_engine::store::TurnLogOptions;
     use ds4_text::ToolCall;
 
     fn turn(content: &str, calls: &[(&str, &str)]) -> Turn {
@@ -361,6 +476,33 @@ mod tests {
         let mut none = Turns::new(0, 1 << 20);
         none.insert(turn("", &[("1", "{}")]));
         assert!(none.is_empty());
+    }
+
+    #[test]
+    fn turns_outlive_the_process_in_a_log() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("turns.log");
+        let open = || {
+            let log = TurnLog::open(&path, TurnLogOptions::default()).expect("a log");
+            Turns::new(100, 1 << 20).with_log(log)
+        };
+        let mut turns = open();
+        let called = turn("said", &[("1", r#"{"x": "é"}"#), ("2", "{}")]);
+        turns.insert(called.clone());
+        turns.insert(turn("answer", &[]));
+        drop(turns);
+        let mut turns = open();
+        let calls = [("1", r#"{"x":"é"}"#), ("2", "{}")];
+        let found = turns.find(&message("said", &calls), prompt_key("x"), true);
+        assert_eq!(found.as_deref(), Some(&called));
+        let found = turns.find(&message("answer", &[]), prompt_key("p"), true);
+        assert_eq!(found.as_deref(), Some(&turn("answer", &[])));
+        assert!(
+            turns
+                .find(&message("other", &[]), prompt_key("p"), true)
+                .is_none()
+        );
+        assert!(turns.take_problems().is_empty());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ds4_engine::store::NotStored;
 use ds4_engine::{
     Constraint, Event, FinishReason, Request, RequestError, Reuse, Scheduler, SequenceId, SlotUse,
     StepError,
@@ -48,6 +49,12 @@ pub trait TokenSource: Send {
     fn tick(&mut self) -> Result<Vec<Event>, StepError>;
     /// Drops all sequences and what the slots hold.
     fn reset(&mut self);
+    /// What the log should say; each is told once.
+    fn take_notices(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Keeps what the slots hold, before the program ends.
+    fn save_all(&mut self) {}
 }
 
 impl TokenSource for Scheduler {
@@ -81,6 +88,12 @@ impl TokenSource for Scheduler {
     fn reset(&mut self) {
         Scheduler::reset(self);
     }
+    fn take_notices(&mut self) -> Vec<String> {
+        self.take_store_notices()
+    }
+    fn save_all(&mut self) {
+        Scheduler::save_all(self);
+    }
 }
 
 /// How a worker works.
@@ -94,6 +107,8 @@ pub struct WorkerOptions {
     pub default_max_tokens: usize,
     /// Reads the one line that every request leaves.
     pub log: Arc<dyn Fn(&RequestLine) + Send + Sync>,
+    /// Reads what else is worth knowing.
+    pub note: Arc<dyn Fn(&str) + Send + Sync>,
 }
 
 /// A request that is ready to run.
@@ -363,6 +378,7 @@ struct Running {
 struct Started {
     at: Instant,
     n_cached: usize,
+    source: &'static str,
     story: String,
 }
 
@@ -381,6 +397,14 @@ struct Body<S> {
 
 impl<S: TokenSource> Body<S> {
     fn run(&mut self) {
+        self.serve();
+        // A state that cannot be kept is computed again; that must not keep the program from
+        // ending.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.source.save_all()));
+        self.tell_notices();
+    }
+
+    fn serve(&mut self) {
         loop {
             if self.source.is_idle() {
                 if self.deadline.is_some() {
@@ -401,7 +425,18 @@ impl<S: TokenSource> Body<S> {
             if !self.source.is_idle() {
                 self.step();
                 self.publish();
+                self.tell_notices();
             }
+        }
+    }
+
+    fn tell_notices(&mut self) {
+        let mut notices = self.source.take_notices();
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        notices.extend(turns.take_problems());
+        drop(turns);
+        for notice in notices {
+            (self.options.note)(&notice);
         }
     }
 
@@ -561,6 +596,11 @@ impl<S: TokenSource> Body<S> {
                     running.started = Some(Started {
                         at: began.max(running.submitted),
                         n_cached,
+                        source: match reuse {
+                            Some(reuse) if reuse.n_loaded > 0 => "disk",
+                            _ if n_cached > 0 => "memory",
+                            _ => "none",
+                        },
                         story,
                     });
                     running.send(vec![ReplyEvent::Started { n_prompt, n_cached }]);
@@ -648,7 +688,7 @@ impl<S: TokenSource> Body<S> {
             queue: started_at - submitted,
             prefill: first_token - started_at,
             decode: now - first_token,
-            cache_source: if n_cached > 0 { "memory" } else { "none" },
+            cache_source: started.as_ref().map_or("none", |s| s.source),
             cache_miss: started.map_or_else(String::new, |s| s.story),
         };
         if let Some(turn) = ended.turn {
@@ -779,17 +819,33 @@ fn story(n_prompt: usize, n_cached: usize, reuse: Option<Reuse>, prompt: &TokenP
         0 => String::new(),
         n => format!("; {n} assistant message(s) are not turns that this server remembers"),
     };
-    if reuse.n_held == 0 {
-        format!("{n_new} new: the idle slots are empty")
+    let on_disk = match reuse.not_stored {
+        None => String::new(),
+        Some(NotStored::NoPoint { n_same: 0 }) => "; the disk has nothing like it".to_owned(),
+        Some(NotStored::NoPoint { n_same }) => format!(
+            "; the disk has {n_same} of its tokens, and no state between there and token {n_cached}"
+        ),
+        Some(NotStored::Evicted { n_tokens }) => {
+            format!("; its state on disk up to token {n_tokens} gave way to others")
+        }
+        Some(NotStored::OtherModel) => "; the disk has states of another model only".to_owned(),
+        Some(NotStored::FirstDifference { at }) => {
+            format!("; what is on disk differs at token {at}")
+        }
+    };
+    if reuse.n_loaded > 0 {
+        format!("{n_new} new: the prompt goes on from disk{on_disk}{from_text}")
+    } else if reuse.n_held == 0 {
+        format!("{n_new} new: the idle slots are empty{on_disk}")
     } else if reuse.n_shared == 0 {
-        format!("{n_new} new: no idle slot begins like this prompt")
+        format!("{n_new} new: no idle slot begins like this prompt{on_disk}")
     } else if reuse.n_shared < reuse.n_held && reuse.n_shared < n_prompt {
         let back = match reuse.n_shared - n_cached.min(reuse.n_shared) {
             0 => String::new(),
             n => format!(", and the slot goes back by {n} more to where its state was kept"),
         };
         format!(
-            "{n_new} new: the prompt departs from the slot at token {} of {}{back}{from_text}",
+            "{n_new} new: the prompt departs from the slot at token {} of {}{back}{on_disk}{from_text}",
             reuse.n_shared, reuse.n_held
         )
     } else if n_cached < reuse.n_shared.min(n_prompt - 1) {

@@ -10,6 +10,7 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use ds4_engine::store::TurnLog;
 use ds4_text::{Prompt, Tokenizer};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
@@ -95,7 +96,7 @@ impl Server {
         server
     }
 
-    /// Gives the server its model.
+    /// Gives the server its model, and where turns outlive it.
     ///
     /// # Errors
     /// The system gives no thread for the worker.
@@ -104,16 +105,19 @@ impl Server {
         source: impl TokenSource + 'static,
         tokenizer: Arc<Tokenizer>,
         facts: ModelFacts,
+        turn_log: Option<TurnLog>,
     ) -> std::io::Result<()> {
-        let turns = Arc::new(Mutex::new(Turns::new(
-            self.options.max_call_ids,
-            DEFAULT_MAX_BYTES,
-        )));
+        let turns = Turns::new(self.options.max_call_ids, DEFAULT_MAX_BYTES);
+        let turns = Arc::new(Mutex::new(match turn_log {
+            Some(log) => turns.with_log(log),
+            None => turns,
+        }));
         let options = WorkerOptions {
             n_slots: facts.n_slots,
             max_queue: self.options.max_queue,
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
+            note: Arc::clone(&self.options.note),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
         let _ = self.ready.set(Arc::new(Ready {

@@ -149,6 +149,8 @@ impl ScriptedSource {
                 n_shared,
                 n_cached,
                 n_held: self.slots[slot].len(),
+                n_loaded: 0,
+                not_stored: None,
             };
             self.slots[slot].truncate(n_cached);
             let script = self.scripts.lock().unwrap().pop_front();

@@ -87,7 +87,7 @@ impl Web {
             Arc::clone(&self.seen),
         );
         self.server
-            .load(source, tokenizer, facts)
+            .load(source, tokenizer, facts, None)
             .expect("a thread");
     }
 

@@ -60,6 +60,7 @@ impl Bench {
             max_queue: 2,
             default_max_tokens: 1000,
             log: Arc::new(move |line| lines.lock().unwrap().push(line.to_string())),
+            note: Arc::new(|_| {}),
         };
         let rules = PromptRules {
             revision: Revision::Preview,
