@@ -11,6 +11,7 @@ pub mod id;
 pub mod log;
 pub mod prompt;
 pub mod reply;
+pub mod schema;
 pub mod stop_strings;
 pub mod turns;
 pub mod worker;

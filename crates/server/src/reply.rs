@@ -10,6 +10,7 @@ use crate::generation::{
 };
 use crate::id::new_id;
 use crate::prompt::TokenPrompt;
+use crate::schema::SchemaReader;
 use crate::stop_strings::StopStrings;
 use crate::turns::Turn;
 
@@ -76,6 +77,7 @@ pub struct ReplyInProgress {
     naming: Option<(Vec<String>, Vec<u8>)>,
     /// Whether the block of calls was opened on the model's behalf.
     opened: bool,
+    schema: Option<SchemaReader>,
 }
 
 impl ReplyInProgress {
@@ -84,6 +86,7 @@ impl ReplyInProgress {
         generation: Arc<Generation>,
         tokenizer: Arc<Tokenizer>,
         prompt: TokenPrompt,
+        schema: Option<SchemaReader>,
     ) -> ReplyInProgress {
         let tools: ToolSchemas = if generation.tool_choice == ToolChoice::None {
             ToolSchemas::default()
@@ -109,6 +112,7 @@ impl ReplyInProgress {
             held_logprobs: Vec::new(),
             naming: None,
             opened: false,
+            schema,
             generation,
             tokenizer,
             prompt,
@@ -126,7 +130,7 @@ impl ReplyInProgress {
     }
 
     /// What holds for the next token.
-    pub fn constraint(&self) -> Constraint {
+    pub fn constraint(&mut self) -> Constraint {
         let phase = self.parser.phase();
         let protocol = self.tokenizer.protocol();
         let mut forbidden: Vec<u32> = protocol
@@ -145,20 +149,56 @@ impl ReplyInProgress {
         Constraint {
             greedy: phase == Phase::Markup,
             forbidden,
-            allowed: self
-                .naming
-                .as_ref()
-                .map(|(names, so_far)| Arc::new(continuations(&self.tokenizer, names, so_far))),
+            allowed: match &self.naming {
+                Some((names, so_far)) => Some(continuations(&self.tokenizer, names, so_far)),
+                None if phase == Phase::Content => self.schema_allows(!no_tools),
+                None => None,
+            }
+            .map(Arc::new),
         }
+    }
+
+    /// Tokens that keep the content on its schema. A call may stand in the content's place.
+    fn schema_allows(&mut self, may_call: bool) -> Option<TokenSet> {
+        let schema = self.schema.as_mut()?;
+        if may_call && !schema.has_begun() {
+            let dsml = self.tokenizer.protocol().dsml;
+            if self.text.ends_with('<') {
+                let mut only = TokenSet::empty(self.tokenizer.n_vocab());
+                only.insert(dsml);
+                return Some(only);
+            }
+            let mut set = schema.allowed()?;
+            for text in ["\n", "\n\n", "<"] {
+                if let [token] = self.tokenizer.encode(text)[..] {
+                    set.insert(token);
+                }
+            }
+            return Some(set);
+        }
+        schema.allowed()
     }
 
     /// A token that was sampled.
     pub fn push(&mut self, token: u32, logprobs: Option<TokenLogprobs>) -> Step {
         let mut step = Step::default();
         let was_reasoning = self.in_reasoning;
+        let was_content = self.parser.phase() == Phase::Content;
         self.take(token, logprobs, &mut step);
         if step.ends {
             return step;
+        }
+        if let Some(schema) = &mut self.schema
+            && was_content
+            && self.calls.is_empty()
+        {
+            // What may begin a call is none of the schema's business.
+            let bytes = self.tokenizer.token_bytes(token);
+            let may_be_call = !self.generation.tools.is_empty()
+                && bytes.iter().all(|b| matches!(b, b'\n' | b'<'));
+            if schema.has_begun() || !may_be_call {
+                schema.push(token);
+            }
         }
         if let Some((names, so_far)) = &mut self.naming {
             so_far.extend_from_slice(self.tokenizer.token_bytes(token));

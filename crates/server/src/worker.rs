@@ -25,6 +25,7 @@ use crate::generation::{
 use crate::log::{Ending, RequestLine};
 use crate::prompt::TokenPrompt;
 use crate::reply::{ReplyInProgress, Step, stop_tokens};
+use crate::schema::SchemaReader;
 use crate::turns::Turns;
 
 /// Where tokens come from: the scheduler, or a script in tests.
@@ -119,6 +120,8 @@ pub struct Job {
     pub generation: Arc<Generation>,
     /// The prompt.
     pub prompt: TokenPrompt,
+    /// What the content must follow.
+    pub schema: Option<SchemaReader>,
 }
 
 /// What a slot does, for whoever looks from outside.
@@ -475,7 +478,7 @@ impl<S: TokenSource> Body<S> {
     fn begin(&mut self, pending: Pending) {
         let Pending {
             number,
-            job,
+            mut job,
             events,
             submitted,
         } = pending;
@@ -483,6 +486,7 @@ impl<S: TokenSource> Body<S> {
             Arc::clone(&job.generation),
             Arc::clone(&self.tokenizer),
             job.prompt.clone(),
+            job.schema.take(),
         );
         let opening = reply.opening();
         let mut tokens = job.prompt.tokens.clone();

@@ -130,19 +130,26 @@ pub(super) async fn answer(
     let generation = Arc::new(generation);
     let prompter = ready.prompter.clone();
     let wanted = Arc::clone(&generation);
-    let prompt = tokio::task::spawn_blocking(move || prompter.tokens(&wanted))
-        .await
-        .map_err(|_| {
-            HttpError::new(
-                FailureKind::Internal,
-                "rendering the prompt failed by a bug",
-            )
-        })??;
+    let compiler = Arc::clone(&ready);
+    let prepared = tokio::task::spawn_blocking(move || {
+        let schema = match &wanted.schema {
+            Some(schema) => Some(compiler.schemas()?.compile(schema)?),
+            None => None,
+        };
+        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema))
+    });
+    let (prompt, schema) = prepared.await.map_err(|_| {
+        HttpError::new(
+            FailureKind::Internal,
+            "rendering the prompt failed by a bug",
+        )
+    })??;
     server.metrics.render_ms(n_prompt_started.elapsed());
     let (events, ticket) = ready.worker.submit(Job {
         request_id: wire.request_id.clone(),
         generation: Arc::clone(&generation),
         prompt,
+        schema,
     })?;
     if generation.stream {
         Ok(stream(server, ready, shape, events, ticket).await)

@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
-use crate::generation::FailureKind;
+use crate::generation::{Failure, FailureKind};
 use crate::id::new_id;
 use crate::prompt::Prompter;
+use crate::schema::Schemas;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{TokenSource, Worker, WorkerOptions};
 
@@ -53,10 +54,24 @@ pub(super) struct Ready {
     pub(super) worker: Worker,
     pub(super) prompter: Prompter,
     facts: ModelFacts,
+    /// Made when the first schema comes: it takes a while.
+    schemas: OnceLock<Result<Schemas, String>>,
     stored: Mutex<responses::MemoryStore>,
 }
 
 impl Ready {
+    /// What compiles schemas.
+    pub(super) fn schemas(&self) -> Result<&Schemas, Failure> {
+        let schemas = self
+            .schemas
+            .get_or_init(|| Schemas::new(self.prompter.tokenizer()));
+        schemas.as_ref().map_err(|reason| Failure {
+            kind: FailureKind::Unsupported,
+            message: format!("this model's vocabulary cannot follow schemas: {reason}"),
+            param: None,
+        })
+    }
+
     /// Keeps a response for clients that refer to it.
     pub(super) fn keep(&self, input: &[Arc<Value>], response: &Value) {
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,6 +139,7 @@ impl Server {
             worker,
             prompter: Prompter::new(tokenizer, turns, self.options.prompt, facts.n_context),
             facts,
+            schemas: OnceLock::new(),
             stored: Mutex::new(responses::MemoryStore::new(
                 MAX_STORED_RESPONSES,
                 MAX_STORED_BYTES,

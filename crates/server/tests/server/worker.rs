@@ -11,6 +11,7 @@ use ds4_server::generation::{
     ToolChoice,
 };
 use ds4_server::prompt::{PromptRules, Prompter, ReasoningHistory};
+use ds4_server::schema::Schemas;
 use ds4_server::turns::Turns;
 use ds4_server::worker::{Job, Ticket, TokenSource, Worker, WorkerOptions};
 use ds4_text::{Effort, MarkerText, Message, Mode, Revision, Role, Tokenizer, ToolCall};
@@ -86,10 +87,16 @@ impl Bench {
 
     fn start(&self, generation: Generation) -> (UnboundedReceiver<ReplyEvent>, Ticket) {
         let prompt = self.prompter.tokens(&generation).expect("a prompt");
+        let compile = |schema| {
+            let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
+            schemas.compile(schema).expect("a schema")
+        };
+        let generation_schema = generation.schema.as_ref().map(compile);
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
                 generation: Arc::new(generation),
+                schema: generation_schema,
                 prompt,
             })
             .expect("room")
@@ -478,6 +485,45 @@ fn a_block_that_cannot_be_read_is_content_or_an_error_never_a_call() {
 }
 
 #[test]
+fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(512);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 512,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    for seed in 0..4 {
+        let mut generation = chat(vec![Message::user("hi")]);
+        generation.thinking.mode = Mode::Chat;
+        generation.sampling.seed = Some(seed);
+        generation.max_tokens = Some(200);
+        generation.schema = Some(json!({
+            "type": "object",
+            "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "bc"]}},
+            "required": ["ok", "kind"],
+            "additionalProperties": false,
+        }));
+        let outcome = bench.outcome(generation);
+        assert_eq!(outcome.finish, Finish::Stop, "{outcome:?}");
+        let value: serde_json::Value =
+            serde_json::from_str(&outcome.content).unwrap_or_else(|e| panic!("{e}: {outcome:?}"));
+        assert!(value["ok"].is_boolean(), "{value}");
+        assert!(
+            ["a", "bc"].contains(&value["kind"].as_str().expect("a kind")),
+            "{value}"
+        );
+    }
+}
+
+#[test]
 fn a_dropped_ticket_stops_the_work_and_keeps_what_was_computed() {
     let behaviour = Behaviour {
         n_slots: 1,
@@ -532,6 +578,7 @@ fn a_full_queue_refuses_and_forgets_nothing() {
         request_id: "late".to_owned(),
         generation: Arc::new(generation.clone()),
         prompt,
+        schema: None,
     });
     let Err(failure) = refused else {
         panic!("one runs and two wait: that is the limit")
@@ -602,6 +649,7 @@ fn shutting_down_lets_replies_finish_and_gives_up_those_that_do_not() {
         request_id: "late".to_owned(),
         generation: Arc::new(generation),
         prompt,
+        schema: None,
     });
     assert!(late.is_err_and(|f| f.kind == FailureKind::Unavailable));
     bench.worker.join();
