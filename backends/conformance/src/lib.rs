@@ -5,8 +5,10 @@
 //! batches, forks, rewinds, export and import, and the logits of independent
 //! implementations). A backend's own tests call these functions with a
 //! constructor of itself; the reference runs them in this crate's tests.
+//! [`speaking_model`] writes a random model that reads and writes text.
 
 pub mod fixtures;
 pub mod golden;
 pub mod network;
 pub mod ops;
+pub mod speaking_model;

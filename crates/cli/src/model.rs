@@ -389,7 +389,7 @@ fn pass_on(
 
 /// The release a model is of, by its names and by what lies beside it. The published files do not
 /// say it in their metadata.
-fn revision_of(path: &Path, model_name: &str) -> Revision {
+pub(crate) fn revision_of(path: &Path, model_name: &str) -> Revision {
     let file_name = path.file_name().map(|name| name.to_string_lossy());
     let by_name = file_name.is_some_and(|name| name.contains("0731"));
     let beside = |name: &str, word: &str| {

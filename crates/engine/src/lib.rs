@@ -19,10 +19,10 @@ pub use engine::{
     Plan, tokenizer_of,
 };
 pub use memory::available_bytes;
-pub use sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+pub use sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet};
 pub use scheduler::{
-    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIXED_CHUNK, Request,
-    RequestError, Scheduler, SequenceId, Timings,
+    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIN_LOAD_GAIN, MIXED_CHUNK,
+    Request, RequestError, Reuse, SAVE_INTERVAL, Scheduler, SequenceId, SlotUse, Timings,
 };
 
 pub use ds4_cpu::SimdPath;

@@ -7,6 +7,7 @@
 //! renormalised and drawn from. Temperature 0 takes the largest logit.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -134,6 +135,50 @@ impl SamplingOptions {
     }
 }
 
+/// Tokens that may come next, one bit for each of the vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSet {
+    words: Vec<u32>,
+}
+
+impl TokenSet {
+    /// No token of a vocabulary of this size.
+    pub fn empty(n_vocab: usize) -> TokenSet {
+        TokenSet {
+            words: vec![0; n_vocab.div_ceil(32)],
+        }
+    }
+
+    /// From bits: token `t` is bit `t % 32` of word `t / 32`.
+    pub fn from_words(words: Vec<u32>) -> TokenSet {
+        TokenSet { words }
+    }
+
+    /// Adds a token of the vocabulary.
+    pub fn insert(&mut self, token: u32) {
+        self.words[token as usize / 32] |= 1 << (token % 32);
+    }
+
+    /// Whether a token is in it; one beyond the vocabulary is not.
+    pub fn contains(&self, token: u32) -> bool {
+        self.words
+            .get(token as usize / 32)
+            .is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+}
+
+/// What a sequence may say next, beyond its sampling options: how the markup
+/// of a protocol and a schema are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Constraint {
+    /// Takes the likeliest token instead of drawing one.
+    pub greedy: bool,
+    /// Tokens that must not come.
+    pub forbidden: Vec<u32>,
+    /// Tokens of which one must come; `None` for all.
+    pub allowed: Option<Arc<TokenSet>>,
+}
+
 /// The model's own opinion of a token: natural-log probabilities at
 /// temperature 1, before biases, penalties and filters.
 #[derive(Clone, Debug, PartialEq)]
@@ -213,10 +258,28 @@ impl Sampler {
 
     /// Chooses a token from one row of logits and remembers it.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
+        self.sample_within(logits, &Constraint::default())
+    }
+
+    /// The same among the tokens that a constraint admits. A constraint that
+    /// admits none is as good as one that admits all.
+    pub fn sample_within(&mut self, logits: &[f32], constraint: &Constraint) -> u32 {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalise();
-        let token = if self.options.temperature == 0.0 {
+        for token in &constraint.forbidden {
+            if let Some(l) = self.logits.get_mut(*token as usize) {
+                *l = f32::NEG_INFINITY;
+            }
+        }
+        if let Some(allowed) = &constraint.allowed {
+            for (token, l) in self.logits.iter_mut().enumerate() {
+                if !allowed.contains(token as u32) {
+                    *l = f32::NEG_INFINITY;
+                }
+            }
+        }
+        let token = if constraint.greedy || self.options.temperature == 0.0 {
             argmax(&self.logits)
         } else {
             self.draw()

@@ -13,6 +13,14 @@
 //! [`FRONTIER_STRIDE`] before the prompt's end, where they are small. When the
 //! cut would lose tokens and another slot is empty, the prefix is copied there
 //! and the longer slot stays.
+//!
+//! # What is on disk
+//!
+//! With a store, a slot is saved where a prompt ends, every [`SAVE_INTERVAL`]
+//! tokens of a long one, and where a sequence ends. A request whose prompt
+//! goes on from a stored state by at least [`MIN_LOAD_GAIN`] tokens more than
+//! from any idle slot is given that state instead. No failure of the store is
+//! one of a request.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -20,7 +28,8 @@ use std::time::{Duration, Instant};
 use ds4_model::{BackendError, Batch, Frontier, Outputs, StepError};
 
 use crate::engine::Engine;
-use crate::sampler::{Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
+use crate::store::{NotStored, Reason, SaveOptions, SlotRows, Store};
 
 /// Positions at which frontiers are taken are multiples of this: there the
 /// ratio-128 groups are empty.
@@ -30,6 +39,11 @@ pub const MAX_FRONTIERS: usize = 4;
 /// Rows of a prefill chunk in a step that also decodes, so that decoding stays
 /// responsive.
 pub const MIXED_CHUNK: usize = 128;
+/// Tokens of a prompt after which its state is saved, so that a long prefill that
+/// is interrupted does not begin at the beginning again.
+pub const SAVE_INTERVAL: usize = 8192;
+/// Tokens that a stored state must be ahead of the slots to be read.
+pub const MIN_LOAD_GAIN: usize = 256;
 /// Requests that can wait for a slot.
 pub const MAX_WAITING: usize = 256;
 
@@ -167,11 +181,48 @@ pub enum Event {
     },
 }
 
+/// What a sequence found when it got its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reuse {
+    /// Its slot.
+    pub slot: usize,
+    /// Tokens of the prompt that some idle slot held, in order from the first.
+    pub n_shared: usize,
+    /// Of them, tokens that did not have to be computed: a slot can be cut back
+    /// only to certain lengths.
+    pub n_cached: usize,
+    /// Tokens that the best slot held.
+    pub n_held: usize,
+    /// Tokens that were read from disk; 0 when what the slots held was as good.
+    pub n_loaded: usize,
+    /// Why the store had no more, if there is one.
+    pub not_stored: Option<NotStored>,
+}
+
+/// What a slot is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotUse {
+    /// Tokens in it.
+    pub n_tokens: usize,
+    /// The sequence that runs in it.
+    pub sequence: Option<SequenceId>,
+    /// Tokens that sequence has generated.
+    pub n_decoded: usize,
+}
+
+struct Waiting {
+    id: SequenceId,
+    request: Request,
+    constraint: Constraint,
+}
+
 struct Sequence {
     id: SequenceId,
     slot: usize,
     request: Request,
     sampler: Sampler,
+    constraint: Constraint,
+    reuse: Reuse,
     /// Prompt tokens in the slot, while prefilling.
     n_done: usize,
     /// Tokens chosen or forced and not yet in the slot, while decoding.
@@ -189,11 +240,14 @@ impl Sequence {
 pub struct Scheduler {
     engine: Engine,
     running: Vec<Sequence>,
-    waiting: VecDeque<(SequenceId, Request)>,
+    waiting: VecDeque<Waiting>,
     frontiers: Vec<Vec<Frontier>>,
     cancelled: Vec<Event>,
     last_used: Vec<u64>,
     next_id: u64,
+    store: Option<Store>,
+    /// What went wrong with the store, for the log.
+    store_errors: Vec<String>,
 }
 
 impl Scheduler {
@@ -207,6 +261,39 @@ impl Scheduler {
             waiting: VecDeque::new(),
             cancelled: Vec::new(),
             next_id: 0,
+            store: None,
+            store_errors: Vec::new(),
+        }
+    }
+
+    /// Keeps states on disk too.
+    pub fn with_store(mut self, store: Store) -> Scheduler {
+        self.store = Some(store);
+        self
+    }
+
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    /// What happened to the store that the log should say; each is told once.
+    pub fn take_store_notices(&mut self) -> Vec<String> {
+        let mut lines = std::mem::take(&mut self.store_errors);
+        if let Some(store) = &self.store {
+            lines.extend(store.take_notices().iter().map(|n| format!("{n:?}")));
+        }
+        lines
+    }
+
+    /// Saves every slot and waits until it is written: what a server does before
+    /// it ends.
+    pub fn save_all(&mut self) {
+        for slot in 0..self.engine.n_slots() {
+            self.save(slot, Reason::Shutdown);
+        }
+        if let Some(store) = &self.store {
+            store.flush();
         }
     }
 
@@ -242,15 +329,19 @@ impl Scheduler {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.waiting.push_back((id, request));
+        self.waiting.push_back(Waiting {
+            id,
+            request,
+            constraint: Constraint::default(),
+        });
         Ok(id)
     }
 
     /// Ends a sequence; its slot keeps what was computed. The next tick reports
     /// it as finished. Unknown and ended sequences are left alone.
     pub fn cancel(&mut self, id: SequenceId) {
-        if let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == id) {
-            let (_, request) = self.waiting.remove(at).expect("just found");
+        if let Some(at) = self.waiting.iter().position(|w| w.id == id) {
+            let Waiting { request, .. } = self.waiting.remove(at).expect("just found");
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -262,6 +353,7 @@ impl Scheduler {
         }
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
             let sequence = self.running.remove(at);
+            self.save(sequence.slot, Reason::TurnEnd);
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -272,16 +364,66 @@ impl Scheduler {
 
     /// Puts tokens into a reply after the last one reported, as if the model
     /// had chosen them: the end of a thinking block when its budget is spent.
-    /// Only a decoding sequence takes them.
+    /// Only a decoding sequence takes them, and only as many as its slot holds.
     pub fn force(&mut self, id: SequenceId, tokens: &[u32]) {
+        let context = self.engine.context();
         if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id)
             && !sequence.is_prefilling()
         {
-            for &token in tokens {
+            let in_slot = sequence.request.tokens.len() + sequence.timings.n_decoded;
+            let room = context.saturating_sub(in_slot);
+            for &token in tokens.iter().take(room) {
                 sequence.sampler.accept(token);
                 sequence.next.push(token);
                 sequence.timings.n_decoded += 1;
             }
+        }
+    }
+
+    /// Says what a sequence may say next, until said otherwise. Between ticks it
+    /// holds for the next token sampled.
+    pub fn constrain(&mut self, id: SequenceId, constraint: Constraint) {
+        if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+            sequence.constraint = constraint;
+        } else if let Some(waiting) = self.waiting.iter_mut().find(|w| w.id == id) {
+            waiting.constraint = constraint;
+        }
+    }
+
+    /// Whether a sequence waits or runs.
+    pub fn contains(&self, id: SequenceId) -> bool {
+        self.running.iter().any(|s| s.id == id) || self.waiting.iter().any(|w| w.id == id)
+    }
+
+    /// What a running sequence found when it got its slot.
+    pub fn reuse(&self, id: SequenceId) -> Option<Reuse> {
+        let sequence = self.running.iter().find(|s| s.id == id)?;
+        Some(sequence.reuse)
+    }
+
+    /// What every slot is doing, by number.
+    pub fn slots(&self) -> Vec<SlotUse> {
+        (0..self.engine.n_slots())
+            .map(|slot| {
+                let sequence = self.running.iter().find(|s| s.slot == slot);
+                SlotUse {
+                    n_tokens: self.engine.len(slot),
+                    sequence: sequence.map(|s| s.id),
+                    n_decoded: sequence.map_or(0, |s| s.timings.n_decoded),
+                }
+            })
+            .collect()
+    }
+
+    /// Drops every sequence and empties every slot, without a word to anybody:
+    /// what is left to do when a step was interrupted half way.
+    pub fn reset(&mut self) {
+        self.running.clear();
+        self.waiting.clear();
+        self.cancelled.clear();
+        for slot in 0..self.engine.n_slots() {
+            self.engine.clear(slot);
+            self.frontiers[slot].clear();
         }
     }
 
@@ -309,6 +451,7 @@ impl Scheduler {
             return Err(error);
         }
         self.take_frontiers(&batch)?;
+        self.save_progress(&batch);
         Ok(events)
     }
 
@@ -321,8 +464,16 @@ impl Scheduler {
             if idle.is_empty() {
                 return Ok(());
             }
-            let (id, request) = self.waiting.pop_front().expect("not empty");
-            let (slot, n_cached) = self.prepare_slot(&idle, &request.tokens)?;
+            let Waiting {
+                id,
+                request,
+                constraint,
+            } = self.waiting.pop_front().expect("not empty");
+            let reuse = match self.load(&idle, &request.tokens) {
+                Some(reuse) => reuse,
+                None => self.prepare_slot(&idle, &request.tokens)?,
+            };
+            let Reuse { slot, n_cached, .. } = reuse;
             self.last_used[slot] = id.0 + 1;
             let n_total = request.tokens.len();
             events.push(Event::Prefill {
@@ -336,6 +487,8 @@ impl Scheduler {
                 slot,
                 sampler: Sampler::new(request.sampling.clone(), &request.tokens),
                 request,
+                constraint,
+                reuse,
                 n_done: n_cached,
                 next: Vec::new(),
                 timings: Timings {
@@ -350,17 +503,31 @@ impl Scheduler {
 
     /// Chooses a slot for a prompt and cuts it back to what they share. At least
     /// the prompt's last token is left to compute: its logits are wanted.
-    fn prepare_slot(
-        &mut self,
-        idle: &[usize],
-        prompt: &[u32],
-    ) -> Result<(usize, usize), BackendError> {
+    fn prepare_slot(&mut self, idle: &[usize], prompt: &[u32]) -> Result<Reuse, BackendError> {
         let (source, reusable) = idle
             .iter()
             .map(|slot| (*slot, self.reusable(*slot, prompt)))
             .max_by_key(|(slot, reusable)| (*reusable, std::cmp::Reverse(self.last_used[*slot])))
             .expect("an idle slot");
         let loses = reusable < self.engine.len(source);
+        let (n_shared, n_held) = idle
+            .iter()
+            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
+            .max_by_key(|(shared, _)| *shared)
+            .expect("an idle slot");
+        let not_stored = |n_used| {
+            let store = self.store.as_ref()?;
+            Some(store.not_stored(prompt, n_used))
+        };
+        let not_stored = not_stored(reusable);
+        let reuse = |slot, n_cached| Reuse {
+            slot,
+            n_shared,
+            n_cached,
+            n_held,
+            n_loaded: 0,
+            not_stored,
+        };
         let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
         let least_recent = || idle.iter().copied().min_by_key(|s| self.last_used[*s]);
         let slot = match (reusable, empty) {
@@ -368,7 +535,7 @@ impl Scheduler {
                 let slot = empty.or_else(least_recent).expect("an idle slot");
                 self.engine.clear(slot);
                 self.frontiers[slot].clear();
-                return Ok((slot, 0));
+                return Ok(reuse(slot, 0));
             }
             (_, Some(empty)) if loses && self.rewinds_without_frontier(source, reusable) => {
                 self.engine.fork(source, empty);
@@ -378,18 +545,103 @@ impl Scheduler {
             _ => source,
         };
         self.cut(slot, reusable)?;
-        Ok((slot, reusable))
+        Ok(reuse(slot, reusable))
+    }
+
+    /// Reads the longest stored state that a prompt goes on from into an idle slot,
+    /// when that is worth it.
+    fn load(&mut self, idle: &[usize], prompt: &[u32]) -> Option<Reuse> {
+        let store = self.store.as_ref()?;
+        let held = |slot: &usize| self.reusable(*slot, prompt);
+        let best = idle.iter().map(held).max().unwrap_or(0);
+        let (n_shared, n_held) = idle
+            .iter()
+            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
+            .max_by_key(|(shared, _)| *shared)?;
+        let candidates = store.find(prompt, None);
+        let loaded = candidates
+            .iter()
+            .filter(|c| c.n_tokens >= best + MIN_LOAD_GAIN && c.n_tokens < prompt.len())
+            // What cannot be read is told in the store's notices.
+            .find_map(|c| store.load(c).ok())?;
+        let slot = idle
+            .iter()
+            .copied()
+            .find(|slot| self.engine.is_empty(*slot))
+            .or_else(|| idle.iter().copied().min_by_key(|s| self.last_used[*s]))?;
+        self.frontiers[slot].clear();
+        if let Err(error) = self.engine.import(slot, &loaded.tokens, &loaded.state) {
+            self.store_errors
+                .push(format!("a stored state cannot be used: {error}"));
+            self.engine.clear(slot);
+            return None;
+        }
+        let n_cached = loaded.tokens.len();
+        let store = self.store.as_ref()?;
+        Some(Reuse {
+            slot,
+            n_shared,
+            n_cached,
+            n_held,
+            n_loaded: n_cached,
+            not_stored: Some(store.not_stored(prompt, n_cached)),
+        })
+    }
+
+    /// Saves what a step brought to a place worth coming back to.
+    fn save_progress(&mut self, batch: &Batch) {
+        if self.store.is_none() {
+            return;
+        }
+        let mut saves: Vec<(usize, Reason)> = Vec::new();
+        for segment in batch.segments() {
+            let slot = segment.slot;
+            let len = self.engine.len(slot);
+            let before = len - segment.tokens.len();
+            match self.running.iter().find(|s| s.slot == slot) {
+                // It ended in this step.
+                None => saves.push((slot, Reason::TurnEnd)),
+                Some(sequence) if len > sequence.request.tokens.len() => {}
+                Some(sequence) if len == sequence.request.tokens.len() => {
+                    saves.push((slot, Reason::TurnEnd));
+                }
+                Some(_) if len / SAVE_INTERVAL > before / SAVE_INTERVAL => {
+                    saves.push((slot, Reason::Interval));
+                }
+                Some(_) => {}
+            }
+        }
+        for (slot, reason) in saves {
+            self.save(slot, reason);
+        }
+    }
+
+    fn save(&mut self, slot: usize, reason: Reason) {
+        let Some(store) = &self.store else {
+            return;
+        };
+        let tokens = self.engine.tokens(slot).to_vec();
+        if tokens.is_empty() {
+            return;
+        }
+        let options = SaveOptions {
+            reason,
+            text_keys: &[],
+            wait: reason == Reason::Shutdown,
+        };
+        let mut rows = SlotRows {
+            engine: &mut self.engine,
+            slot,
+        };
+        if let Err(error) = store.save(&tokens, &mut rows, &options) {
+            self.store_errors
+                .push(format!("a state could not be saved: {error}"));
+        }
     }
 
     /// Longest prefix of `prompt` that a slot can be cut back to.
     fn reusable(&self, slot: usize, prompt: &[u32]) -> usize {
-        let tokens = self.engine.tokens(slot);
-        let shared = tokens
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count();
-        let shared = shared.min(prompt.len() - 1);
+        let shared = self.shared(slot, prompt).min(prompt.len() - 1);
         if shared == 0 || self.rewinds_without_frontier(slot, shared) {
             return shared;
         }
@@ -399,6 +651,16 @@ impl Scheduler {
             .filter(|len| *len <= shared)
             .max()
             .unwrap_or(0)
+    }
+
+    /// Tokens that a slot and a prompt begin with alike.
+    fn shared(&self, slot: usize, prompt: &[u32]) -> usize {
+        let tokens = self.engine.tokens(slot);
+        tokens
+            .iter()
+            .zip(prompt)
+            .take_while(|(a, b)| a == b)
+            .count()
     }
 
     fn rewinds_without_frontier(&self, slot: usize, len: usize) -> bool {
@@ -506,7 +768,7 @@ impl Scheduler {
             } else if in_slot >= context {
                 Some(FinishReason::ContextFull)
             } else {
-                let token = sequence.sampler.sample(row);
+                let token = sequence.sampler.sample_within(row, &sequence.constraint);
                 if sequence.request.stop_tokens.contains(&token) {
                     Some(FinishReason::Stop)
                 } else {

@@ -1,12 +1,17 @@
 //! What requests see of a scheduler, on a small golden model.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ds4_conformance::golden::{self, Golden};
 use ds4_conformance::network::argmax;
+use ds4_engine::store::{
+    CompatInputs, CompatKey, SlotLayout, Store, StoreOptions, WeightsFingerprint,
+};
 use ds4_engine::{
-    BackendKind, Batch, Engine, Event, FinishReason, OpenError, OpenOptions, Outputs, Request,
-    RequestError, SamplingOptions, Scheduler, SequenceId, Timings,
+    BackendKind, Batch, CacheRounding, Constraint, Engine, Event, FinishReason, OpenError,
+    OpenOptions, Outputs, Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId,
+    Timings, TokenSet,
 };
 
 fn model() -> Golden {
@@ -260,6 +265,139 @@ fn forced_tokens_are_continued_as_if_sampled() {
     whole.extend_from_slice(&tokens[..2]);
     whole.extend_from_slice(forced);
     assert_eq!(tokens[2..], by_hand(&mut open(&golden, 1, 64), &whole, 7));
+}
+
+#[test]
+fn forced_tokens_end_with_the_context() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 40));
+    let id = scheduler.submit(greedy(&golden.tokens[..30], 100)).unwrap();
+    let mut replies = Replies::new();
+    while replies.get(&id).is_none_or(|r| r.0.is_empty()) {
+        collect(scheduler.tick().unwrap(), &mut replies);
+    }
+    scheduler.force(id, &golden.tokens[..30]);
+    let (reason, timings) = run(&mut scheduler)[&id].1.expect("it ends");
+    assert_eq!(reason, FinishReason::ContextFull);
+    assert_eq!(timings.n_decoded, 10, "as many as the slot holds");
+}
+
+#[test]
+fn a_constraint_holds_from_the_next_token_on() {
+    let golden = model();
+    let prompt = &golden.tokens[..30];
+    let free = by_hand(&mut open(&golden, 1, 64), prompt, 1)[0];
+    let only = golden.tokens[3];
+    assert_ne!(free, only, "the choice must be one");
+    let n_vocab = golden.logits.len() / golden.tokens.len();
+    let mut set = TokenSet::empty(n_vocab);
+    set.insert(only);
+    let mut scheduler = Scheduler::new(open(&golden, 1, 64));
+    let id = scheduler.submit(greedy(prompt, 6)).unwrap();
+    scheduler.constrain(
+        id,
+        Constraint {
+            allowed: Some(Arc::new(set)),
+            ..Constraint::default()
+        },
+    );
+    let mut replies = Replies::new();
+    while replies.get(&id).is_none_or(|r| r.0.len() < 3) {
+        collect(scheduler.tick().unwrap(), &mut replies);
+    }
+    let mut whole = prompt.to_vec();
+    whole.extend([only; 3]);
+    let next = by_hand(&mut open(&golden, 1, 64), &whole, 1)[0];
+    scheduler.constrain(
+        id,
+        Constraint {
+            forbidden: vec![next],
+            ..Constraint::default()
+        },
+    );
+    collect(scheduler.tick().unwrap(), &mut replies);
+    let tokens = &replies[&id].0;
+    assert_eq!(tokens[..3], [only; 3]);
+    assert_ne!(tokens[3], next);
+}
+
+#[test]
+fn a_running_sequence_says_what_its_slot_held() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 1, 128));
+    scheduler.submit(greedy(&golden.tokens[..40], 1)).unwrap();
+    run(&mut scheduler);
+    let mut changed = golden.tokens[..60].to_vec();
+    changed[10] ^= 1;
+    let id = scheduler.submit(greedy(&changed, 4)).unwrap();
+    scheduler.tick().unwrap();
+    assert_eq!(
+        scheduler.reuse(id),
+        Some(Reuse {
+            slot: 0,
+            n_shared: 10,
+            n_cached: 10,
+            n_held: 40,
+            n_loaded: 0,
+            not_stored: None,
+        })
+    );
+    assert_eq!(scheduler.slots()[0].sequence, Some(id));
+    assert!(scheduler.contains(id));
+    scheduler.reset();
+    assert!(scheduler.is_idle() && !scheduler.contains(id));
+    assert_eq!(scheduler.slots()[0].n_tokens, 0);
+}
+
+#[test]
+fn a_prompt_goes_on_from_disk_after_a_restart() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let started = |golden: &Golden| {
+        let engine = open(golden, 1, 1024);
+        let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
+        let inputs = CompatInputs {
+            geometry: engine.geometry(),
+            weights: WeightsFingerprint::of(&golden.gguf),
+            tokenizer: [0; 32],
+            numerics_class: "test",
+        };
+        let key = CompatKey::new(&inputs, &layout.clone().with_block_tokens(128));
+        let options = StoreOptions {
+            min_tokens: 16,
+            max_tokens: engine.context(),
+            ..StoreOptions::default()
+        };
+        let layout = layout.with_block_tokens(128);
+        let store = Store::open(folder.path(), options, key, layout).expect("a store");
+        Scheduler::new(engine).with_store(store)
+    };
+    let prompt: Vec<u32> = golden.tokens.iter().copied().cycle().take(600).collect();
+    let mut scheduler = started(&golden);
+    let id = scheduler.submit(greedy(&prompt, 20)).unwrap();
+    let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
+    scheduler.save_all();
+    drop(scheduler);
+
+    let mut longer = prompt.clone();
+    longer.extend_from_slice(&reply);
+    longer.extend_from_slice(&golden.tokens[..9]);
+    let mut scheduler = started(&golden);
+    let id = scheduler.submit(greedy(&longer, 5)).unwrap();
+    scheduler.tick().unwrap();
+    let reuse = scheduler.reuse(id).expect("it runs");
+    // The last token of the reply was never computed.
+    assert_eq!(reuse.n_loaded, prompt.len() + reply.len() - 1, "{reuse:?}");
+    assert_eq!(reuse.n_cached, reuse.n_loaded);
+    let from_disk = run(&mut scheduler).remove(&id).expect("a reply").0;
+    let by_hand = by_hand(&mut open(&golden, 1, 1024), &longer, 5);
+    assert_eq!(by_hand[by_hand.len() - from_disk.len()..], from_disk);
+    assert!(scheduler.take_store_notices().is_empty());
+
+    // What is in a slot already is not read again.
+    let id = scheduler.submit(greedy(&longer, 2)).unwrap();
+    scheduler.tick().unwrap();
+    assert_eq!(scheduler.reuse(id).expect("it runs").n_loaded, 0);
 }
 
 #[test]

@@ -6,3 +6,12 @@
 
 pub mod api;
 pub mod generation;
+pub mod http;
+pub mod id;
+pub mod log;
+pub mod prompt;
+pub mod reply;
+pub mod schema;
+pub mod stop_strings;
+pub mod turns;
+pub mod worker;

@@ -30,23 +30,54 @@ pub struct Prompt {
     pub untrusted: Vec<Range<usize>>,
     /// What marker text in those ranges becomes.
     pub marker_text: MarkerText,
+    /// Where the assistant messages stand.
+    pub replies: Vec<ReplySpan>,
+}
+
+/// Where an assistant message stands in a prompt.
+///
+/// A marker stands on either side (one of the think markers that end a generation prompt before
+/// it, the end-of-sentence marker behind it unless it is open-ended), so the tokens that the model
+/// wrote can take the place of the text without changing a token around them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplySpan {
+    /// The message's index among those rendered.
+    pub message: usize,
+    /// Byte range of the text: reasoning and `</think>` if they are written, content, calls.
+    pub range: Range<usize>,
 }
 
 impl Prompt {
     /// The part from byte `at` on, to be tokenised behind a state that covers what is before.
     /// `None` when `at` is outside the text or inside a character.
     pub fn tail(&self, at: usize) -> Option<Prompt> {
-        let text = self.text.get(at..)?.to_owned();
-        let untrusted = self
-            .untrusted
+        self.part(at..self.text.len())
+    }
+
+    /// The part in a byte range, to be tokenised by itself: right only where the range begins and
+    /// ends at a marker or at an end of the text. `None` when an end is outside the text or inside
+    /// a character.
+    pub fn part(&self, range: Range<usize>) -> Option<Prompt> {
+        let text = self.text.get(range.clone())?.to_owned();
+        let within = |r: &Range<usize>| {
+            r.start.clamp(range.start, range.end) - range.start
+                ..r.end.clamp(range.start, range.end) - range.start
+        };
+        let untrusted = self.untrusted.iter().map(within).filter(|r| !r.is_empty());
+        let replies = self
+            .replies
             .iter()
-            .filter(|range| range.end > at)
-            .map(|range| range.start.saturating_sub(at)..range.end - at)
-            .collect();
+            .filter(|reply| range.start <= reply.range.start && reply.range.end <= range.end);
         Some(Prompt {
             text,
-            untrusted,
+            untrusted: untrusted.collect(),
             marker_text: self.marker_text,
+            replies: replies
+                .map(|reply| ReplySpan {
+                    message: reply.message,
+                    range: within(&reply.range),
+                })
+                .collect(),
         })
     }
 

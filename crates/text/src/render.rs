@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::message::{Message, Role, Task};
-use crate::prompt::{MarkerText, Prompt};
+use crate::prompt::{MarkerText, Prompt, ReplySpan};
 use crate::{dsml, json, markers};
 
 const TOOLS_BEFORE_SCHEMAS: &str = r#"## Tools
@@ -203,6 +203,8 @@ struct Turn<'a> {
     role: Role,
     /// The message, or the first of those merged into a user turn.
     source: &'a Message,
+    /// Its index in the list it came from.
+    message: usize,
     /// What a user turn is made of.
     parts: Vec<Part<'a>>,
     task: Option<Task>,
@@ -217,7 +219,7 @@ enum Part<'a> {
 /// Makes user turns of tool messages and of adjacent user messages.
 fn merge(messages: &[Message]) -> Vec<Turn<'_>> {
     let mut turns: Vec<Turn> = Vec::new();
-    for message in messages {
+    for (index, message) in messages.iter().enumerate() {
         let open = turns.last_mut().filter(|turn| turn.role == Role::User);
         let (role, part, task) = match message.role {
             Role::Tool => (Role::User, Some(Part::Result(message)), None),
@@ -232,6 +234,7 @@ fn merge(messages: &[Message]) -> Vec<Turn<'_>> {
             _ => turns.push(Turn {
                 role,
                 source: message,
+                message: index,
                 parts: part.into_iter().collect(),
                 task,
             }),
@@ -324,6 +327,7 @@ impl Writer<'_> {
                 prompt.client(&message.content);
             }
             Role::Assistant => {
+                let start = prompt.text.len();
                 let answers_task = index > 0 && self.turns[index - 1].task.is_some();
                 let is_recent = self.last_user.is_none_or(|last| index > last);
                 if self.thinking && !answers_task && (!self.drop_thinking || is_recent) {
@@ -335,6 +339,10 @@ impl Writer<'_> {
                     prompt.template("\n\n");
                     dsml::write_block(&message.tool_calls, prompt);
                 }
+                prompt.replies.push(ReplySpan {
+                    message: turn.message,
+                    range: start..prompt.text.len(),
+                });
                 if !message.open_ended {
                     prompt.template(markers::EOS);
                 }

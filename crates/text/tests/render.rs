@@ -126,6 +126,54 @@ fn client_ranges_hold_what_came_with_the_messages_and_nothing_else() {
 }
 
 #[test]
+fn assistant_messages_are_found_between_markers() {
+    let mut first = Message::assistant("A");
+    first.reasoning = Some("r".to_owned());
+    let mut second = Message::assistant("B");
+    second.tool_calls = vec![ToolCall {
+        id: "a".to_owned(),
+        name: "f".to_owned(),
+        arguments: "{}".to_owned(),
+    }];
+    let messages = [
+        Message::user("1"),
+        first,
+        Message::user("2"),
+        Message::user("3"),
+        second,
+        Message::tool("a", "4"),
+    ];
+    for (mode, drop_thinking, expected) in [
+        (Mode::Chat, true, ["A", "B"]),
+        (Mode::Thinking, true, ["A", "B"]),
+        (Mode::Thinking, false, ["r</think>A", "</think>B"]),
+    ] {
+        let options = RenderOptions {
+            mode,
+            drop_thinking,
+            ..RenderOptions::default()
+        };
+        let prompt = render(&messages, &options).unwrap();
+        let replies = &prompt.replies;
+        assert_eq!([replies[0].message, replies[1].message], [1, 4]);
+        for (reply, expected) in replies.iter().zip(expected) {
+            let text = &prompt.text[reply.range.clone()];
+            assert!(text.starts_with(expected), "{mode:?}: {text}");
+            assert!(prompt.text[..reply.range.start].ends_with("think>"));
+            assert!(prompt.text[reply.range.end..].starts_with("<｜end▁of▁sentence｜>"));
+        }
+        // Parts that meet at markers are the whole, client ranges included.
+        let cut = replies[0].range.end;
+        let (a, b) = (prompt.part(0..cut).unwrap(), prompt.tail(cut).unwrap());
+        assert_eq!(format!("{}{}", a.text, b.text), prompt.text);
+        let shifted = b.untrusted.iter().map(|r| r.start + cut..r.end + cut);
+        let ranges: Vec<_> = a.untrusted.iter().cloned().chain(shifted).collect();
+        assert_eq!(ranges, prompt.untrusted, "{mode:?}");
+        assert_eq!((a.replies.len(), b.replies.len()), (1, 1));
+    }
+}
+
+#[test]
 fn defusing_writes_what_would_end_a_value_or_a_result_so_that_it_can_be_read_back() {
     let mut assistant = Message::assistant("");
     assistant.tool_calls = vec![ToolCall {

@@ -8,5 +8,6 @@ mod chat;
 mod inspect;
 mod logits;
 mod program;
-mod speaking_model;
 mod text;
+
+use ds4_conformance::speaking_model;

@@ -88,11 +88,40 @@ pub fn retry_after_s(kind: FailureKind) -> Option<u32> {
 /// `{"error": {"message", "type", "param", "code"}}`.
 pub fn openai(failure: &Failure) -> Value {
     let row = row(failure.kind);
+    let code = match (failure.kind, failure.param.as_deref()) {
+        (FailureKind::NotFound, Some("model")) => Some("model_not_found"),
+        // Clients that chain responses send the whole input again when they read this code.
+        (FailureKind::Invalid, Some("previous_response_id")) => Some("previous_response_not_found"),
+        _ => row.openai_code,
+    };
     json!({"error": {
         "message": failure.message,
         "type": row.openai_type,
         "param": failure.param,
-        "code": row.openai_code,
+        "code": code,
+    }})
+}
+
+/// The error that ends a stream of chunks in place of `[DONE]`.
+pub fn in_stream(failure: &Failure) -> Value {
+    let mut error = openai(failure);
+    let code = match failure.kind {
+        FailureKind::Internal => "server_error",
+        FailureKind::Unavailable => "server_shutdown",
+        _ => return error,
+    };
+    error["error"]["type"] = "server_error".into();
+    error["error"]["code"] = code.into();
+    error
+}
+
+/// The error in place of a reply that was given up before its end.
+pub fn cancelled() -> Value {
+    json!({"error": {
+        "message": "The request was cancelled before its reply was complete.",
+        "type": "server_error",
+        "param": null,
+        "code": "request_cancelled",
     }})
 }
 

@@ -11,7 +11,23 @@ use serde_json::Value;
 
 use crate::generation::{Failure, FailureKind, Thinking};
 
+pub mod chat;
+pub mod completions;
 pub mod error;
+pub mod messages;
+pub mod models;
+pub mod responses;
+pub mod utility;
+
+mod choices;
+mod fields;
+mod logprobs;
+mod normalise;
+mod tools;
+mod wishes;
+
+pub use choices::{Envelope, UsageReport};
+pub use logprobs::Logprobs;
 
 /// What a request is read against: the server's settings and the request's
 /// surroundings.

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
-use ds4_conformance::fixtures::{Random, id_tensor, metadata, random_tensor};
+use crate::fixtures::{Random, id_tensor, metadata, random_tensor};
 use ds4_formats::GgmlType;
 use ds4_formats::gguf::write_tensors;
 use ds4_model::{Geometry, LayerKind, WeightRole, requirements};
@@ -21,16 +21,14 @@ const MARKERS: [&str; 7] = [
 ];
 
 /// Tokens of the vocabulary.
-pub(crate) const N_VOCAB: usize = 256 + MARKERS.len();
+pub const N_VOCAB: usize = 256 + MARKERS.len();
 
 /// Writes the model into a folder.
-pub(crate) fn write(folder: &Path) -> PathBuf {
+pub fn write(folder: &Path) -> PathBuf {
     let path = folder.join("speaking.gguf");
     let geometry = geometry();
     let mut metadata = metadata(&geometry);
-    let mut tokens: Vec<String> = byte_characters().map(String::from).to_vec();
-    tokens.extend(MARKERS.map(str::to_owned));
-    let types: Vec<i32> = (0..N_VOCAB).map(|i| if i < 256 { 1 } else { 3 }).collect();
+    let (tokens, types) = vocabulary();
     metadata.insert("general.name", "a random speaker");
     metadata.insert("tokenizer.ggml.model", "gpt2");
     metadata.insert("tokenizer.ggml.pre", "joyai-llm");
@@ -61,6 +59,14 @@ pub(crate) fn write(folder: &Path) -> PathBuf {
     let file = BufWriter::new(File::create(&path).expect("a writable folder"));
     write_tensors(file, metadata, &tensors).expect("the model is written");
     path
+}
+
+/// Its vocabulary: the texts of the tokens and their types, as GGUF files have them.
+pub fn vocabulary() -> (Vec<String>, Vec<i32>) {
+    let mut tokens: Vec<String> = byte_characters().map(String::from).to_vec();
+    tokens.extend(MARKERS.map(str::to_owned));
+    let types = (0..N_VOCAB).map(|i| if i < 256 { 1 } else { 3 });
+    (tokens, types.collect())
 }
 
 fn geometry() -> Geometry {

@@ -1,23 +1,7 @@
 //! `ds4`: talk to DeepSeek V4 Flash.
 //!
-//! Arguments as typed ([`args`]) become options ([`options`]), which a command runs. stdout
+//! Arguments as typed ([`crate::args`]) become options ([`crate::options`]), which a command runs. stdout
 //! carries the answer alone; banner, progress and errors go to stderr.
-
-mod args;
-mod chat;
-mod commands;
-mod console;
-mod conversation;
-mod error;
-mod folders;
-mod interrupt;
-mod markdown_style;
-mod model;
-mod model_choice;
-mod options;
-mod prompt_input;
-mod reply_writer;
-mod units;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
@@ -25,12 +9,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 
-use args::{AskArgs, Cli, Command, VerbosityArgs};
-use commands::ask::Answered;
-use console::Console;
-use options::{AskOptions, Task};
+use crate::args::{AskArgs, Cli, Command, VerbosityArgs};
+use crate::commands::ask::Answered;
+use crate::console::Console;
+use crate::options::{AskOptions, Task};
+use crate::{args, chat, commands, error, interrupt};
 
-fn main() -> ExitCode {
+/// Runs `ds4` with the arguments of the process.
+pub fn main() -> ExitCode {
     let cli = Cli::parse_from(args::spelled_for_clap(std::env::args_os()));
     match run(cli) {
         Ok(Answered::Complete) => ExitCode::SUCCESS,

@@ -1,0 +1,5 @@
+//! `ds4`.
+
+fn main() -> std::process::ExitCode {
+    ds4_cli::ds4()
+}

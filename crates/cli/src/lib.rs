@@ -1,0 +1,24 @@
+//! The command line: `ds4` and `ds4-server`.
+//!
+//! Arguments as typed become options, which a command runs.
+
+mod args;
+mod chat;
+mod commands;
+mod console;
+mod conversation;
+mod ds4;
+mod error;
+mod folders;
+mod interrupt;
+mod markdown_style;
+mod model;
+mod model_choice;
+mod options;
+mod prompt_input;
+mod reply_writer;
+mod server;
+mod units;
+
+pub use ds4::main as ds4;
+pub use server::main as ds4_server;

@@ -1,0 +1,406 @@
+//! What chat and text completions have in common: the objects with `choices`, and the members
+//! that both requests spell alike.
+
+use ds4_engine::SamplingOptions;
+use serde_json::{Map, Value, json};
+
+use crate::api::fields::Fields;
+use crate::api::{Frame, RequestContext, error, wishes};
+use crate::generation::{Failure, Finish, Outcome, ReplyEvent, Usage};
+
+/// Most likely tokens that may be asked for.
+pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
+
+/// Where a stream tells what it used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UsageReport {
+    /// Nowhere.
+    #[default]
+    None,
+    /// In a chunk of its own without choices; every chunk before it says null.
+    OwnChunk,
+    /// In the last chunk with a choice.
+    LastChoice,
+}
+
+/// What every object of one reply says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// The reply's id, prefix included.
+    pub id: String,
+    /// Seconds since 1970 when the request came.
+    pub created: u64,
+    /// The model name to echo.
+    pub model: String,
+    /// Names what a seed's effect depends on: build, weights, machine. Left out when there is none.
+    pub system_fingerprint: Option<String>,
+}
+
+impl Envelope {
+    pub(crate) fn new(prefix: &str, model: &str, context: &RequestContext) -> Envelope {
+        Envelope {
+            id: format!("{prefix}{}", (context.new_id)()),
+            created: context.now_unix,
+            model: model.to_owned(),
+            system_fingerprint: None,
+        }
+    }
+
+    fn object(&self, kind: &str, choices: Value) -> Map<String, Value> {
+        let mut object = Map::new();
+        let mut put = |name: &str, value: Value| {
+            object.insert(name.to_owned(), value);
+        };
+        put("id", self.id.as_str().into());
+        put("object", kind.into());
+        put("created", self.created.into());
+        put("model", self.model.as_str().into());
+        if let Some(fingerprint) = &self.system_fingerprint {
+            put("system_fingerprint", fingerprint.as_str().into());
+        }
+        put("choices", choices);
+        object
+    }
+
+    /// The body of a reply that is not streamed. `choice` has all but its finish reason.
+    ///
+    /// A cancelled reply has no body of its own: the answer is an error object.
+    pub(crate) fn complete(&self, kind: &str, mut choice: Value, outcome: &Outcome) -> Value {
+        let Some(reason) = finish_reason(&outcome.finish) else {
+            return error::cancelled();
+        };
+        choice["finish_reason"] = reason.into();
+        let mut object = self.object(kind, json!([choice]));
+        put_usage(&mut object, outcome);
+        object.into()
+    }
+}
+
+/// Writes the chunks of one reply, up to exactly one end: a finish reason and `[DONE]`, or an
+/// error.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunks {
+    envelope: Envelope,
+    kind: &'static str,
+    usage: UsageReport,
+    /// Tokens of the prompt that were in a cache.
+    n_cached: usize,
+    ended: bool,
+}
+
+impl Chunks {
+    pub(crate) fn new(envelope: Envelope, kind: &'static str, usage: UsageReport) -> Chunks {
+        Chunks {
+            envelope,
+            kind,
+            usage,
+            n_cached: 0,
+            ended: false,
+        }
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// A chunk with one choice, which has no finish reason.
+    pub(crate) fn choice(&self, choice: Value) -> Frame {
+        Frame::data(&self.choice_object(choice, Value::Null).into())
+    }
+
+    fn choice_object(&self, mut choice: Value, finish_reason: Value) -> Map<String, Value> {
+        choice["finish_reason"] = finish_reason;
+        let mut object = self.envelope.object(self.kind, json!([choice]));
+        if self.usage == UsageReport::OwnChunk {
+            object.insert("usage".to_owned(), Value::Null);
+        }
+        object
+    }
+
+    /// How much of the prompt is done, beside a choice that is `empty`. Nothing for an event that
+    /// does not say so.
+    pub(crate) fn progress(&mut self, event: &ReplyEvent, empty: Value) -> Option<Frame> {
+        let (n_done, n_prompt) = match event {
+            ReplyEvent::Started { n_cached, .. } => {
+                self.n_cached = *n_cached;
+                return None;
+            }
+            ReplyEvent::Progress { n_done, n_prompt } => (n_done, n_prompt),
+            _ => return None,
+        };
+        let mut object = self.choice_object(empty, Value::Null);
+        let progress = json!({"total": n_prompt, "cache": self.n_cached, "processed": n_done});
+        object.insert("prompt_progress".to_owned(), progress);
+        Some(Frame::data(&object.into()))
+    }
+
+    /// The end of a reply: `empty` with its finish reason, what was used, `[DONE]`.
+    pub(crate) fn finish(&mut self, outcome: &Outcome, empty: Value, frames: &mut Vec<Frame>) {
+        let Some(reason) = finish_reason(&outcome.finish) else {
+            return self.end(&error::cancelled(), frames);
+        };
+        let mut last = self.choice_object(empty, reason.into());
+        if self.usage == UsageReport::LastChoice {
+            put_usage(&mut last, outcome);
+        }
+        frames.push(Frame::data(&last.into()));
+        if self.usage == UsageReport::OwnChunk {
+            let mut object = self.envelope.object(self.kind, json!([]));
+            put_usage(&mut object, outcome);
+            frames.push(Frame::data(&object.into()));
+        }
+        frames.push(Frame::done());
+        self.ended = true;
+    }
+
+    /// An error, behind which the stream closes without `[DONE]`.
+    pub(crate) fn fail(&mut self, failure: &Failure, frames: &mut Vec<Frame>) {
+        self.end(&error::in_stream(failure), frames);
+    }
+
+    fn end(&mut self, error: &Value, frames: &mut Vec<Frame>) {
+        frames.push(Frame::data(error));
+        self.ended = true;
+    }
+
+    /// A comment: event parsers skip it, and the connection counts as alive.
+    pub(crate) fn keep_alive(&self) -> Vec<Frame> {
+        match self.ended {
+            true => Vec::new(),
+            false => vec![Frame::comment("ping")],
+        }
+    }
+}
+
+/// `None` for a reply that the client does not get to the end.
+fn finish_reason(finish: &Finish) -> Option<&'static str> {
+    match finish {
+        Finish::Stop | Finish::StopString(_) => Some("stop"),
+        Finish::ToolCalls => Some("tool_calls"),
+        Finish::Length | Finish::ContextFull => Some("length"),
+        Finish::Cancelled => None,
+    }
+}
+
+fn put_usage(object: &mut Map<String, Value>, outcome: &Outcome) {
+    object.insert("usage".to_owned(), usage(&outcome.usage));
+    object.insert("timings".to_owned(), timings(outcome));
+}
+
+fn usage(usage: &Usage) -> Value {
+    let n_missed = usage.n_prompt.saturating_sub(usage.n_cached);
+    json!({
+        "prompt_tokens": usage.n_prompt,
+        "completion_tokens": usage.n_generated,
+        "total_tokens": usage.n_prompt + usage.n_generated,
+        "prompt_tokens_details": {
+            "cached_tokens": usage.n_cached,
+            "cache_write_tokens": n_missed,
+        },
+        "completion_tokens_details": {"reasoning_tokens": usage.n_reasoning},
+        "prompt_cache_hit_tokens": usage.n_cached,
+        "prompt_cache_miss_tokens": n_missed,
+    })
+}
+
+/// Where the time went, in the words of llama.cpp's clients.
+fn timings(outcome: &Outcome) -> Value {
+    let Usage {
+        n_prompt,
+        n_cached,
+        n_generated,
+        ..
+    } = outcome.usage;
+    let timings = &outcome.timings;
+    let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
+    let (prompt_ms, predicted_ms) = (ms(timings.prefill), ms(timings.decode));
+    // A rate of nothing, or in no time, is 0: JSON has no infinity.
+    let over = |a: f64, b: f64| if b > 0.0 { a / b } else { 0.0 };
+    let n_computed = n_prompt.saturating_sub(n_cached);
+    json!({
+        "cache_n": n_cached,
+        "prompt_n": n_computed,
+        "prompt_ms": prompt_ms,
+        "prompt_per_token_ms": over(prompt_ms, n_computed as f64),
+        "prompt_per_second": over(n_computed as f64 * 1e3, prompt_ms),
+        "predicted_n": n_generated,
+        "predicted_ms": predicted_ms,
+        "predicted_per_token_ms": over(predicted_ms, n_generated as f64),
+        "predicted_per_second": over(n_generated as f64 * 1e3, predicted_ms),
+        "queue_ms": ms(timings.queue),
+        "cache_source": timings.cache_source,
+    })
+}
+
+/// The sampling members, those included that only these two APIs have.
+pub(crate) fn sampling(fields: &Fields) -> Result<SamplingOptions, Failure> {
+    let mut options = wishes::sampling(fields)?;
+    // llama.cpp's name of the same member.
+    if fields.get("repetition_penalty").is_none()
+        && let Some(penalty) = fields.number("repeat_penalty")?
+    {
+        if penalty <= 0.0 {
+            return Err(fields.mismatch("repeat_penalty", "a positive number"));
+        }
+        options.repetition_penalty = penalty;
+    }
+    if let Some(bias) = fields.object("logit_bias")? {
+        for (token, bias_of) in bias.members() {
+            let id = token.parse::<u32>().ok();
+            let value = bias_of.as_f64().filter(|b| (-100.0..=100.0).contains(b));
+            let (Some(id), Some(value)) = (id, value) else {
+                let expected = "an object of token ids, each with a number from -100 to 100";
+                return Err(fields.mismatch("logit_bias", expected));
+            };
+            options.logit_bias.push((id, value as f32));
+        }
+    }
+    Ok(options)
+}
+
+/// Refuses more than one choice, for which `n` and, in the older API, `best_of` ask.
+pub(crate) fn refuse_more_choices(fields: &Fields) -> Result<(), Failure> {
+    for name in ["n", "best_of"] {
+        match fields.count(name)? {
+            None | Some(1) => {}
+            Some(0) => return Err(fields.mismatch(name, "1")),
+            Some(_) => {
+                return Err(fields.unsupported(name, "one choice per request, expected 1"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The limit that the first of `names` sets, or the server's.
+pub(crate) fn max_tokens(
+    fields: &Fields,
+    names: &[&str],
+    context: &RequestContext,
+) -> Result<Option<usize>, Failure> {
+    let mut limit = None;
+    for name in names {
+        let found = fields.count(name)?;
+        limit = limit.or(found);
+    }
+    Ok(Some(limit.unwrap_or(context.default_max_tokens)))
+}
+
+pub(crate) fn usage_report(fields: &Fields) -> Result<UsageReport, Failure> {
+    let options = fields.object("stream_options")?;
+    let wants = match &options {
+        Some(options) => options.flag("include_usage", false)?,
+        None => false,
+    };
+    Ok(match wants {
+        true => UsageReport::OwnChunk,
+        false => UsageReport::None,
+    })
+}
+
+/// What says that requests belong together.
+pub(crate) fn affinity(
+    fields: &Fields,
+    context: &RequestContext,
+) -> Result<Option<String>, Failure> {
+    let names = [
+        "x-session-affinity",
+        "x-session-id",
+        "session_id",
+        "session-id",
+    ];
+    let header = names.iter().find_map(|name| context.headers.get(*name));
+    Ok(match header {
+        Some(session) => Some(session.clone()),
+        None => fields.optional_str("prompt_cache_key")?.map(str::to_owned),
+    })
+}
+
+/// What the content must look like.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct OutputFormat {
+    /// The schema that it follows.
+    pub(crate) schema: Option<Value>,
+    /// The schema that the prompt shows.
+    pub(crate) shown: Option<Value>,
+}
+
+impl OutputFormat {
+    fn of_schema(schema: Value) -> OutputFormat {
+        OutputFormat {
+            schema: Some(schema.clone()),
+            shown: Some(schema),
+        }
+    }
+}
+
+/// Reads `response_format` and the members by which other servers ask for the same.
+pub(crate) fn output_format(fields: &Fields) -> Result<OutputFormat, Failure> {
+    for name in ["grammar", "guided_grammar", "guided_regex", "guided_choice"] {
+        if fields.get(name).is_some() {
+            return Err(fields.unsupported(name, NO_GRAMMAR));
+        }
+    }
+    if let Some(format) = fields.object("response_format")? {
+        return response_format(&format);
+    }
+    for name in ["json_schema", "guided_json"] {
+        if let Some(schema) = schema(fields, name)? {
+            return Ok(OutputFormat::of_schema(schema));
+        }
+    }
+    if let Some(outputs) = fields.object("structured_outputs")? {
+        for name in ["grammar", "regex", "choice", "structural_tag"] {
+            if outputs.get(name).is_some() {
+                return Err(outputs.unsupported(name, NO_GRAMMAR));
+            }
+        }
+        if let Some(schema) = schema(&outputs, "json")? {
+            return Ok(OutputFormat::of_schema(schema));
+        }
+    }
+    Ok(OutputFormat::default())
+}
+
+const NO_GRAMMAR: &str = "output can be constrained by a JSON schema only; use response_format";
+
+fn response_format(format: &Fields) -> Result<OutputFormat, Failure> {
+    let found = match format.str("type")? {
+        "text" => return Ok(OutputFormat::default()),
+        "json_object" => match schema(format, "schema")? {
+            Some(schema) => Some(schema),
+            None => {
+                return Ok(OutputFormat {
+                    schema: Some(json!({"type": "object"})),
+                    shown: None,
+                });
+            }
+        },
+        "json_schema" => match format.object("json_schema")? {
+            Some(named) => schema(&named, "schema")?,
+            // The Responses API has the schema at this level.
+            None => schema(format, "schema")?,
+        },
+        other => {
+            let expected = "text, json_object or json_schema";
+            return Err(format.unknown_word("type", other, expected));
+        }
+    };
+    match found {
+        Some(schema) => Ok(OutputFormat::of_schema(schema)),
+        None => Err(format.mismatch("json_schema", "an object with a schema")),
+    }
+}
+
+/// A schema, as an object or as the text of one.
+fn schema(owner: &Fields, name: &str) -> Result<Option<Value>, Failure> {
+    let schema = match owner.get(name) {
+        None => return Ok(None),
+        Some(Value::String(text)) => ds4_text::json::parse(text).ok(),
+        Some(other) => Some(other.clone()),
+    };
+    match schema {
+        Some(schema @ Value::Object(_)) => Ok(Some(schema)),
+        _ => Err(owner.mismatch(name, "a JSON schema")),
+    }
+}

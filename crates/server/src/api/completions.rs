@@ -1,0 +1,305 @@
+//! The OpenAI Completions API: `/v1/completions`. Text in, text out: no turns, no reasoning that
+//! is told apart, no calls.
+
+use std::time::Duration;
+
+use ds4_text::{Effort, Mode};
+use serde_json::{Map, Value, json};
+
+use crate::api::choices::{self, Chunks, Envelope, MAX_TOP_LOGPROBS, UsageReport};
+use crate::api::fields::{Fields, PathStyle};
+use crate::api::logprobs::{Logprobs, finite};
+use crate::api::{Frame, RequestContext, wishes};
+use crate::generation::{
+    Endpoint, Failure, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking,
+    TokenLogprob, ToolChoice,
+};
+
+/// What body and chunks alike call themselves.
+const OBJECT: &str = "text_completion";
+
+/// Before the text that comes before the hole.
+const FIM_BEGIN: &str = "<｜fim▁begin｜>";
+/// The hole.
+const FIM_HOLE: &str = "<｜fim▁hole｜>";
+/// Behind the text that comes behind the hole.
+const FIM_END: &str = "<｜fim▁end｜>";
+
+/// A request, read.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    /// What to generate.
+    pub generation: Generation,
+    /// How to write the reply.
+    pub reply: ReplyShape,
+}
+
+/// What an encoder needs to know of the request and of the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplyShape {
+    /// What every object says; its id is `cmpl-` and random hex digits.
+    pub envelope: Envelope,
+    /// Where a stream tells what it used.
+    pub usage: UsageReport,
+    /// Whether to list the log probabilities of the text.
+    pub logprobs: bool,
+    /// Whether a stream tells how much of the prompt is done.
+    pub progress: bool,
+    /// Whether the stop string that ended the text is part of it.
+    pub shows_stop: bool,
+    /// What the text begins with: the prompt, when the client wants it back.
+    pub echo: String,
+}
+
+/// Reads a request to `/v1/completions`.
+///
+/// # Errors
+/// A member of another shape, or a wish that is not granted; members we do not know are ignored.
+pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
+    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+    let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
+    wishes::check_model(model, context)?;
+    choices::refuse_more_choices(&fields)?;
+    if !fields.flag("add_bos", true)? {
+        let why = "prompts begin with the begin-of-sentence token, expected true";
+        return Err(fields.unsupported("add_bos", why));
+    }
+    let prompt = prompt(&fields)?;
+    let text = match fields.optional_str("suffix")? {
+        None => prompt.to_owned(),
+        Some(suffix) => format!("{FIM_BEGIN}{prompt}{FIM_HOLE}{suffix}{FIM_END}"),
+    };
+    let n_top_logprobs = match fields.get("logprobs") {
+        Some(Value::Bool(false)) => None,
+        Some(Value::Bool(true)) => Some(0),
+        _ => fields.count("logprobs")?,
+    };
+    if n_top_logprobs.is_some_and(|n| n > MAX_TOP_LOGPROBS) {
+        return Err(fields.mismatch("logprobs", "an integer from 0 to 20"));
+    }
+    let wants_echo = fields.flag("echo", false)?;
+    if wants_echo && n_top_logprobs.is_some() {
+        let why =
+            "log probabilities of the prompt are not computed, expected false beside logprobs";
+        return Err(fields.unsupported("echo", why));
+    }
+    let format = choices::output_format(&fields)?;
+    let generation = Generation {
+        endpoint: Endpoint::Completions,
+        model: model.to_owned(),
+        prompt: PromptSource::Text(text),
+        thinking: Thinking {
+            mode: Mode::Chat,
+            effort: Effort::None,
+            budget: None,
+        },
+        tools: Vec::new(),
+        tool_choice: ToolChoice::None,
+        parallel_tool_calls: true,
+        schema: format.schema,
+        sampling: choices::sampling(&fields)?,
+        max_tokens: choices::max_tokens(&fields, &["max_tokens"], context)?,
+        stop: wishes::stop_strings(&fields, "stop")?,
+        n_top_logprobs,
+        ignore_eos: fields.flag("ignore_eos", false)?,
+        stream: fields.flag("stream", false)?,
+        affinity: choices::affinity(&fields, context)?,
+    };
+    let reply = ReplyShape {
+        envelope: Envelope::new("cmpl-", model, context),
+        usage: choices::usage_report(&fields)?,
+        logprobs: n_top_logprobs.is_some(),
+        progress: fields.flag("return_progress", false)?,
+        shows_stop: fields.flag("include_stop_str_in_output", false)?,
+        echo: match wants_echo {
+            true => prompt.to_owned(),
+            false => String::new(),
+        },
+    };
+    Ok(Parsed { generation, reply })
+}
+
+/// The prompt, as a string or as a list of one.
+fn prompt<'a>(fields: &Fields<'a>) -> Result<&'a str, Failure> {
+    let expected = "a string";
+    let lone = match fields.get("prompt") {
+        Some(Value::Array(items)) => match items.as_slice() {
+            [lone @ Value::String(_)] => lone,
+            [] => return Err(fields.mismatch("prompt", expected)),
+            [Value::String(_), ..] => {
+                let why = "one prompt per request, expected a string";
+                return Err(fields.unsupported("prompt", why));
+            }
+            _ => {
+                let why = "prompts of token ids are not read, expected a string";
+                return Err(fields.unsupported("prompt", why));
+            }
+        },
+        Some(other) => other,
+        None => return Err(fields.mismatch("prompt", expected)),
+    };
+    lone.as_str()
+        .ok_or_else(|| fields.mismatch("prompt", expected))
+}
+
+/// The body of a reply that is not streamed.
+///
+/// `logprobs` are those of its events, where the client asked for them. A cancelled reply has no
+/// body of its own: the answer is an error object.
+pub fn complete(outcome: &Outcome, logprobs: &Logprobs, shape: &ReplyShape) -> Value {
+    let mut text = shape.echo.clone();
+    let mut lists = TokenLists::behind(&text);
+    text.push_str(&outcome.reasoning);
+    text.push_str(&outcome.content);
+    text.push_str(shown_stop(outcome, shape));
+    let listed = match shape.logprobs {
+        true => lists.next(logprobs.reasoning.iter().chain(&logprobs.content)),
+        false => Value::Null,
+    };
+    let choice = json!({"text": text, "index": 0, "logprobs": listed});
+    shape.envelope.complete(OBJECT, choice, outcome)
+}
+
+/// What of a stop string stands in the text.
+fn shown_stop<'a>(outcome: &'a Outcome, shape: &ReplyShape) -> &'a str {
+    match &outcome.finish {
+        Finish::StopString(text) if shape.shows_stop => text,
+        _ => "",
+    }
+}
+
+/// Writes the four parallel lists in which this API has its log probabilities; null for no token.
+#[derive(Clone, Debug)]
+struct TokenLists {
+    /// Characters of the text before the next token.
+    n_chars: usize,
+}
+
+impl TokenLists {
+    fn behind(text: &str) -> TokenLists {
+        TokenLists {
+            n_chars: text.chars().count(),
+        }
+    }
+
+    fn next<'a>(&mut self, tokens: impl IntoIterator<Item = &'a TokenLogprob>) -> Value {
+        let mut texts: Vec<Value> = Vec::new();
+        let mut values: Vec<Value> = Vec::new();
+        let mut tops: Vec<Value> = Vec::new();
+        let mut offsets: Vec<Value> = Vec::new();
+        for token in tokens {
+            let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            texts.push(lossy(&token.bytes).into());
+            values.push(finite(token.logprob).into());
+            let top: Map<String, Value> = token
+                .top
+                .iter()
+                .map(|(bytes, logprob)| (lossy(bytes), finite(*logprob).into()))
+                .collect();
+            tops.push(top.into());
+            offsets.push(self.n_chars.into());
+            // A character counts for the token that has its first byte.
+            let is_first = |byte: &&u8| **byte & 0xc0 != 0x80;
+            self.n_chars += token.bytes.iter().filter(is_first).count();
+        }
+        if texts.is_empty() {
+            return Value::Null;
+        }
+        json!({
+            "tokens": texts,
+            "token_logprobs": values,
+            "top_logprobs": tops,
+            "text_offset": offsets,
+        })
+    }
+}
+
+/// Writes the chunks of one reply.
+///
+/// The stream ends with exactly one `[DONE]` behind a finish reason, or one error; whatever comes
+/// after is answered with nothing.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    chunks: Chunks,
+    shape: ReplyShape,
+    opened: bool,
+    lists: TokenLists,
+}
+
+impl Stream {
+    /// A stream that has sent nothing.
+    pub fn new(shape: ReplyShape) -> Stream {
+        Stream {
+            chunks: Chunks::new(shape.envelope.clone(), OBJECT, shape.usage),
+            lists: TokenLists::behind(&shape.echo),
+            shape,
+            opened: false,
+        }
+    }
+
+    /// The prompt, when the client wants it back, to be sent with the headers.
+    pub fn open(&mut self) -> Vec<Frame> {
+        if self.opened || self.chunks.has_ended() {
+            return Vec::new();
+        }
+        self.opened = true;
+        let mut frames = Vec::new();
+        let echo = std::mem::take(&mut self.shape.echo);
+        self.text(&echo, &[], &mut frames);
+        frames
+    }
+
+    /// What one event of the worker becomes.
+    pub fn event(&mut self, event: &ReplyEvent) -> Vec<Frame> {
+        if self.chunks.has_ended() {
+            return Vec::new();
+        }
+        let mut frames = Vec::new();
+        if !matches!(event, ReplyEvent::Failed(_)) {
+            frames = self.open();
+        }
+        match event {
+            ReplyEvent::Started { .. } | ReplyEvent::Progress { .. } => {
+                let empty = self.choice("", Value::Null);
+                let progress = self.chunks.progress(event, empty);
+                frames.extend(progress.filter(|_| self.shape.progress));
+            }
+            // Raw text has no parts: what would be reasoning elsewhere is text here.
+            ReplyEvent::Reasoning { text, logprobs } | ReplyEvent::Content { text, logprobs } => {
+                self.text(text, logprobs, &mut frames);
+            }
+            ReplyEvent::ToolStart { .. }
+            | ReplyEvent::ToolArguments { .. }
+            | ReplyEvent::ToolEnd { .. } => {}
+            ReplyEvent::Finished(outcome) => {
+                let stop = shown_stop(outcome, &self.shape).to_owned();
+                self.text(&stop, &[], &mut frames);
+                let empty = self.choice("", Value::Null);
+                self.chunks.finish(outcome, empty, &mut frames);
+            }
+            ReplyEvent::Failed(failure) => self.chunks.fail(failure, &mut frames),
+        }
+        frames
+    }
+
+    /// A comment: clients hang up after minutes without a byte. `idle` is the time since the last
+    /// event of the reply.
+    pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
+        self.chunks.keep_alive()
+    }
+
+    fn text(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {
+        if text.is_empty() && logprobs.is_empty() {
+            return;
+        }
+        let listed = match self.shape.logprobs {
+            true => self.lists.next(logprobs),
+            false => Value::Null,
+        };
+        frames.push(self.chunks.choice(self.choice(text, listed)));
+    }
+
+    fn choice(&self, text: &str, logprobs: Value) -> Value {
+        json!({"text": text, "index": 0, "logprobs": logprobs})
+    }
+}

@@ -1,0 +1,7 @@
+//! The Anthropic Messages API: `/v1/messages` and `/v1/messages/count_tokens`.
+
+mod reply;
+mod request;
+
+pub use reply::{ReplyShape, Stream, ThinkingDisplay, call_id, complete, token_count, tool_use_id};
+pub use request::{Parsed, parse};

@@ -1,0 +1,271 @@
+//! Responses that a client may refer to later.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::api::invalid;
+use crate::generation::Failure;
+
+/// Most items that one page of [`input_items`] lists.
+const MAX_PAGE: usize = 100;
+/// Items of a page when the client does not say.
+const DEFAULT_PAGE: usize = 20;
+
+/// A response and what it answered. Items are shared with the responses before it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredResponse {
+    /// All input items, those of earlier responses and their output included.
+    pub input: Vec<Arc<Value>>,
+    /// The response object.
+    pub response: Value,
+}
+
+impl StoredResponse {
+    /// The response's id.
+    pub fn id(&self) -> &str {
+        self.response["id"].as_str().unwrap_or_default()
+    }
+
+    /// The output items.
+    pub fn output(&self) -> &[Value] {
+        self.response["output"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default()
+    }
+
+    /// What the next turn begins with: input and output.
+    pub fn conversation(&self) -> Vec<Arc<Value>> {
+        let output = self.output().iter().cloned().map(Arc::new);
+        self.input.iter().cloned().chain(output).collect()
+    }
+}
+
+/// Where responses are kept.
+pub trait ResponseStore {
+    /// The response of this id.
+    fn response(&self, id: &str) -> Option<Arc<StoredResponse>>;
+
+    /// The response whose output has an item of this id.
+    fn response_with_item(&self, item_id: &str) -> Option<Arc<StoredResponse>>;
+
+    /// The response that made this call.
+    fn response_with_call(&self, call_id: &str) -> Option<Arc<StoredResponse>>;
+}
+
+/// Keeps nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoStore;
+
+impl ResponseStore for NoStore {
+    fn response(&self, _: &str) -> Option<Arc<StoredResponse>> {
+        None
+    }
+
+    fn response_with_item(&self, _: &str) -> Option<Arc<StoredResponse>> {
+        None
+    }
+
+    fn response_with_call(&self, _: &str) -> Option<Arc<StoredResponse>> {
+        None
+    }
+}
+
+/// Keeps the latest responses in memory, up to a number and a size.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    max_responses: usize,
+    max_bytes: usize,
+    n_bytes: usize,
+    /// Numbers the responses in the order in which they came.
+    n_put: u64,
+    by_id: HashMap<String, Kept>,
+    /// Ids of responses by the ids of their output items and calls.
+    by_item: HashMap<String, String>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    response: Arc<StoredResponse>,
+    n_bytes: usize,
+    number: u64,
+}
+
+impl MemoryStore {
+    /// An empty store. `max_bytes` counts JSON text.
+    pub fn new(max_responses: usize, max_bytes: usize) -> MemoryStore {
+        MemoryStore {
+            max_responses,
+            max_bytes,
+            n_bytes: 0,
+            n_put: 0,
+            by_id: HashMap::new(),
+            by_item: HashMap::new(),
+        }
+    }
+
+    /// Keeps a response and drops the oldest ones until the limits hold again. One that exceeds
+    /// them by itself is not kept.
+    pub fn put(&mut self, response: StoredResponse) {
+        // Items that are shared with another response are counted there.
+        let own_input = response.input.iter().filter(|i| Arc::strong_count(i) == 1);
+        let n_bytes = own_input.map(|item| json_bytes(item)).sum::<usize>()
+            + json_bytes(&response.response)
+            + response.input.len() * size_of::<Arc<Value>>();
+        let id = response.id().to_owned();
+        self.remove(&id);
+        for key in item_keys(&response) {
+            self.by_item.insert(key, id.clone());
+        }
+        self.n_put += 1;
+        self.n_bytes += n_bytes;
+        let kept = Kept {
+            response: Arc::new(response),
+            n_bytes,
+            number: self.n_put,
+        };
+        self.by_id.insert(id, kept);
+        while self.by_id.len() > self.max_responses || self.n_bytes > self.max_bytes {
+            let oldest = self.by_id.iter().min_by_key(|(_, kept)| kept.number);
+            let Some(oldest) = oldest.map(|(id, _)| id.clone()) else {
+                break;
+            };
+            self.remove(&oldest);
+        }
+    }
+
+    /// Drops a response; whether there was one.
+    pub fn remove(&mut self, id: &str) -> bool {
+        let Some(kept) = self.by_id.remove(id) else {
+            return false;
+        };
+        self.n_bytes -= kept.n_bytes;
+        for key in item_keys(&kept.response) {
+            if self.by_item.get(&key).is_some_and(|owner| owner == id) {
+                self.by_item.remove(&key);
+            }
+        }
+        true
+    }
+
+    /// How many responses are kept.
+    pub fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Whether none is kept.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
+    fn by_key(&self, key: &str) -> Option<Arc<StoredResponse>> {
+        self.response(self.by_item.get(key)?)
+    }
+}
+
+impl ResponseStore for MemoryStore {
+    fn response(&self, id: &str) -> Option<Arc<StoredResponse>> {
+        self.by_id.get(id).map(|kept| Arc::clone(&kept.response))
+    }
+
+    fn response_with_item(&self, item_id: &str) -> Option<Arc<StoredResponse>> {
+        self.by_key(item_id)
+    }
+
+    fn response_with_call(&self, call_id: &str) -> Option<Arc<StoredResponse>> {
+        self.by_key(call_id)
+    }
+}
+
+/// Ids of output items and of calls; their prefixes keep them apart.
+fn item_keys(response: &StoredResponse) -> Vec<String> {
+    let ids = |item: &Value| {
+        ["id", "call_id"]
+            .iter()
+            .filter_map(|name| item[*name].as_str())
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    response.output().iter().flat_map(ids).collect()
+}
+
+fn json_bytes(value: &Value) -> usize {
+    /// Counts what is written.
+    struct Counter(usize);
+    impl std::io::Write for Counter {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut counter = Counter(0);
+    // A writer that only counts cannot fail.
+    let _ = serde_json::to_writer(&mut counter, value);
+    counter.0
+}
+
+/// The answer to a DELETE of a response.
+pub fn deleted(id: &str) -> Value {
+    json!({"id": id, "object": "response", "deleted": true})
+}
+
+/// A page of a response's input items: the answer to GET `/v1/responses/{id}/input_items`.
+///
+/// `order` is `desc` (the default, latest first) or `asc`, `after` the id of the item before the
+/// page, `limit` 1 to 100, by default 20. Items without an id get one that says their place.
+///
+/// # Errors
+/// Another order or limit, or an `after` that is not there.
+pub fn input_items(
+    stored: &StoredResponse,
+    order: Option<&str>,
+    after: Option<&str>,
+    limit: Option<usize>,
+) -> Result<Value, Failure> {
+    let limit = limit.unwrap_or(DEFAULT_PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(invalid(
+            "limit",
+            format!("limit: found {limit}, expected 1 to {MAX_PAGE}."),
+        ));
+    }
+    let mut items: Vec<Value> = stored.input.iter().map(|item| (**item).clone()).collect();
+    let digits = stored.id().trim_start_matches("resp_").to_owned();
+    for (i, item) in items.iter_mut().enumerate() {
+        if let Value::Object(members) = item {
+            members
+                .entry("type")
+                .or_insert_with(|| Value::from("message"));
+            if !members.get("id").is_some_and(Value::is_string) {
+                members.insert("id".to_owned(), format!("item_{digits}_{i}").into());
+            }
+        }
+    }
+    match order {
+        None | Some("desc") => items.reverse(),
+        Some("asc") => {}
+        Some(_) => return Err(invalid("order", "order: expected asc or desc.")),
+    }
+    let begin = match after {
+        None => 0,
+        Some(id) => match items.iter().position(|item| item["id"] == id) {
+            Some(at) => at + 1,
+            None => return Err(invalid("after", "after: no input item has this id.")),
+        },
+    };
+    let end = items.len().min(begin + limit);
+    let page = &items[begin..end];
+    let id_of = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
+    Ok(json!({
+        "object": "list",
+        "data": page,
+        "first_id": id_of(page.first()),
+        "last_id": id_of(page.last()),
+        "has_more": end < items.len(),
+    }))
+}

@@ -1,0 +1,134 @@
+//! Tools for developers: `/tokenize`, `/detokenize`, `/apply-template`.
+
+use serde_json::{Value, json};
+
+use crate::api::RequestContext;
+use crate::api::chat;
+use crate::api::fields::{Fields, PathStyle};
+use crate::generation::{Failure, Generation};
+
+/// Which server's form a request has, and its answer gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// llama.cpp: `content` and `tokens`.
+    LlamaCpp,
+    /// vLLM: `prompt` or `messages`, with the count and the context beside the tokens.
+    Vllm,
+}
+
+/// What to tokenize.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Text as it is.
+    Text {
+        /// The text.
+        text: String,
+        /// Whether the begin-of-sentence token comes first.
+        add_special: bool,
+        /// Whether marker text becomes markers.
+        parse_special: bool,
+    },
+    /// The prompt of a chat request.
+    Chat(Box<Generation>),
+}
+
+/// A request to `/tokenize`.
+#[derive(Clone, Debug)]
+pub struct Tokenize {
+    /// What to tokenize.
+    pub source: Source,
+    /// Whether each token comes with its text.
+    pub with_pieces: bool,
+    /// The form of the answer.
+    pub dialect: Dialect,
+}
+
+/// Reads a request to `/tokenize`.
+///
+/// # Errors
+/// A member of another shape, or no text.
+pub fn parse_tokenize(body: &Value, context: &RequestContext) -> Result<Tokenize, Failure> {
+    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+    let with_pieces = fields.flag("with_pieces", false)?;
+    if fields.get("messages").is_some() {
+        let parsed = chat::parse(body, context)?;
+        return Ok(Tokenize {
+            source: Source::Chat(Box::new(parsed.generation)),
+            with_pieces,
+            dialect: Dialect::Vllm,
+        });
+    }
+    let (dialect, text, add_special) = match fields.optional_str("prompt")? {
+        Some(text) => (
+            Dialect::Vllm,
+            text,
+            fields.flag("add_special_tokens", true)?,
+        ),
+        None => (
+            Dialect::LlamaCpp,
+            fields.str("content")?,
+            fields.flag("add_special", false)?,
+        ),
+    };
+    Ok(Tokenize {
+        source: Source::Text {
+            text: text.to_owned(),
+            add_special,
+            parse_special: fields.flag("parse_special", true)?,
+        },
+        with_pieces,
+        dialect,
+    })
+}
+
+/// The answer to [`Tokenize`]: ids, or ids with their bytes, of which those that are no text by
+/// themselves are given as numbers.
+pub fn tokenized(request: &Tokenize, tokens: &[(u32, &[u8])], n_context: usize) -> Value {
+    let ids = tokens.iter().map(|&(id, bytes)| match request.with_pieces {
+        false => id.into(),
+        true => match std::str::from_utf8(bytes) {
+            Ok(piece) => json!({"id": id, "piece": piece}),
+            Err(_) => json!({"id": id, "piece": bytes}),
+        },
+    });
+    let ids: Vec<Value> = ids.collect();
+    match request.dialect {
+        Dialect::LlamaCpp => json!({"tokens": ids}),
+        Dialect::Vllm => json!({
+            "count": ids.len(),
+            "max_model_len": n_context,
+            "tokens": ids,
+        }),
+    }
+}
+
+/// Reads a request to `/detokenize`: the ids, each below `n_vocab`.
+///
+/// # Errors
+/// Anything but a list of such ids.
+pub fn parse_detokenize(body: &Value, n_vocab: usize) -> Result<Vec<u32>, Failure> {
+    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+    let expected = format!(
+        "an array of token ids from 0 to {}",
+        n_vocab.saturating_sub(1)
+    );
+    let Some(items) = fields.array("tokens")? else {
+        return Err(fields.mismatch("tokens", &expected));
+    };
+    let id = |item: &Value| -> Option<u32> {
+        let id = item.as_u64().filter(|id| *id < n_vocab as u64)?;
+        u32::try_from(id).ok()
+    };
+    let ids: Option<Vec<u32>> = items.iter().map(id).collect();
+    ids.ok_or_else(|| fields.mismatch("tokens", &expected))
+}
+
+/// The answer to `/detokenize`, under both servers' names.
+pub fn detokenized(text: &str) -> Value {
+    json!({"content": text, "prompt": text})
+}
+
+/// The answer to `/apply-template`, whose request is one of [`chat::parse`].
+pub fn applied_template(prompt: &str, n_tokens: usize) -> Value {
+    json!({"prompt": prompt, "tokens": n_tokens})
+}

@@ -1,0 +1,375 @@
+//! From a parsed request to its answer, whole or as a stream.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderValue, header};
+use axum::response::Response;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::api::{Frame, Logprobs, chat, completions, messages, responses};
+use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent};
+use crate::worker::{Job, Ticket};
+
+use super::error::{HttpError, json};
+use super::options::WRITE_STALL;
+use super::routes::{Ready, Server};
+use super::wire::Wire;
+
+/// Pieces of a stream that wait for the client to read before the next are joined.
+const STREAM_PIECES: usize = 4;
+/// How long a stream's headers wait for what the cache holds, which stands in one of them.
+const HEADER_WAIT: Duration = Duration::from_millis(100);
+/// The header that says what of a prompt was cached, and why not more.
+const CACHE_HEADER: &str = "x-ds4-cache";
+
+/// How a reply is written, by protocol.
+#[derive(Clone)]
+pub(super) enum Shape {
+    Chat(Box<chat::ReplyShape>),
+    Completions(Box<completions::ReplyShape>),
+    Messages(messages::ReplyShape),
+    Responses {
+        shape: Box<responses::ReplyShape>,
+        /// What to keep beside the response, if it is kept.
+        input: Option<Vec<Arc<Value>>>,
+    },
+}
+
+enum Encoder {
+    Chat(Box<chat::Stream>),
+    Completions(Box<completions::Stream>),
+    Messages(messages::Stream),
+    Responses(Box<responses::Stream>),
+}
+
+impl Encoder {
+    fn new(shape: &Shape) -> Encoder {
+        match shape {
+            Shape::Chat(shape) => Encoder::Chat(Box::new(chat::Stream::new((**shape).clone()))),
+            Shape::Completions(shape) => {
+                Encoder::Completions(Box::new(completions::Stream::new((**shape).clone())))
+            }
+            Shape::Messages(shape) => Encoder::Messages(messages::Stream::new(shape.clone())),
+            Shape::Responses { shape, .. } => {
+                Encoder::Responses(Box::new(responses::Stream::new((**shape).clone())))
+            }
+        }
+    }
+
+    fn open(&mut self) -> Vec<Frame> {
+        match self {
+            Encoder::Chat(stream) => stream.open(),
+            Encoder::Completions(stream) => stream.open(),
+            Encoder::Messages(stream) => stream.open(),
+            Encoder::Responses(stream) => stream.open(),
+        }
+    }
+
+    fn event(&mut self, event: &ReplyEvent) -> Vec<Frame> {
+        match self {
+            Encoder::Chat(stream) => stream.event(event),
+            Encoder::Completions(stream) => stream.event(event),
+            Encoder::Messages(stream) => stream.event(event),
+            Encoder::Responses(stream) => stream.event(event),
+        }
+    }
+
+    fn keep_alive(&mut self, idle: Duration) -> Vec<Frame> {
+        match self {
+            Encoder::Chat(stream) => stream.keep_alive(idle),
+            Encoder::Completions(stream) => stream.keep_alive(idle),
+            Encoder::Messages(stream) => stream.keep_alive(idle),
+            Encoder::Responses(stream) => stream.keep_alive(idle),
+        }
+    }
+
+    /// The object that a store keeps, once the stream is over.
+    fn stored(&self) -> Option<&Value> {
+        match self {
+            Encoder::Responses(stream) => stream.response(),
+            Encoder::Chat(_) | Encoder::Completions(_) | Encoder::Messages(_) => None,
+        }
+    }
+}
+
+impl Shape {
+    fn complete(&self, outcome: &Outcome, logprobs: &Logprobs) -> Value {
+        match self {
+            Shape::Chat(shape) => chat::complete(outcome, logprobs, shape),
+            Shape::Completions(shape) => completions::complete(outcome, logprobs, shape),
+            Shape::Messages(shape) => messages::complete(outcome, shape),
+            Shape::Responses { shape, .. } => responses::complete(outcome, logprobs, shape),
+        }
+    }
+
+    /// Input items to keep beside a response.
+    fn kept_input(&self) -> Option<&Vec<Arc<Value>>> {
+        match self {
+            Shape::Responses { input, .. } => input.as_ref(),
+            Shape::Chat(_) | Shape::Completions(_) | Shape::Messages(_) => None,
+        }
+    }
+}
+
+/// Runs a request and answers it.
+pub(super) async fn answer(
+    server: Arc<Server>,
+    ready: Arc<Ready>,
+    wire: &Wire,
+    generation: Generation,
+    shape: Shape,
+) -> Result<Response, HttpError> {
+    let n_prompt_started = Instant::now();
+    let generation = Arc::new(generation);
+    let prompter = ready.prompter.clone();
+    let wanted = Arc::clone(&generation);
+    let compiler = Arc::clone(&ready);
+    let prepared = tokio::task::spawn_blocking(move || {
+        let schema = match &wanted.schema {
+            Some(schema) => Some(compiler.schemas()?.compile(schema)?),
+            None => None,
+        };
+        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema))
+    });
+    let (prompt, schema) = prepared.await.map_err(|_| {
+        HttpError::new(
+            FailureKind::Internal,
+            "rendering the prompt failed by a bug",
+        )
+    })??;
+    server.metrics.render_ms(n_prompt_started.elapsed());
+    let (events, ticket) = ready.worker.submit(Job {
+        request_id: wire.request_id.clone(),
+        generation: Arc::clone(&generation),
+        prompt,
+        schema,
+    })?;
+    if generation.stream {
+        Ok(stream(server, ready, shape, events, ticket).await)
+    } else {
+        whole(&server, &ready, &shape, events, ticket).await
+    }
+}
+
+/// Tokens of a request's prompt, however many.
+pub(super) async fn count(ready: &Ready, generation: Generation) -> Result<usize, HttpError> {
+    let prompter = ready.prompter.clone();
+    let n = tokio::task::spawn_blocking(move || prompter.encode(&generation)).await;
+    let failed = |_| {
+        HttpError::new(
+            FailureKind::Internal,
+            "rendering the prompt failed by a bug",
+        )
+    };
+    Ok(n.map_err(failed)??.len())
+}
+
+async fn whole(
+    server: &Server,
+    ready: &Ready,
+    shape: &Shape,
+    mut events: UnboundedReceiver<ReplyEvent>,
+    ticket: Ticket,
+) -> Result<Response, HttpError> {
+    let mut logprobs = Logprobs::default();
+    let started = Instant::now();
+    let mut first = None;
+    while let Some(event) = events.recv().await {
+        logprobs.collect(&event);
+        match event {
+            ReplyEvent::Finished(outcome) => {
+                drop(ticket);
+                server.metrics.finished(&outcome, first.unwrap_or_default());
+                if outcome.finish == Finish::Cancelled {
+                    return Err(HttpError::new(
+                        FailureKind::Unavailable,
+                        "the request was cancelled",
+                    ));
+                }
+                let body = shape.complete(&outcome, &logprobs);
+                if let Some(input) = shape.kept_input() {
+                    ready.keep(input, &body);
+                }
+                let mut response = json(&body);
+                put_cache_header(
+                    &mut response,
+                    outcome.usage.n_prompt,
+                    outcome.usage.n_cached,
+                    Some(&outcome.timings.cache_miss),
+                );
+                return Ok(response);
+            }
+            ReplyEvent::Failed(failure) => return Err(failure.into()),
+            ReplyEvent::Content { .. }
+            | ReplyEvent::Reasoning { .. }
+            | ReplyEvent::ToolStart { .. } => {
+                first.get_or_insert_with(|| started.elapsed());
+            }
+            _ => {}
+        }
+    }
+    Err(lost().into())
+}
+
+/// A reply whose worker went away without a word.
+fn lost() -> Failure {
+    Failure {
+        kind: FailureKind::Internal,
+        message: "the engine stopped; the request is lost".to_owned(),
+        param: None,
+    }
+}
+
+async fn stream(
+    server: Arc<Server>,
+    ready: Arc<Ready>,
+    shape: Shape,
+    mut events: UnboundedReceiver<ReplyEvent>,
+    ticket: Ticket,
+) -> Response {
+    let first = tokio::time::timeout(HEADER_WAIT, events.recv()).await;
+    let first = first.ok().flatten();
+    let (pieces, body) = mpsc::channel::<Result<Bytes, Infallible>>(STREAM_PIECES);
+    let mut response = Response::new(Body::from_stream(ReceiverStream::new(body)));
+    if let Some(ReplyEvent::Started { n_prompt, n_cached }) = &first {
+        put_cache_header(&mut response, *n_prompt, *n_cached, None);
+    }
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
+        (header::CACHE_CONTROL, "no-cache, no-transform"),
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let pump = Pump {
+        encoder: Encoder::new(&shape),
+        server,
+        ready,
+        shape,
+        pieces,
+        started: Instant::now(),
+        first_text: None,
+        ended: false,
+    };
+    tokio::spawn(pump.run(first, events, ticket));
+    response
+}
+
+/// What moves events from the worker to the client.
+struct Pump {
+    encoder: Encoder,
+    server: Arc<Server>,
+    ready: Arc<Ready>,
+    shape: Shape,
+    pieces: mpsc::Sender<Result<Bytes, Infallible>>,
+    started: Instant,
+    first_text: Option<Duration>,
+    ended: bool,
+}
+
+impl Pump {
+    /// Runs until the reply is over or nobody reads it any more. Dropping the ticket then stops
+    /// the work.
+    async fn run(
+        mut self,
+        first: Option<ReplyEvent>,
+        mut events: UnboundedReceiver<ReplyEvent>,
+        ticket: Ticket,
+    ) {
+        let mut bytes = Vec::new();
+        for frame in self.encoder.open() {
+            bytes.extend_from_slice(&frame.0);
+        }
+        if let Some(event) = first {
+            self.encode(&event, &mut bytes);
+        }
+        let ping = self.server.options().ping_interval;
+        let mut last_event = Instant::now();
+        let mut last_write = Instant::now();
+        loop {
+            // What came meanwhile goes out as one piece.
+            while let Ok(event) = events.try_recv() {
+                self.encode(&event, &mut bytes);
+                last_event = Instant::now();
+            }
+            if !bytes.is_empty() {
+                let piece = Bytes::from(std::mem::take(&mut bytes));
+                let sent = tokio::time::timeout(WRITE_STALL, self.pieces.send(Ok(piece))).await;
+                if !matches!(sent, Ok(Ok(()))) {
+                    break;
+                }
+                last_write = Instant::now();
+            }
+            if self.ended {
+                break;
+            }
+            let due = last_write + ping;
+            tokio::select! {
+                event = events.recv() => {
+                    let event = event.unwrap_or_else(|| ReplyEvent::Failed(lost()));
+                    self.encode(&event, &mut bytes);
+                    last_event = Instant::now();
+                }
+                () = tokio::time::sleep_until(due), if !ping.is_zero() => {
+                    for frame in self.encoder.keep_alive(last_event.elapsed()) {
+                        bytes.extend_from_slice(&frame.0);
+                    }
+                    last_write = Instant::now();
+                }
+                () = self.pieces.closed() => break,
+            }
+        }
+        drop(ticket);
+    }
+
+    fn encode(&mut self, event: &ReplyEvent, bytes: &mut Vec<u8>) {
+        if self.ended {
+            return;
+        }
+        match event {
+            ReplyEvent::Reasoning { .. }
+            | ReplyEvent::Content { .. }
+            | ReplyEvent::ToolStart { .. } => {
+                self.first_text
+                    .get_or_insert_with(|| self.started.elapsed());
+            }
+            _ => {}
+        }
+        for frame in self.encoder.event(event) {
+            bytes.extend_from_slice(&frame.0);
+        }
+        match event {
+            ReplyEvent::Finished(outcome) => {
+                self.ended = true;
+                let first = self.first_text.unwrap_or_default();
+                self.server.metrics.finished(outcome, first);
+                if let (Some(input), Some(response)) =
+                    (self.shape.kept_input(), self.encoder.stored())
+                {
+                    self.ready.keep(input, response);
+                }
+            }
+            ReplyEvent::Failed(_) => self.ended = true,
+            _ => {}
+        }
+    }
+}
+
+fn put_cache_header(response: &mut Response, n_prompt: usize, n_cached: usize, why: Option<&str>) {
+    let mut value = format!("cached={n_cached}; prompt={n_prompt}");
+    if let Some(why) = why.filter(|why| !why.is_empty()) {
+        value = format!("{value}; why={why:?}");
+    }
+    if let Ok(value) = HeaderValue::from_str(&value) {
+        let headers = response.headers_mut();
+        headers.insert(header::HeaderName::from_static(CACHE_HEADER), value);
+    }
+}

@@ -1,0 +1,266 @@
+//! A request's conversation to the tokens that the model continues.
+
+use std::sync::{Arc, Mutex};
+
+use ds4_text::{
+    Effort, MarkerText, Message, Mode, Prompt, RenderOptions, Revision, Role, Start, Tokenizer,
+    markers, render,
+};
+
+use crate::generation::{Endpoint, Failure, FailureKind, Generation, PromptSource};
+use crate::turns::{PrefixKeys, PromptKey, Turns, prompt_key};
+
+/// Which reasoning of old turns stays in the prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReasoningHistory {
+    /// As the publisher has it: all of it while tools are declared, else that of the last turn.
+    Official,
+    /// Also all of it when the conversation has calls or results but declares no tools, so that a
+    /// request without tools at the end of an agent's session keeps the cached prefix.
+    #[default]
+    Sticky,
+}
+
+/// How prompts are rendered, for all requests of a server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PromptRules {
+    /// Which weights the prompts are for.
+    pub revision: Revision,
+    /// What marker text in client text becomes.
+    pub marker_text: MarkerText,
+    /// Which reasoning of old turns stays.
+    pub reasoning_history: ReasoningHistory,
+    /// Smallest context, in tokens, in which maximum effort is not lowered; 0 is any.
+    pub max_effort_min_context: usize,
+}
+
+/// A prompt, ready for the engine.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenPrompt {
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// What the model's first character belongs to.
+    pub start: Start,
+    /// Names its text, canonically rendered.
+    pub key: PromptKey,
+    /// Whether the text ends in `<think>`.
+    pub thinking: bool,
+    /// The effort really used.
+    pub effort: Effort,
+    /// Whether the client's own text holds the DSML marker.
+    pub mentions_dsml: bool,
+    /// Assistant messages that stand in the model's own tokens.
+    pub n_replayed: usize,
+    /// Assistant messages that were rendered from text.
+    pub n_rendered: usize,
+}
+
+/// Renders prompts.
+#[derive(Clone)]
+pub struct Prompter {
+    tokenizer: Arc<Tokenizer>,
+    turns: Arc<Mutex<Turns>>,
+    rules: PromptRules,
+    context: usize,
+}
+
+impl Prompter {
+    /// For a model with this tokenizer and so many tokens of context.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        turns: Arc<Mutex<Turns>>,
+        rules: PromptRules,
+        context: usize,
+    ) -> Prompter {
+        Prompter {
+            tokenizer,
+            turns,
+            rules,
+            context,
+        }
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The prompt's text as it is rendered, without the model's own tokens in it.
+    ///
+    /// # Errors
+    /// Messages that have no rendering.
+    pub fn text(&self, generation: &Generation) -> Result<Prompt, Failure> {
+        let messages = match &generation.prompt {
+            PromptSource::Messages(messages) => messages,
+            PromptSource::Text(text) => {
+                let bos = if text.starts_with(markers::BOS) {
+                    ""
+                } else {
+                    markers::BOS
+                };
+                return Ok(Prompt {
+                    text: format!("{bos}{text}"),
+                    // Whoever writes raw text writes its markers too.
+                    marker_text: MarkerText::Allow,
+                    ..Prompt::default()
+                });
+            }
+        };
+        let options = RenderOptions {
+            mode: generation.thinking.mode,
+            effort: self.effort(generation),
+            drop_thinking: !self.keeps_reasoning(messages),
+            revision: self.rules.revision,
+            marker_text: self.rules.marker_text,
+            ..RenderOptions::default()
+        };
+        let mut prompt = render(messages, &options).map_err(|e| Failure {
+            kind: FailureKind::Invalid,
+            message: e.to_string(),
+            param: Some("messages".to_owned()),
+        })?;
+        // A reply to be continued that has no content yet goes on with its reasoning.
+        if options.mode == Mode::Thinking
+            && let Some(last) = messages.last().filter(|m| m.open_ended)
+            && last.content.is_empty()
+            && prompt.text.ends_with(markers::THINK_CLOSE)
+        {
+            let end = prompt.text.len() - markers::THINK_CLOSE.len();
+            prompt = prompt.part(0..end).unwrap_or(prompt);
+        }
+        Ok(prompt)
+    }
+
+    /// Renders and tokenizes, with the model's own tokens where a message repeats a turn of its.
+    ///
+    /// # Errors
+    /// Messages that have no rendering, or a prompt that leaves no room in the context for a
+    /// token.
+    pub fn tokens(&self, generation: &Generation) -> Result<TokenPrompt, Failure> {
+        let prompt = self.text(generation)?;
+        let (tokens, n_replayed) = self.encode_text(generation, &prompt);
+        let limit = self.context.saturating_sub(1);
+        if tokens.len() > limit {
+            return Err(overflow(generation.endpoint, tokens.len(), self.context));
+        }
+        let open = match &generation.prompt {
+            PromptSource::Messages(messages) => messages.last().filter(|m| m.open_ended),
+            PromptSource::Text(_) => None,
+        };
+        let thinking = prompt.text.ends_with(markers::THINK_OPEN);
+        let start = match (&generation.prompt, open) {
+            (PromptSource::Text(_), _) => Start::WithinContent,
+            (_, Some(message)) if !message.content.is_empty() => Start::WithinContent,
+            (_, Some(_)) if generation.thinking.mode == Mode::Thinking => Start::WithinReasoning,
+            _ if thinking => Start::Reasoning,
+            _ => Start::Content,
+        };
+        Ok(TokenPrompt {
+            tokens,
+            start,
+            key: prompt_key(&prompt.text),
+            thinking,
+            effort: self.effort(generation),
+            mentions_dsml: prompt
+                .untrusted
+                .iter()
+                .any(|range| prompt.text[range.clone()].contains(markers::DSML)),
+            n_replayed,
+            n_rendered: prompt.replies.len() - n_replayed,
+        })
+    }
+
+    /// The tokens of a prompt, also of one that is too long.
+    ///
+    /// # Errors
+    /// Messages that have no rendering.
+    pub fn encode(&self, generation: &Generation) -> Result<Vec<u32>, Failure> {
+        let prompt = self.text(generation)?;
+        Ok(self.encode_text(generation, &prompt).0)
+    }
+
+    fn encode_text(&self, generation: &Generation, prompt: &Prompt) -> (Vec<u32>, usize) {
+        match &generation.prompt {
+            PromptSource::Messages(messages) => self.with_turns(prompt, messages),
+            PromptSource::Text(_) => (self.tokenizer.encode_prompt(prompt), 0),
+        }
+    }
+
+    /// The effort to render: maximum effort needs room.
+    fn effort(&self, generation: &Generation) -> Effort {
+        match generation.thinking.effort {
+            Effort::Max if self.context < self.rules.max_effort_min_context => Effort::High,
+            effort => effort,
+        }
+    }
+
+    fn keeps_reasoning(&self, messages: &[Message]) -> bool {
+        self.rules.reasoning_history == ReasoningHistory::Sticky
+            && messages
+                .iter()
+                .any(|m| m.role == Role::Tool || !m.tool_calls.is_empty())
+    }
+
+    /// Tokenizes around the turns that are remembered.
+    fn with_turns(&self, prompt: &Prompt, messages: &[Message]) -> (Vec<u32>, usize) {
+        let mut tokens = Vec::new();
+        let mut n_replayed = 0;
+        let mut written = 0;
+        let mut hashed = 0;
+        let mut keys = PrefixKeys::default();
+        for reply in &prompt.replies {
+            let message = &messages[reply.message];
+            let range = reply.range.clone();
+            let key = keys.extend(&prompt.text[hashed..range.start]);
+            hashed = range.start;
+            if message.open_ended {
+                continue;
+            }
+            let before = &prompt.text[..range.start];
+            let turn = self
+                .turns
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .find(message, key, before.ends_with(markers::THINK_OPEN));
+            let (Some(turn), Some(part)) = (turn, prompt.part(written..range.start)) else {
+                continue;
+            };
+            tokens.extend(self.tokenizer.encode_prompt(&part));
+            tokens.extend_from_slice(&turn.tokens);
+            written = range.end;
+            n_replayed += 1;
+        }
+        if let Some(rest) = prompt.tail(written) {
+            tokens.extend(self.tokenizer.encode_prompt(&rest));
+        }
+        (tokens, n_replayed)
+    }
+}
+
+/// The failure of a prompt that is too long, in the words that clients look for.
+fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
+    let (message, param) = match endpoint {
+        Endpoint::Messages => (
+            format!(
+                "prompt is too long: {found} tokens > {} maximum",
+                context - 1
+            ),
+            "messages",
+        ),
+        Endpoint::Chat => (in_openai_words(found, context, "messages"), "messages"),
+        Endpoint::Completions => (in_openai_words(found, context, "prompt"), "prompt"),
+        Endpoint::Responses => (in_openai_words(found, context, "messages"), "input"),
+    };
+    Failure {
+        kind: FailureKind::ContextOverflow,
+        message,
+        param: Some(param.to_owned()),
+    }
+}
+
+fn in_openai_words(found: usize, context: usize, what: &str) -> String {
+    format!(
+        "This model's maximum context length is {context} tokens. However, your {what} resulted \
+         in {found} tokens. Please reduce the length of the {what}."
+    )
+}
