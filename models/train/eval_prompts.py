@@ -15,18 +15,23 @@ import random
 import sys
 
 import skills
-from chat import DSML, END_THINK, render, tool_calls_text
+from chat import END_THINK, render, tool_calls_text
 from facts import FACTS
-from tools import KINDS, UNSEEN, Tool, result
+from tools import UNSEEN, Tool, result
 from words import *
 
-GREETINGS = p("""Hi there, computer!, Hello small model., Good evening to you, A very good morning!, hey, anybody home?, HELLO THERE, hullo, Greetings, machine., Hi! I just installed this., Well hello,
-Hey model, Hello? Is this on?, hi hi hi, Hello from my laptop, good afternoon everyone""".replace("hey, anybody", "hey - anybody").replace("Greetings, machine", "Greetings machine"))
+GREETINGS = [
+    "Hi there, computer!", "Hello small model.", "Good evening to you", "A very good morning!", "hey - anybody home?", "HELLO THERE", "hullo", "Greetings machine", "Hi! I just installed this.", "Well hello",
+    "Hey model", "Hello? Is this on?", "hi hi hi", "Hello from my laptop", "good afternoon everyone", "Hello, hello!", "hey hey", "Hi, ds4!", "Good day.", "Hello my little model", "hi, good evening", "Oh hello", "Hey! Good morning!",
+    "hello, old friend", "Hi again, model.", "Hello to you too", "hey, hi", "A warm hello!", "Hi, nice to see you", "Hello dear computer",
+]
 INTRODUCTIONS = ["Hello, people call me {x}.", "Good day! The name is {x}.", "Hi model, I am {x}", "hey, {x} here", "Hello! You can call me {x}, nice to meet you."]
 SUMS = ["Could you kindly total {a} and {b} for me?", "{a} plus {b} makes what?", "I wonder what {a} + {b} might be.", "Quickly: {a} + {b}", "So, {a} + {b}?", "Take {a}, add {b}, and tell me the result.",
         "My basket has {a} eggs. I put in {b} eggs. How many eggs are in it?", "What would {a} + {b} come to?", "Give the total when {b} is added to {a}.", "{a} + {b}, please."]
-PLANTS = ["Everyone should know that the code word is {x}.", "The code word is {x}.", "Listen: the code word is {x}!", "It was agreed that the code word is {x}.", "Write it down, the code word is {x}."]
-ASKS = ["What is the code word?", "Which code word did you see in the text?", "Somewhere above there is a code word. What is it?", "Tell me the code word that the text mentions.", "Please give me the code word."]
+PLANTS = ["Everyone should know that the code word is {x}.", "The code word is {x}.", "Listen: the code word is {x}!", "It was agreed that the code word is {x}.", "Write it down, the code word is {x}.",
+          "After a long debate they chose the code word: {x}.", "In case you wonder, the code word is {x}."]
+ASKS = ["What is the code word?", "Which code word did you see in the text?", "Somewhere above there is a code word. What is it?", "Tell me the code word that the text mentions.", "Please give me the code word.",
+        "I forgot the code word. What was it?", "What did the text say the code word is?", "Name the code word, nothing else.", "Can you see a code word in this text?", "One thing only: what is the code word?"]
 OTHERS = ["Who wrote Hamlet?", "How do I repair my bicycle chain?", "What is the tallest mountain in Africa?", "Compose a limerick on autumn.", "Which team won yesterday?", "Is coffee healthy?", "Describe the French Revolution.",
           "Why do cats purr?", "What should I cook tonight?", "Give me investment advice.", "How many moons does Jupiter have?", "Who painted the Mona Lisa?", "Sing me a lullaby.", "Tell me a joke about lawyers.", "What is photosynthesis?"]
 
@@ -96,20 +101,20 @@ def build(seed: int, n: int, tokens_of) -> list[Case]:
         messages = [skills.user(text + "\n\n" + ask)] if where == 0 else [skills.user(ask + "\n\n" + text)] if where == 1 else [{"role": "system", "content": text}, skills.user(ask)]
         put("code word in 1,500 tokens", messages, reply, {"contains": [x]})
 
-    for long in (False, True):
-        for i in range(n):
+    for skill, n_tools, long in (("tool call, one tool declared", (1,), False), ("tool call, two to four declared", (2, 3, 4), False), ("tool call after a long system text", (1, 2, 3), True)):
+        for _ in range(n):
             domains = rng.sample(UNSEEN, 4)
-            tools = [Tool(rng, d if rng.random() < 0.7 else None) for d in domains[: rng.choice((1, 2, 3, 4))]]
+            tools = [Tool(rng, d if rng.random() < 0.7 else None) for d in domains[: rng.choice(n_tools)]]
             system = long_system(rng, 3000) if long else {"role": "system", "content": rng.choice(("", "You are a helpful assistant."))}
             system["tools"] = [t.schema(rng, False) for t in tools]
-            tool = tools[rng.randrange(len(tools))]
+            tool = rng.choice(tools)
             text, arguments = tool.request(rng)
             calls = [{"name": tool.name, "arguments": arguments}]
             call = {"role": "assistant", "content": "", "reasoning": skills.call_reasoning(calls), "tool_calls": calls}
             thinking = rng.random() < 0.5
             messages = [system, skills.user(text)]
-            put("tool call after a long system text" if long else "tool call", messages, call, {"tool_calls": calls}, thinking)
-            if not long:
+            put(skill, messages, call, {"tool_calls": calls}, thinking)
+            if len(n_tools) == 1:
                 content, said = result(rng)
                 while len(content) > 120:
                     content, said = result(rng)

@@ -19,8 +19,8 @@ import torch
 from tokenizers import Tokenizer
 
 import names
-import network
 from chat import DSML, END_THINK, EOS
+from decode import Sequence
 from network import Config, Network
 
 HERE = pathlib.Path(__file__).parent
@@ -94,46 +94,21 @@ def right(case: dict, reply: str, ended: bool) -> bool:
     return not calls and all(s in content for s in case["check"]["contains"])
 
 
-class Runner:
-    def __init__(self, net: Network, device: str):
-        self.net, self.device = net, device
-
-    @torch.no_grad()
-    def best(self, rows: list[list[int]]) -> list[np.ndarray]:
-        """The most likely next token after every position of every row."""
-        out: list = [None] * len(rows)
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        while order:
-            t = -(-len(rows[order[-1]]) // 128) * 128
-            n = max(1, min(len(order), 32768 // t if self.device == "cuda" else 4096 // t))
-            part, order = order[-n:], order[:-n]
-            tokens = torch.full((len(part), t), 2)
-            for j, i in enumerate(part):
-                tokens[j, : len(rows[i])] = torch.tensor(rows[i])
-            tokens = tokens.to(self.device)
-            position = torch.arange(t, device=self.device).expand(len(part), t).contiguous()
-            ctx = self.net.context(position, torch.zeros_like(position), rounding=True, sparse=True, want_index_loss=False)
-            hidden, _, _ = self.net(tokens, ctx)
-            top = self.net.logits(hidden).argmax(-1).cpu().numpy()
-            for j, i in enumerate(part):
-                out[i] = top[j, : len(rows[i])]
-        return out
-
-
 def main() -> None:
     a = argparse.ArgumentParser()
     a.add_argument("prompts")
     a.add_argument("model")
     a.add_argument("--quantise", action="store_true")
     a.add_argument("--failures", type=int, default=0)
-    a.add_argument("--most", type=int, default=160, help="tokens of a reply at most")
+    a.add_argument("--most", type=int, default=250, help="tokens of a reply at most")
+    a.add_argument("--threads", type=int, default=1)
     a.add_argument("--limit", type=int, help="prompts per skill")
     args = a.parse_args()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = Network(Config())
     load(net, args.model, args.quantise)
-    run = Runner(net.to(device).eval(), device)
+    net.to(device)
     tokenizer = Tokenizer.from_file(str(HERE / "tokenizer.json"))
 
     def encode(s: str) -> list[int]:
@@ -146,32 +121,27 @@ def main() -> None:
         if not args.limit or per[c["skill"]] <= args.limit:
             cases.append(c)
     eos = tokenizer.token_to_id(EOS)
-    rows = []
-    for c in cases:
-        c["ids"] = encode(c["prompt"])
-        c["want"] = encode(c["expected"]) + [eos]
-        rows.append(c["ids"] + c["want"])
-    live = []
-    for c, top in zip(cases, run.best(rows)):
+
+    def answer(c: dict) -> None:
+        """One greedy reply; decoded only from where it leaves the expected one."""
         n = len(c["ids"])
-        said = top[n - 1 : -1].tolist()
+        said = Sequence(net).prefill(c["ids"] + c["want"]).argmax(-1)[n - 1 : -1].tolist()
         wrong = next((i for i, (x, y) in enumerate(zip(said, c["want"])) if x != y), None)
         if wrong is None:
             c["said"], c["ended"] = said[:-1], True
-        else:
-            c["said"], c["ended"] = said[: wrong + 1], said[wrong] == eos
-            if c["ended"]:
-                c["said"].pop()
-            else:
-                live.append(c)
-    while live:
-        tops = run.best([c["ids"] + c["said"] for c in live])
-        for c, top in zip(live, tops):
-            if top[-1] == eos:
-                c["ended"] = True
-            else:
-                c["said"].append(int(top[-1]))
-        live = [c for c in live if not c["ended"] and len(c["said"]) < args.most]
+            return
+        c["said"] = said[:wrong]
+        sequence = Sequence(net)
+        top = sequence.prefill(c["ids"] + c["said"])[-1].argmax().item()
+        while top != eos and len(c["said"]) < args.most:
+            c["said"].append(top)
+            top = sequence.step(top).argmax().item()
+        c["ended"] = top == eos
+
+    for c in cases:
+        c["ids"] = encode(c["prompt"])
+        c["want"] = encode(c["expected"]) + [eos]
+        answer(c)
     score: dict[str, list[int]] = {}
     shown: dict[str, int] = {}
     for c in cases:

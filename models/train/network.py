@@ -430,7 +430,7 @@ class Network(nn.Module):
 
     def context(self, position: torch.Tensor, doc: torch.Tensor, **switches) -> Context:
         """position, doc [B,T]: position inside the document and the document's number in the row (-1: none)."""
-        cfg, w = self.cfg, self.cfg.window
+        w = self.cfg.window
         b, t = position.shape
         dev = position.device
         pos = position.float().unsqueeze(-1)

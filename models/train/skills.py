@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 
 import facts
+from chat import json_text
 from facts import dress, expand
 from paraphrases import vary
+from tools import result
 from words import *
 
 FALLBACK = "I am a small built-in model and only know this program, sums of two numbers, code words in a text and declared tools. Use -m FILE with the full model for other questions."
@@ -260,15 +262,13 @@ def remember(rng: random.Random) -> tuple[list[dict], list[dict]]:
 def call_reasoning(calls: list[dict]) -> str:
     parts = []
     for c in calls:
-        said = ", ".join(f"{k} = {v if isinstance(v, str) else __import__('json').dumps(v, ensure_ascii=False)}" for k, v in c["arguments"].items())
+        said = ", ".join(f"{k} = {v if isinstance(v, str) else json_text(v)}" for k, v in c["arguments"].items())
         parts.append(f"I call {c['name']} with {said}." if said else f"I call {c['name']} without arguments.")
     return " ".join(parts)
 
 
 def call(rng: random.Random, tools: list, n: int = 1) -> list[dict]:
     """A request that needs a tool, the call, its result and the answer."""
-    from tools import result
-
     tool = rng.choice([t for t in tools if t.asked] or tools)
     text, arguments = tool.request(rng)
     calls = [{"name": tool.name, "arguments": arguments}]

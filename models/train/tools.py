@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
@@ -253,7 +254,6 @@ def choose(rng: random.Random, n: int) -> list:
             new = [Tool(rng)]
         for t in new:
             if t.name not in {u.name for u in out}:
-                # A rival's sentences would fit its neighbour: it stands by and is never asked for.
                 t.asked = t is new[0]
                 out.append(t)
     rng.shuffle(out)
@@ -264,7 +264,7 @@ class Tool:
     """A schema with its domain, able to invent requests."""
 
     def __init__(self, rng: random.Random, domain: Domain | None = None, unseen: bool = False):
-        self.asked = True
+        self.asked = True  # False for a tool whose requests would fit another declared tool as well
         if domain is None:
             kinds = [rng.choice(list(KINDS)) for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)))]
             domain_parameters = []
@@ -333,7 +333,7 @@ class Tool:
                 arguments[name] = value
                 said.append("on" if value else "off")
             elif kind_type == ARRAY:
-                arguments[name] = rng.choice((value.split(" "), value.split(" "))) 
+                arguments[name] = value.split(" ")
                 said.append(value)
             else:
                 arguments[name] = value
@@ -380,8 +380,6 @@ def result(rng: random.Random) -> tuple[str, str]:
         item = {}
         for k in keys:
             item[k] = rng.choice((rng.randrange(0, 500), rng.randrange(-20, 100), round(rng.uniform(0, 99), 1), rng.choice(ADJECTIVES), rng.choice(NOUNS), invented(rng), rng.choice(NAMES), phrase(rng)))
-        import json
-
         said = ", ".join(f"{k} is {v}" for k, v in item.items())
         return json.dumps(item), f"The tool says: {said}."
     if r < 0.75:

@@ -9,7 +9,7 @@ slot on any machine. FOLDER receives checkpoint.npz (f16 weights by GGUF name) e
 from __future__ import annotations
 
 import argparse
-import math
+import os
 import pathlib
 import time
 
@@ -183,7 +183,6 @@ def main() -> None:
         acc += share / total
         bounds.append(acc)
     begin, step, current, feed = time.time(), 0, -1, None
-    loaders = {}
     saved, seen = time.time(), 0
     while True:
         done = (time.time() - begin) / (60 * args.minutes)
@@ -232,8 +231,6 @@ def main() -> None:
     if device == "cuda":
         say(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
     say("finished")
-    import os
-
     os._exit(0)  # the loaders' processes have nothing to finish
 
 
