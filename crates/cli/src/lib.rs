@@ -17,8 +17,10 @@ mod model_choice;
 mod options;
 mod prompt_input;
 mod reply_writer;
+#[cfg(feature = "server")]
 mod server;
 mod units;
 
 pub use ds4::main as ds4;
+#[cfg(feature = "server")]
 pub use server::main as ds4_server;

@@ -29,6 +29,7 @@ pub(crate) fn tokenizer(tokenizer: &Tokenizer, bytes: &[u8]) {
     let prompt = Prompt {
         text,
         untrusted,
+        replies: Vec::new(),
         marker_text: MarkerText::Defuse,
     };
     let encodings = [
