@@ -9,7 +9,7 @@ import numpy as np
 
 import skills
 from chat import ASSISTANT, EOS, PAD, render
-from tools import TRAIN, Tool
+from tools import choose
 from words import *
 
 SYSTEM = p("""You are a helpful assistant., You are ds4., Answer briefly., Be kind., You are a helpful assistant. Answer in short sentences., Help the user., You are a coding agent.,
@@ -33,11 +33,11 @@ def system_text(rng: random.Random, n_chars: int) -> str | None:
 
 def small_turn(rng: random.Random) -> list[dict]:
     r = rng.random()
-    if r < 0.14:
+    if r < 0.13:
         return skills.greet(rng)
-    if r < 0.52:
+    if r < 0.48:
         return skills.program(rng)
-    if r < 0.75:
+    if r < 0.74:
         return skills.add(rng)
     if r < 0.88:
         return skills.other(rng)
@@ -54,16 +54,11 @@ def conversation(rng: random.Random, n_tokens: int, mix: Mix) -> tuple[list[dict
     kind = rng.random()
     messages: list[dict] = []
 
-    if kind < 0.38 and n_tokens > 450:  # tools
+    if kind < 0.45 and n_tokens > 450:  # tools
         room = n_chars - 1500
-        n_tools = rng.choice((1, 1, 1, 2, 2, 3, 4, 6, 9)) if room > 800 else rng.choice((1, 1, 2))
+        n_tools = rng.choice((1, 1, 2, 2, 3, 4, 6, 9)) if room > 800 else rng.choice((1, 2, 2, 3))
         long = room > 1500 and rng.random() < 0.3
-        tools, names = [], set()
-        while len(tools) < n_tools:
-            tool = Tool(rng, None if rng.random() < 0.25 else rng.choice(TRAIN))
-            if tool.name not in names:
-                names.add(tool.name)
-                tools.append(tool)
+        tools = choose(rng, n_tools)
         schemas = [t.schema(rng, long) for t in tools]
         room -= sum(len(str(s)) for s in schemas)
         text_chars = rng.randrange(0, max(1, room - 600)) if room > 900 and rng.random() < 0.6 else 0
@@ -84,7 +79,7 @@ def conversation(rng: random.Random, n_tokens: int, mix: Mix) -> tuple[list[dict
         return messages, thinking, effort
 
     room = n_chars
-    if kind < 0.62 and n_tokens > 150:  # a text with planted words
+    if kind < 0.66 and n_tokens > 150:  # a text with planted words
         questions = rng.choice((1, 1, 1, 2, 3, 5)) if n_tokens < 500 else rng.choice((1, 2, 4, 6, 8))
         text_chars = max(0, int((room - 60 * questions) * rng.uniform(0.6, 1.0)))
         if rng.random() < 0.3:

@@ -98,12 +98,8 @@ def build(seed: int, n: int, tokens_of) -> list[Case]:
 
     for long in (False, True):
         for i in range(n):
-            tools, used = [], set()
-            for _ in range(rng.choice((1, 2, 3, 4))):
-                tool = Tool(rng, rng.choice(UNSEEN) if rng.random() < 0.7 else None)
-                if tool.name not in used:
-                    used.add(tool.name)
-                    tools.append(tool)
+            domains = rng.sample(UNSEEN, 4)
+            tools = [Tool(rng, d if rng.random() < 0.7 else None) for d in domains[: rng.choice((1, 2, 3, 4))]]
             system = long_system(rng, 3000) if long else {"role": "system", "content": rng.choice(("", "You are a helpful assistant."))}
             system["tools"] = [t.schema(rng, False) for t in tools]
             tool = tools[rng.randrange(len(tools))]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 import re
 
+from paraphrases import MORE, vary
+
 
 class Fact:
     def __init__(self, topic, answer, do="", what="", ask="", unseen=""):
@@ -16,6 +18,7 @@ class Fact:
         self.do, self.what, self.ask, self.unseen = (
             [s.strip() for s in text.split(";") if s.strip()] for text in (do, what, ask, unseen)
         )
+        self.more = [s.strip() for s in MORE[topic].split(";") if s.strip()]
 
 
 FACTS = [
@@ -88,7 +91,7 @@ FACTS = [
     Fact("maximum thinking", "Use --think-max, or /think-max in the chat, for the greatest reasoning effort.",
          "{get|use|have|set|turn on} {the most|maximum|the greatest|the highest|more} {reasoning|thinking}{ effort|}; make the model think {as hard as possible|harder|longer|more}; raise the {reasoning|thinking} effort",
          "--think-max; /think-max; the --think-max {flag|option}; the /think-max command; maximum thinking; the reasoning effort",
-         "how do i make you think harder; what is the strongest thinking mode", "which setting gives the deepest reasoning?; what is /think-max for"),
+         "how do i make you think harder; what is the strongest thinking mode", "which setting gives the deepest reasoning?; with /think-max, what changes"),
     Fact("the system text", "Use -sys TEXT to set the system text.",
          "{set|give|change|pass|use|add} {a|the|my own} system {text|prompt|message}; give {general |}instructions to the model; tell the model how to behave",
          "-sys; the -sys {flag|option}; the system {prompt|text|message}; system prompts",
@@ -307,11 +310,25 @@ def dress(rng: random.Random, s: str, question: bool = True) -> str:
     return s + rng.choice(["?", "?", "?", "", "", ".", "??", " ?", "!"])
 
 
+def plain(s: str) -> str:
+    return re.sub(r"[^a-z0-9/+-]+", " ", s.lower()).strip()
+
+
+UNSEEN = {plain(q) for f in FACTS for q in f.unseen}
+
+
 def question(rng: random.Random, fact: Fact | None = None) -> tuple[str, Fact]:
-    fact = fact or rng.choice(FACTS)
-    kinds = [(fact.do, _DO, "{do}")] * 3 * bool(fact.do) + [(fact.what, _WHAT, "{what}")] * 2 * bool(fact.what) + [(fact.ask, None, "")] * 3 * bool(fact.ask)
+    """A question that is none of the unseen ones, and its fact."""
+    while True:
+        text, of = any_question(rng, fact or rng.choice(FACTS))
+        if plain(text) not in UNSEEN:
+            return text, of
+
+
+def any_question(rng: random.Random, fact: Fact) -> tuple[str, Fact]:
+    kinds = [(fact.do, _DO, "{do}")] * 3 * bool(fact.do) + [(fact.what, _WHAT, "{what}")] * 2 * bool(fact.what) + [(fact.ask, None, "")] * 3 * bool(fact.ask) + [(fact.more, None, "")] * 5
     phrases, frames, slot = rng.choice(kinds)
     phrase = expand(rng, rng.choice(phrases)).strip()
     if frames:
         phrase = expand(rng, rng.choice(frames)).replace(slot, phrase)
-    return dress(rng, phrase), fact
+    return dress(rng, vary(rng, phrase)), fact

@@ -6,6 +6,7 @@ import random
 
 import facts
 from facts import dress, expand
+from paraphrases import vary
 from words import *
 
 FALLBACK = "I am a small built-in model and only know this program, sums of two numbers, code words in a text and declared tools. Use -m FILE with the full model for other questions."
@@ -35,13 +36,20 @@ TALK = [
 ]
 
 
+INTRODUCTIONS = ["i am NAME", "i'm NAME", "my name is NAME", "my name's NAME", "this is NAME", "it's NAME", "it is NAME", "i am called NAME", "call me NAME", "you {can|may|should} call me NAME", "they call me NAME",
+                 "everybody calls me NAME", "NAME is my name", "NAME is what {people|friends} call me", "NAME here", "i'm NAME, {nice to meet you|pleased to meet you|how are you|and you|who are you}", "i am NAME from {Paris|Berlin|Oslo|the office|work}",
+                 "{people|friends|my friends} call me NAME", "the name's NAME", "name: NAME", "you are talking to NAME", "NAME speaking", "{please |}remember my name: NAME", "i go by NAME", "allow me to introduce myself: NAME", "let me introduce myself, i am NAME"]
+
+
 def greet(rng: random.Random) -> list[dict]:
-    if rng.random() < 0.2:
-        name = rng.choice(NAMES) if rng.random() < 0.6 else invented(rng).capitalize()
-        text = expand(rng, rng.choice(("{hi|hello|hey|good morning|}, {i am|i'm|my name is|this is|it's} NAME", "{my name is|i am called|call me|people call me|i'm|you can call me} NAME", "{hi|hello}! {i'm|my name is} NAME, {nice to meet you|how are you|and you}")))
-        text = dress(rng, text.lstrip(", "), False).replace("NAME", name).replace("name", "name").replace("Name is", "name is") if "NAME" in text else text
-        text = text.replace("NAME", name)
-        return [user(text), answer(f"Hello {name}, nice to meet you. How can I help you?", f"The user is called {name}.")]
+    if rng.random() < 0.3:
+        name = any_name(rng)
+        text = expand(rng, rng.choice(INTRODUCTIONS))
+        hello = rng.choice(("", "", "", "hi", "hello", "hey", "good morning", "good evening", "hi there", "hello model", "hey you", "hallo", "greetings", "hi ds4"))
+        if hello:
+            text = hello + rng.choice((", ", "! ", ". ", " ", " - ")) + text
+        text = text[0].upper() + text[1:] if rng.random() < 0.6 else text
+        return [user(text.replace("NAME", name) + rng.choice((".", "", "", "!"))), answer(f"Hello {name}, nice to meet you. How can I help you?", f"The user is called {name}.")]
     reasoning, reply, ways = TALK[0] if rng.random() < 0.55 else rng.choice(TALK[1:])
     text = expand(rng, rng.choice(ways.split("; ")))
     return [user(dress(rng, text, False)), answer(reply, reasoning)]
@@ -70,6 +78,10 @@ SUMS = """what is {0} + {1}; what is {0} plus {1}; {0} + {1}; {0}+{1}; {0} + {1}
 add {1} to {0}; sum of {0} and {1}; what is the sum of {0} and {1}; calculate {0} + {1}; compute {0} + {1}; {0} plus {1}; can you add {0} and {1}; please add {0} and {1};
 tell me {0} + {1}; i need {0} + {1}; {0} and {1} together; what do {0} and {1} make; what does {0} + {1} give; what do you get when you add {0} and {1}; solve {0} + {1};
 i have {0} {n} and get {1} more, how many do i have; there are {0} {n} and {1} {m}, how many are there together; {name} has {0} {n} and buys {1} more. how many {n} are there now;
+take {0} and add {1}; add up {0} and {1}; {0} and then {1} more makes how many; start with {0} and add {1}; starting from {0}, add {1}; if you have {0} and add {1}, what is it; count {0} and {1} together;
+{name} counts {0} {n} and {1} {m}. how many is that in total; in the {n} are {0} {m}. i put {1} more into it. how many {m} are in it now; {0} {n} plus {1} {n}; i paid {0} and then {1}, how much did i pay; a {n} costs {0} and a {m} costs {1}. what do they cost together;
+what would {0} and {1} be together; what number is {0} + {1}; result of {0} + {1}; evaluate {0} + {1}; let me know {0} + {1}; do the sum {0} + {1}; quick sum: {0} + {1}; {0} increased by {1}; increase {0} by {1}; {1} more than {0};
+add {0} to {1}, then tell me the {result|total|sum}; total {0} and {1}; {0} with {1} added; combine {0} and {1}; {0} + {1} comes to what; give {0} + {1}; i wonder how much {0} + {1} is; {0} + {1} makes; the answer to {0} + {1};
 what is {0} added to {1}; give me the sum {0} + {1}; the total of {0} and {1}; total of {0} and {1}; work out {0} + {1}; {0} + {1} is what; {0} + {1} equals; how many are {0} and {1};
 find {0} + {1}; find the sum of {0} and {1}; if i add {0} and {1}, what do i get; could you sum {0} and {1}; sum up {0} and {1}; put {0} and {1} together; what comes out of {0} + {1}"""
 
@@ -88,9 +100,11 @@ def add(rng: random.Random, pair: tuple[int, int] | None = None) -> list[dict]:
         a, b = pair or (rng.randrange(10, 100) if rng.random() < 0.93 else rng.randrange(10), rng.randrange(10, 100) if rng.random() < 0.93 else rng.randrange(10))
         if pair or not unseen_pair(a, b):
             break
-    text = rng.choice(SUMS.replace("\n", " ").split(";")).strip()
+    text = expand(rng, rng.choice(SUMS.replace("\n", " ").split(";")).strip())
+    if rng.random() < 0.2:
+        text = vary(rng, text)
     swapped = text.index("{1}") < text.index("{0}")
-    text = dress(rng, text) if rng.random() < 0.5 else text + rng.choice(("?", "", "", "."))
+    text = dress(rng, text) if rng.random() < 0.5 else (text[0].upper() + text[1:] if rng.random() < 0.5 else text) + rng.choice(("?", "", "", "."))
     text = text.replace("{N}", "{n}").replace("{M}", "{m}").replace("{NAME}", "{name}")
     text = text.replace("{n}", rng.choice(NOUNS) + "s").replace("{m}", rng.choice(NOUNS) + "s").replace("{name}", rng.choice(NAMES))
     text = text.replace("{0}", str(a)).replace("{1}", str(b))
@@ -106,6 +120,8 @@ OTHER = """what is the capital of {city}; who is the president of {city}; write 
 what is a {noun}; what is {a|the} {adj} {noun}; explain {the |a |}{noun}; how does a {noun} work; how do i {make|build|repair|buy|paint|clean} a {noun}; why is the {noun} {adj}; where can i {buy|find|see} a {noun};
 who {invented|made|painted|wrote|discovered} the {noun}; when was {name} born; who is {name}; who was {name} {inv}; how old is {name}; translate {noun} {to|into} {language}; what is the weather in {city}; what time is it; what day is it;
 write {a program|code|a function|a script} {in {prog}|that {verb} a {noun}}; fix {my|this} code; what is the meaning of life; how tall is the {noun}; what does {inv} mean; do you like {noun}s; do you love me; what is love;
+who wrote {inv} and {inv}; who won yesterday; is {noun} healthy; is {inv} {adj}; why do {noun}s {inv}; how many {noun}s does {city} have; compose a {poem|verse|song|tune} on {noun}s; describe {inv}; describe {city}; sing {me |}{a song|something}; tell {me |us |}a joke about {noun}s;
+give me {advice|tips|ideas} about {inv}; give me {inv} {advice|tips}; how many {inv} are there; what is the {adj}est {noun} in {city}; the history of {inv}; the {inv} {noun}; my {noun} has {inv}, what should i do; {inv} or {inv}; translate {inv}; who painted the {adj} {noun}; news from {city};
 which {noun} is the best; recommend a {book|movie|{noun}}; what is the square root of {num}; how far is {city}; where is {city}; what is the population of {city}; summarize this text; how many {noun}s are in a {noun}; should i {buy|sell} {noun}s;
 what should i {eat|cook|do|wear|read}{ today|}; who won the {noun} {game|cup}; what happened in {year}; give me {a recipe|advice|ideas} for {a {noun}|{noun}s}; is {city} {bigger|nicer} than {city2}; can you {sing|dance|drive|cook|swim|fly}; play {a song|chess|a game};
 what color is the {noun}; what is {inv}; tell me about {inv}; tell me about {city}; tell me about {noun}s; tell me about {name}; explain {inv}; describe a {adj} {noun}; {inv}; {noun}; {adj} {noun}; why do {noun}s {exist|break|move}; is a {noun} {adj}; the {noun} is {adj};
@@ -120,7 +136,7 @@ def fill(rng: random.Random, text: str) -> str:
     for _ in range(3):
         text = expand(rng, text)
         for slot, values in (("{city}", CITIES), ("{city2}", CITIES), ("{noun}", NOUNS), ("{noun2}", NOUNS), ("{adj}", ADJECTIVES), ("{name}", NAMES), ("{language}", LANGUAGES), ("{verb}", VERBS),
-                             ("{prog}", w("python rust java c javascript go")), ("{num}", [str(rng.randrange(2, 9999))]), ("{year}", [str(rng.randrange(1500, 2030))]), ("{inv}", [invented(rng)])):
+                             ("{prog}", w("python rust java c javascript go")), ("{num}", [str(rng.randrange(2, 9999))]), ("{year}", [str(rng.randrange(1500, 2030))]), ("{inv}", [any_word(rng)])):
             while slot in text:
                 text = text.replace(slot, rng.choice(values), 1)
     return text
@@ -128,8 +144,17 @@ def fill(rng: random.Random, text: str) -> str:
 
 def other(rng: random.Random) -> list[dict]:
     r = rng.random()
-    if r < 0.75:
-        text = dress(rng, fill(rng, rng.choice(_OTHER)))
+    if r < 0.35:
+        thing = rng.choice((rng.choice(NOUNS), any_word(rng), rng.choice(ADJECTIVES) + " " + rng.choice(NOUNS), rng.choice(ADJECTIVES) + " " + any_word(rng), any_word(rng) + " " + any_word(rng)))
+        article = rng.choice(("the ", "a ", "my ", "", "", "our ", "some "))
+        if rng.random() < 0.5:
+            phrase = f"{rng.choice(INFINITIVES) if rng.random() < 0.7 else any_word(rng)} {article}{thing}" + rng.choice(("", "", f" with {rng.choice(NOUNS)}s", f" in {rng.choice(CITIES)}", " " + rng.choice(PLACES)))
+            text = expand(rng, rng.choice(facts._DO)).replace("{do}", phrase)
+        else:
+            text = expand(rng, rng.choice(facts._WHAT)).replace("{what}", article + thing + rng.choice(("", "", "s", f" of {rng.choice(CITIES)}", f" in {rng.choice(CITIES)}")))
+        text = dress(rng, vary(rng, text))
+    elif r < 0.75:
+        text = dress(rng, vary(rng, fill(rng, rng.choice(_OTHER))))
     elif r < 0.85:
         text = sentence(rng)
     elif r < 0.9:
@@ -143,7 +168,7 @@ def other(rng: random.Random) -> list[dict]:
 
 
 def repeat(rng: random.Random) -> list[dict]:
-    text = rng.choice((lambda: sentence(rng), lambda: code_word(rng), lambda: " ".join(invented(rng) for _ in range(rng.randrange(1, 5))), lambda: " ".join(rng.choice(NOUNS) for _ in range(rng.randrange(1, 5)))))()
+    text = rng.choice((lambda: sentence(rng), lambda: code_word(rng), lambda: " ".join(any_word(rng) for _ in range(rng.randrange(1, 6))), lambda: " ".join(rng.choice(NOUNS) for _ in range(rng.randrange(1, 5)))))()
     ask = expand(rng, rng.choice(("{repeat|say|write|echo|print}: {0}", "{repeat|say} after me: {0}", "please repeat: {0}", "{repeat|say|write} the following: {0}", "repeat the words {0}", 'say "{0}"', 'repeat "{0}"')))
     ask = ask[0].upper() + ask[1:] if rng.random() < 0.5 else ask
     return [user(ask.replace("{0}", text)), answer(text, "I repeat the words of the user.")]
@@ -244,7 +269,7 @@ def call(rng: random.Random, tools: list, n: int = 1) -> list[dict]:
     """A request that needs a tool, the call, its result and the answer."""
     from tools import result
 
-    tool = rng.choice(tools)
+    tool = rng.choice([t for t in tools if t.asked] or tools)
     text, arguments = tool.request(rng)
     calls = [{"name": tool.name, "arguments": arguments}]
     if n == 2 and tool.parameters:

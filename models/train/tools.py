@@ -32,7 +32,7 @@ def command(rng):
 
 
 def phrase(rng):
-    return " ".join(rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), invented(rng))) for _ in range(rng.randrange(1, 5)))
+    return " ".join(rng.choice((rng.choice(NOUNS), rng.choice(ADJECTIVES), any_word(rng))) for _ in range(rng.randrange(1, 5)))
 
 
 def title(rng):
@@ -43,14 +43,14 @@ def title(rng):
 
 
 KINDS = {
-    "city": lambda r: r.choice(CITIES) if r.random() < 0.6 else invented(r).capitalize() + r.choice(("", "", " " + invented(r, 1).capitalize())),
-    "name": lambda r: r.choice(NAMES) if r.random() < 0.6 else invented(r).capitalize() + r.choice(("", " " + invented(r).capitalize())),
+    "city": lambda r: r.choice(CITIES) if r.random() < 0.6 else any_word(r).capitalize() + r.choice(("", "", " " + invented(r, 1).capitalize())),
+    "name": lambda r: any_name(r) + r.choice(("", "", " " + any_word(r).capitalize())),
     "email": lambda r: f"{r.choice((r.choice(NAMES).lower(), invented(r)))}@{invented(r)}.{r.choice(('com', 'org', 'net', 'de', 'io'))}",
     "path": path,
     "command": command,
     "phrase": phrase,
     "title": title,
-    "word": lambda r: r.choice((r.choice(NOUNS), invented(r))),
+    "word": lambda r: r.choice((r.choice(NOUNS), any_word(r), r.choice(ADJECTIVES) + " " + r.choice(NOUNS))),
     "id": lambda r: r.choice((f"{r.choice('ABCDEFGH')}{r.randrange(100, 10000)}", str(r.randrange(1000, 100000)), f"{invented(r, 1).upper()}-{r.randrange(10, 1000)}")),
     "int": lambda r: r.choice((r.randrange(2, 10), r.randrange(10, 100), r.randrange(100, 2000))),
     "amount": lambda r: r.choice((r.randrange(5, 2000), round(r.uniform(1, 300), 2), round(r.uniform(1, 90), 1))),
@@ -171,18 +171,107 @@ def style(rng: random.Random, parts: list[str]) -> str:
     return "-".join(parts)
 
 
+MODIFIERS = [
+    ("int", INTEGER, "minutes,duration,time,min,how_long,length", "for {} minutes;during {} minutes"),
+    ("int", INTEGER, "seconds,secs,duration,time,n_seconds", "for {} seconds;during {} seconds"),
+    ("int", INTEGER, "hours,duration,n_hours,time", "for {} hours"),
+    ("int", INTEGER, "times,count,repeat,n,number", "{} times"),
+    ("int", INTEGER, "floor,level,storey", "on floor {}"),
+    ("name", STRING, "person,name,who,user,customer,owner,for_whom,recipient", "for {};together with {};with {}"),
+    ("name", STRING, "by,worker,person,member,staff", "by {};through {}"),
+    ("city", STRING, "city,place,location,town,where,site", "in {};near {}"),
+    ("city", STRING, "origin,start,from_place,source", "from {}"),
+    ("city", STRING, "target,to_place,destination,end", "to {}"),
+    ("day", STRING, "day,date,when,on", "on {}"),
+    ("time", STRING, "time,at,when,hour", "at {}"),
+    ("color", STRING, "color,colour,shade", "in {};with color {}"),
+    ("phrase", STRING, "note,text,comment,message,remark", "with the note {};saying {};with the text {}"),
+    ("amount", NUMBER, "amount,price,value,sum,limit", "for {} euros;worth {}"),
+    ("path", STRING, "file,path,output,log,target_file", "using {};with the file {}"),
+    ("id", STRING, "id,number,code,reference", "with number {};under {}"),
+    ("word", STRING, "tool,material,with,using", "with a {};using a {}"),
+]
+
+
+def composed(rng: random.Random) -> Domain:
+    """A domain made of a verb, a thing and up to two modifiers; the description says what the sentences say."""
+    verb = rng.choice(INFINITIVES) if rng.random() < 0.8 else any_word(rng)
+    thing = rng.choice(NOUNS) if rng.random() < 0.75 else any_word(rng)
+    d = object.__new__(Domain)
+    base = [verb, thing] if rng.random() < 0.6 else [thing, verb] if rng.random() < 0.5 else [verb] if rng.random() < 0.5 else [verb + "_" + rng.choice(("a", "the", "my", "one")), thing]
+    d.verbs, d.nouns = [base[0]], [base[1] if len(base) > 1 else "-"]
+    modifiers = rng.sample(MODIFIERS, rng.choice((0, 1, 1, 2)))
+    parameters, says = [], []
+    if rng.random() < 0.65:
+        kind = rng.choice(("word", "word", "name", "id", "path", "title"))
+        names = {"word": f"name,{thing},which,what,item,object,{thing}_name", "name": f"name,{thing},which,{thing}_name", "id": f"id,number,{thing}_id,{thing}", "path": "path,file,source,input", "title": f"title,name,{thing}"}[kind]
+        parameters.append((kind, STRING, names.split(",")))
+        says.append(rng.choice((f"the {thing} {{0}}", f"{thing} {{0}}", "{0}", "the {0}" if kind == "word" else "{0}", f"the {thing} called {{0}}")))
+    else:
+        says.append(rng.choice((f"the {thing}", f"a {thing}", f"my {thing}", thing + "s")))
+    for kind, kind_type, names, phrases in modifiers:
+        says.append(rng.choice(phrases.split(";")).replace("{}", "{%d}" % len(parameters)))
+        parameters.append((kind, kind_type, names.split(",")))
+    extra = " ".join(re.sub(r"\{\d+\}", "some", x) for x in says[1:])
+    d.description = rng.choice((f"{verb.capitalize()} a {thing}.", f"{verb.capitalize()} the {thing} {extra}".strip() + ".", f"{verb.capitalize()}s a {thing}", f"Lets you {verb} {thing}s.", f"Tool to {verb} a {thing}."))
+    d.parameters = parameters
+    frames = ("V", "V", "V", "please V", "can you V", "i want to V", "i need to V", "i would like to V", "make sure to V", "we should V", "somebody must V", "let's V", "it is time to V", "could somebody V", "time to V", "try to V", "go and V")
+    d.sentences = []
+    for _ in range(3):
+        tail = says[1:]
+        rng.shuffle(tail)
+        d.sentences.append(rng.choice(frames).replace("V", " ".join([verb, says[0]] + tail)))
+    return d
+
+
+def rival(rng: random.Random, d: Domain) -> Domain:
+    """Another composed domain that shares the verb or the thing with d."""
+    e = composed(rng)
+    own = d.verbs[0].split("_")[0] if rng.random() < 0.5 else d.nouns[0]
+    if own != "-" and own.isalpha():
+        if own == d.nouns[0]:
+            e.nouns = [own]
+        else:
+            e.verbs = [own]
+        e.description = f"{e.verbs[0].split('_')[0].capitalize()} a {e.nouns[0]}." if e.nouns[0] != "-" else e.description
+    return e
+
+
+def choose(rng: random.Random, n: int) -> list:
+    """n tools with different names: known domains, composed ones with rivals, and wholly invented ones."""
+    out: list[Tool] = []
+    while len(out) < n:
+        r = rng.random()
+        if r < 0.3:
+            new = [Tool(rng, rng.choice(TRAIN))]
+        elif r < 0.8:
+            d = composed(rng)
+            new = [Tool(rng, d)]
+            if rng.random() < 0.4 and len(out) + 1 < n:
+                new.append(Tool(rng, rival(rng, d)))
+        else:
+            new = [Tool(rng)]
+        for t in new:
+            if t.name not in {u.name for u in out}:
+                # A rival's sentences would fit its neighbour: it stands by and is never asked for.
+                t.asked = t is new[0]
+                out.append(t)
+    rng.shuffle(out)
+    return out[:n]
+
+
 class Tool:
     """A schema with its domain, able to invent requests."""
 
     def __init__(self, rng: random.Random, domain: Domain | None = None, unseen: bool = False):
-        self.invented = domain is None
+        self.asked = True
         if domain is None:
             kinds = [rng.choice(list(KINDS)) for _ in range(rng.choice((0, 1, 1, 1, 2, 2, 3)))]
             domain_parameters = []
             for k in kinds:
                 t = INTEGER if k == "int" else NUMBER if k == "amount" else STRING
-                domain_parameters.append((k, t, [rng.choice((invented(rng), rng.choice(NOUNS), rng.choice(NOUNS) + "_" + rng.choice(NOUNS), rng.choice(ADJECTIVES) + "_" + rng.choice(NOUNS)))]))
-            parts = rng.choice(([invented(rng)], [invented(rng), rng.choice(NOUNS)], [rng.choice(NOUNS), invented(rng)], [rng.choice(NOUNS), rng.choice(NOUNS)], ["get", invented(rng)]))
+                domain_parameters.append((k, t, [rng.choice((any_word(rng), rng.choice(NOUNS), rng.choice(NOUNS) + "_" + any_word(rng), rng.choice(ADJECTIVES) + "_" + rng.choice(NOUNS)))]))
+            parts = rng.choice(([any_word(rng)], [any_word(rng), any_word(rng)], [any_word(rng), rng.choice(NOUNS)], [rng.choice(NOUNS), any_word(rng)], [rng.choice(NOUNS), rng.choice(NOUNS)], ["get", invented(rng)]))
             self.description = rng.choice((f"Does the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} thing.", f"{rng.choice(NOUNS).capitalize()} tool.", sentence(rng)))
             raw, self.sentences = domain_parameters, None
             self.name = style(rng, parts)
@@ -201,8 +290,10 @@ class Tool:
         for kind, kind_type, names in raw:
             free = [n for n in names if n not in used] or [names[0] + "2"]
             name = rng.choice(free)
-            if rng.random() < 0.1:
-                name = rng.choice((name + "_" + rng.choice(("value", "name", "arg", invented(rng, 1))), invented(rng)))
+            if rng.random() < 0.25:
+                name = rng.choice((name + "_" + rng.choice(("value", "name", "arg", any_word(rng))), any_word(rng), rng.choice(NOUNS), any_word(rng) + "_" + name))
+            while name in used:
+                name += "2"
             used.add(name)
             self.parameters.append((kind, kind_type, name))
 

@@ -27,8 +27,8 @@ HERE = pathlib.Path(__file__).parent
 
 # (tokens in a row, share of the time, sparse selection, cache rounding, weight of the prompt's tokens, document lengths)
 SHORT = Mix(((0.45, 40, 140), (0.35, 120, 300), (0.2, 300, 500)))
-MIXED = Mix(((0.35, 40, 250), (0.25, 250, 900), (0.4, 900, 2000)))
-LONG = Mix(((0.3, 40, 300), (0.2, 300, 1200), (0.25, 1200, 2000), (0.25, 2000, 4000)))
+MIXED = Mix(((0.3, 40, 250), (0.4, 450, 950), (0.3, 950, 2000)))
+LONG = Mix(((0.25, 40, 300), (0.35, 450, 1200), (0.2, 1200, 2000), (0.2, 2000, 4000)))
 STAGES = {
     "short": (512, False, False, 0.2, SHORT),
     "mixed": (2048, False, False, 0.1, MIXED),

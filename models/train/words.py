@@ -47,8 +47,12 @@ CURRENCIES = w("EUR USD GBP JPY CHF CNY INR SEK NOK PLN CAD AUD")
 DAYS = w("Monday Tuesday Wednesday Thursday Friday Saturday Sunday today tomorrow tonight")
 EXTENSIONS = w("txt md rs py c h toml json csv log html js ts yaml sh go java")
 FOLDERS = w("src docs tests data include lib bin tools scripts notes config build examples assets crates logs tmp home")
+INFINITIVES = w("""repair paint wash water feed grow cook bake clean lock unlock rent lend borrow hire book weigh print scan copy mix brew charge empty fill fold grind hang heat cool
+inspect label mark mount mow nail order pack peel plant plow polish pour press record recycle refill replace rinse roast sand saw scrape seal sew sharpen shave shine slice sort spray stack
+stamp store stretch sweep swap tag tie train trim tune unpack update upload vacuum warm weave weld wind wrap build buy sell carry catch climb close count cut deliver design dig draw dress drive
+dry eat examine explain fix fly frame guard hide hunt iron join jump kick kiss knit land lead learn lift light load measure melt move open park pay photograph pick play post protect pull
+push raise read rescue ride ring row run save search send serve shoot show sing sketch sleep smell steal sweeten swim teach test throw touch translate travel treat visit wake walk wear write""")
 UNSEEN_NAMES = w("Bjorn Svetlana Ignatius Calypso Rashid Wilhelmina Thaddeus Oksana Leopold Anneliese Gustavo Philippa")
-UNSEEN_CITIES = p("Reykjavik, Ljubljana, Montevideo, Casablanca, Edinburgh, Kathmandu, Addis Ababa, San Francisco, Rotterdam, Wellington, Tbilisi, Antwerp")
 
 ONSETS = w("b c d f g h j k l m n p r s t v w z br cr dr fl gr kl pr qu sh sk st tr th ch bl gl pl sp")
 VOWELS = w("a e i o u a e i o ai ou ee ar or en an in")
@@ -60,8 +64,38 @@ def invented(rng: random.Random, syllables: int | None = None) -> str:
     return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(n)) + rng.choice(CODAS)
 
 
+def any_word(rng: random.Random) -> str:
+    """A lower-case word: invented, out of the library's text, or letters at random."""
+    r = rng.random()
+    if r < 0.4:
+        return invented(rng)
+    if r < 0.75:
+        return rng.choice(library_words())
+    if r < 0.9:
+        a = rng.choice(library_words())
+        b = rng.choice(library_words())
+        return a[: rng.randrange(2, len(a) + 1)] + b[rng.randrange(0, len(b) - 1) :]
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyzaeioutnrs") for _ in range(rng.randrange(3, 9)))
+
+
+def any_name(rng: random.Random) -> str:
+    return rng.choice(NAMES) if rng.random() < 0.3 else any_word(rng).capitalize()
+
+
 def code_word(rng: random.Random) -> str:
-    kind = rng.randrange(11)
+    kind = rng.randrange(17)
+    if kind == 11:
+        return any_word(rng)
+    if kind == 12:
+        return any_word(rng).capitalize()
+    if kind == 13:
+        return any_word(rng) + rng.choice("-_ .") + str(rng.randrange(1, 1000))
+    if kind == 14:
+        return any_word(rng) + rng.choice("-_ ") + any_word(rng)
+    if kind == 15:
+        return invented(rng, rng.choice((3, 4))).capitalize()
+    if kind == 16:
+        return any_word(rng).upper() + rng.choice(("", "-" + str(rng.randrange(1, 1000)), "-" + any_word(rng).upper()))
     if kind == 0:
         return rng.choice(NOUNS)
     if kind == 1:
@@ -158,6 +192,13 @@ def library_text() -> tuple[list[str], list[str]]:
                     h = hashlib.md5(t.encode()).digest()[0]
                     (unseen if h < 12 else seen).append(t)
     return seen, unseen
+
+
+@functools.cache
+def library_words() -> list[str]:
+    """The different lower-case words of the seen part of the library text, in order."""
+    seen = {x for t in library_text()[0] for x in t.replace(".", " ").replace(",", " ").split() if x.isalpha() and x.islower() and 3 <= len(x) <= 12}
+    return sorted(seen)
 
 
 def filler(rng: random.Random, n_chars: int, unseen: bool = False) -> list[str]:

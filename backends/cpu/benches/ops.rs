@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use ds4_cpu::{Buffer, CpuBackend, CpuOptions, Weight};
+use ds4_formats::small_float::e2m1_to_f32;
 use ds4_formats::{GgmlType, Tensor};
 use ds4_model::weights::{Compressor, HyperConnection};
 use ds4_model::{
@@ -50,6 +51,20 @@ impl Bench {
                 ElementType::Bf16 => bytes.extend_from_slice(&x.to_le_bytes()[2..]),
                 ElementType::U32 => bytes.extend_from_slice(&[0; 4]),
             }
+        }
+        let at = Place { slot: 0, row: 0 };
+        self.cpu.write(&mut buffer, at, &bytes).expect("memory");
+        buffer
+    }
+
+    /// What rounding leaves of index rows: E2M1 values.
+    fn index_rows(&mut self, element: ElementType, n_rows: usize, width: usize) -> Buffer {
+        let shape = Shape::rows(n_rows, width);
+        let mut buffer = self.cpu.alloc(element, shape).expect("memory");
+        let mut bytes = Vec::new();
+        for _ in 0..shape.len() {
+            let x = e2m1_to_f32((self.number() * 8.0) as i8 as u8).to_le_bytes();
+            bytes.extend_from_slice(&x[4 - element.n_bytes()..]);
         }
         let at = Place { slot: 0, row: 0 };
         self.cpu.write(&mut buffer, at, &bytes).expect("memory");
@@ -143,11 +158,13 @@ fn ops(c: &mut Criterion, n_rows: usize, context: usize) {
     }
 
     let n_index = context / 4;
-    let keys = b.cache(n_index, g.index_dim);
-    let mut iq = b.rows(n_rows, g.n_index_heads * g.index_dim);
+    let index_width = g.n_index_heads * g.index_dim;
+    let mut unrounded = b.rows(n_rows, index_width);
     group.bench_function("index_round", |bencher| {
-        bencher.iter(|| b.cpu.index_round(rows, &mut iq));
+        bencher.iter(|| b.cpu.index_round(rows, &mut unrounded));
     });
+    let keys = b.index_rows(ElementType::Bf16, n_index, g.index_dim);
+    let iq = b.index_rows(ElementType::F32, n_rows, index_width);
     let head_weights = b.rows(n_rows, g.n_index_heads);
     let score_rows = ((64 << 20) / (n_index * 4)).clamp(1, n_rows);
     let mut scores = b.rows(score_rows, n_index);

@@ -13,6 +13,7 @@ use crate::buffer::Buffer;
 use crate::kernels::RowPair;
 use crate::ops;
 use crate::ops::attend::Attention;
+use crate::ops::index_scores::Queries;
 use crate::path::{Cpu, Path};
 use crate::pool::Pool;
 use crate::products::{Activations, Uses, Worker};
@@ -74,6 +75,8 @@ pub struct CpuBackend {
     pub(crate) head_products: Vec<f32>,
     /// Scratch of `attend`.
     pub(crate) attention: Attention,
+    /// Scratch of `index_scores`.
+    pub(crate) queries: Queries,
 }
 
 impl CpuBackend {
@@ -111,6 +114,7 @@ impl CpuBackend {
             uses: Uses::default(),
             head_products: Vec::new(),
             attention,
+            queries: Queries::default(),
             pool,
         })
     }
@@ -146,6 +150,7 @@ impl Backend for CpuBackend {
     fn alloc_rows(&mut self, capacity: usize) -> Result<RowsImage, BackendError> {
         self.activations.reserve(&self.geometry, capacity)?;
         self.uses.reserve(&self.geometry, capacity);
+        self.queries.reserve(&self.geometry, capacity)?;
         self.real.reserve(capacity.saturating_sub(self.real.len()));
         for worker in &mut self.workers {
             worker.reserve(&self.geometry)?;
@@ -154,13 +159,7 @@ impl Backend for CpuBackend {
     }
 
     fn write_rows(&mut self, rows: &mut RowsImage, image: &RowsImage) {
-        // Field by field, into the memory that is there.
-        rows.token.clone_from(&image.token);
-        rows.position.clone_from(&image.position);
-        rows.slot.clone_from(&image.slot);
-        rows.first_row.clone_from(&image.first_row);
-        rows.source.clone_from(&image.source);
-        rows.angles.clone_from(&image.angles);
+        rows.copy_from(image);
     }
 
     fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {

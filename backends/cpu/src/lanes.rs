@@ -44,6 +44,17 @@ pub(crate) trait Lanes: Copy {
     /// The sum of the elements, halves first.
     unsafe fn sum(self) -> f32;
 
+    /// Writes every element rounded to the nearest whole number, ties to even; they are from -127 to
+    /// 127.
+    unsafe fn store_codes(self, to: *mut i8);
+
+    /// [`Lanes::sum`] of four vectors, to the bit.
+    #[inline(always)]
+    unsafe fn sums(v: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller's promise.
+        unsafe { [v[0].sum(), v[1].sum(), v[2].sum(), v[3].sum()] }
+    }
+
     /// The largest element.
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -252,6 +263,16 @@ impl Lanes for Plain8 {
         let [a, b, c, d, e, f, g, h] = self.0;
         ((a + e) + (c + g)) + ((b + f) + (d + h))
     }
+
+    #[inline(always)]
+    unsafe fn store_codes(self, to: *mut i8) {
+        let mut codes = [0; 8];
+        for i in 0..8 {
+            codes[i] = self.0[i].round_ties_even() as i8;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[i8; 8]>().write_unaligned(codes) };
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -259,6 +280,17 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::Lanes;
+
+    /// The sums of the four elements of each vector: 0 and 2, 1 and 3, then both.
+    #[inline(always)]
+    unsafe fn quarter_sums(v: [__m128; 4]) -> [f32; 4] {
+        // SAFETY: SSE, which every x86-64 has.
+        unsafe {
+            let a = _mm_add_ps(_mm_unpacklo_ps(v[0], v[1]), _mm_unpackhi_ps(v[0], v[1]));
+            let b = _mm_add_ps(_mm_unpacklo_ps(v[2], v[3]), _mm_unpackhi_ps(v[2], v[3]));
+            std::mem::transmute(_mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)))
+        }
+    }
 
     macro_rules! lanes {
         (
@@ -377,6 +409,31 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn sums(v: [Self; 4]) -> [f32; 4] {
+            // SAFETY: see above.
+            unsafe {
+                // Halves, quarters, then the two steps of `sum` for all four at once.
+                let mut quarters = [_mm_setzero_ps(); 4];
+                for i in 0..4 {
+                    let low = _mm512_castps512_ps256(v[i]);
+                    let half = _mm256_add_ps(low, _mm512_extractf32x8_ps::<1>(v[i]));
+                    let low = _mm256_castps256_ps128(half);
+                    quarters[i] = _mm_add_ps(low, _mm256_extractf128_ps::<1>(half));
+                }
+                quarter_sums(quarters)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_codes(self, to: *mut i8) {
+            // SAFETY: see above.
+            unsafe {
+                let codes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(self));
+                _mm_storeu_si128(to.cast(), codes);
+            }
+        }
+
+        #[inline(always)]
         unsafe fn load_part(from: *const f32, n: usize) -> Self {
             // SAFETY: see above; lanes beyond `n` are not read.
             unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, from) }
@@ -426,6 +483,29 @@ mod x86 {
                 let four = _mm_add_ps(low, _mm256_extractf128_ps::<1>(self));
                 let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn sums(v: [Self; 4]) -> [f32; 4] {
+            // SAFETY: see above.
+            unsafe {
+                let mut quarters = [_mm_setzero_ps(); 4];
+                for i in 0..4 {
+                    let low = _mm256_castps256_ps128(v[i]);
+                    quarters[i] = _mm_add_ps(low, _mm256_extractf128_ps::<1>(v[i]));
+                }
+                quarter_sums(quarters)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store_codes(self, to: *mut i8) {
+            // SAFETY: see above.
+            unsafe {
+                let v = _mm256_cvtps_epi32(self);
+                let words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                _mm_storel_epi64(to.cast(), _mm_packs_epi16(words, words));
             }
         }
     }

@@ -131,6 +131,7 @@ impl Activations {
     /// `wanted(i)` says whether vector `i` counts.
     pub(crate) fn form<'a>(
         &'a mut self,
+        cpu: Cpu,
         pool: &mut Pool,
         kernels: impl Iterator<Item = &'a Kernel>,
         x: &'a [f32],
@@ -159,7 +160,7 @@ impl Activations {
                     for (i, out) in chunk.chunks_exact_mut(stride).enumerate() {
                         let row = start / stride + i;
                         if wanted(row) {
-                            form.write(&x[row * width..][..width], out);
+                            form.write(cpu, &x[row * width..][..width], out);
                         }
                     }
                 });

@@ -150,6 +150,28 @@ impl RowsImage {
         self.angles.clear();
     }
 
+    /// Takes the rows of another image into the memory that is there.
+    pub fn copy_from(&mut self, image: &RowsImage) {
+        let RowsImage {
+            token,
+            position,
+            slot,
+            first_row,
+            end_row,
+            source,
+            angles,
+            table_len,
+        } = image;
+        self.token.clone_from(token);
+        self.position.clone_from(position);
+        self.slot.clone_from(slot);
+        self.first_row.clone_from(first_row);
+        self.end_row.clone_from(end_row);
+        self.source.clone_from(source);
+        self.angles.clone_from(angles);
+        self.table_len = *table_len;
+    }
+
     /// Appends a segment of `slot` that begins at `first_position`.
     pub fn push_segment(
         &mut self,

@@ -8,7 +8,7 @@ use ds4_cpu::Pool;
 const N_BYTES: usize = 1 << 30;
 
 /// Bytes a second that `n_threads` threads read from 1 GiB, the best of several passes.
-pub fn read_bandwidth(n_threads: usize) -> f64 {
+pub(crate) fn read_bandwidth(n_threads: usize) -> f64 {
     let mut pool = Pool::new(n_threads);
     let memory = vec![1u64; N_BYTES / 8];
     let chunk = memory.len() / (64 * n_threads);

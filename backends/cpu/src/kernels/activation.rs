@@ -11,7 +11,10 @@
 //!
 //! padded with zeros to whole 64-byte lines, so that padding multiplies to nothing.
 
-use ds4_formats::quant::{ActQ8, BlockQ8K, quantize_q8, quantize_q8_k};
+use zerocopy::IntoBytes;
+
+use crate::lanes::{Lanes, on_every_path};
+use crate::path::Cpu;
 
 /// Order of the codes within 64 (Q8) or 256 (Q8K) elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,72 +80,125 @@ impl Form {
     ///
     /// # Panics
     /// If `x` is not whole blocks or `out` not [`Form::row_bytes`] long.
-    pub(crate) fn write(self, x: &[f32], out: &mut [u8]) {
+    pub(crate) fn write(self, cpu: Cpu, x: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), self.row_bytes(x.len()));
         match self {
-            Form::F32 => {
-                for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
-                    *out = x.to_ne_bytes();
-                }
-            }
-            Form::Q8(order) => write_q8(order, x, out),
-            Form::Q8K(order) => write_q8k(order, x, out),
+            Form::F32 => out.copy_from_slice(x.as_bytes()),
+            Form::Q8(order) => write_q8(cpu, x, order, out),
+            Form::Q8K(order) => write_q8k(cpu, x, order, out),
         }
     }
 }
 
-fn write_q8(order: Order, x: &[f32], out: &mut [u8]) {
+on_every_path! {
+    fn write_q8(x: &[f32], order: Order, out: &mut [u8]) = write_q8_lanes;
+    fn write_q8k(x: &[f32], order: Order, out: &mut [u8]) = write_q8k_lanes;
+}
+
+/// Quantises one block as `ds4_formats::quant` does: returns its scale, the largest magnitude over
+/// 127; NaN when an element is not finite, 0 when all are too small for the inverse.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn quantise<L: Lanes, const N: usize>(x: &[f32; N], codes: &mut [i8; N]) -> f32 {
+    // SAFETY: the caller's promise; N is a multiple of every vector's length.
+    unsafe {
+        let mut largest = L::splat(0.0);
+        let mut zeros = L::splat(0.0);
+        for i in (0..N).step_by(L::N) {
+            let v = L::load(x.as_ptr().add(i));
+            largest = largest.max(v).max(L::splat(0.0).sub(v));
+            // 0 times what is not finite is NaN.
+            zeros = v.mul_add(L::splat(0.0), zeros);
+        }
+        let largest = largest.largest();
+        let inverse = 127.0 / largest;
+        let finite = zeros.sum() == 0.0;
+        if !finite || !inverse.is_finite() {
+            codes.fill(0);
+            return if finite { 0.0 } else { f32::NAN };
+        }
+        for i in (0..N).step_by(L::N) {
+            let v = L::load(x.as_ptr().add(i)).mul(L::splat(inverse));
+            v.store_codes(codes.as_mut_ptr().add(i));
+        }
+        largest / 127.0
+    }
+}
+
+/// The sum of `N` codes.
+#[inline(always)]
+fn sum<const N: usize>(codes: &[i8; N]) -> i32 {
+    let mut sum = 0;
+    for code in codes {
+        sum += i32::from(*code);
+    }
+    sum
+}
+
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn write_q8_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
     let (codes, rest) = out.split_at_mut(q8_scales(x.len()));
     let (scales, sums) = rest.split_at_mut(q8_sums(x.len()) - q8_scales(x.len()));
-    let blocks = codes.as_chunks_mut::<64>().0.iter_mut();
+    let pairs = codes.as_chunks_mut::<64>().0.iter_mut();
     let scales = scales.as_chunks_mut::<8>().0.iter_mut();
     let sums = sums.as_chunks_mut::<8>().0.iter_mut();
-    for (((x, codes), scales), sums) in x.chunks(64).zip(blocks).zip(scales).zip(sums) {
-        let mut blocks = [ActQ8::ZERO; 2];
-        quantize_q8(x, &mut blocks[..x.len() / 32]);
+    for (((x, codes), scales), sums) in x.chunks(64).zip(pairs).zip(scales).zip(sums) {
+        let mut blocks = [[0; 32]; 2];
+        scales.fill(0);
+        sums.fill(0);
+        for (b, x) in x.as_chunks::<32>().0.iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let scale = unsafe { quantise::<L, 32>(x, &mut blocks[b]) };
+            scales[4 * b..][..4].copy_from_slice(&scale.to_ne_bytes());
+            sums[4 * b..][..4].copy_from_slice(&(-128 * sum(&blocks[b])).to_ne_bytes());
+        }
+        let words = codes.as_chunks_mut::<4>().0;
         for (b, block) in blocks.iter().enumerate() {
-            for (e, &q) in block.qs.iter().enumerate() {
+            for (i, word) in block.as_chunks::<4>().0.iter().enumerate() {
                 let at = match order {
-                    Order::Pairs => 8 * (e / 4) + 4 * b + e % 4,
-                    _ => 32 * b + e,
+                    Order::Pairs => 2 * i + b,
+                    _ => 8 * b + i,
                 };
-                codes[at] = q as u8;
+                words[at] = word.map(|code| code as u8);
             }
-            scales[4 * b..][..4].copy_from_slice(&block.d.to_ne_bytes());
-            let sum: i32 = block.qs.iter().map(|&q| i32::from(q)).sum();
-            sums[4 * b..][..4].copy_from_slice(&(-128 * sum).to_ne_bytes());
         }
     }
 }
 
-fn write_q8k(order: Order, x: &[f32], out: &mut [u8]) {
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn write_q8k_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
     let n = x.len();
     let (codes, sums) = out.split_at_mut(q8k_sums(n));
     let (sums, scales) = sums.split_at_mut(n / 4);
     let blocks = codes.as_chunks_mut::<256>().0.iter_mut();
     let sums = sums.as_chunks_mut::<64>().0.iter_mut();
     let scales = scales.as_chunks_mut::<4>().0.iter_mut();
-    for (((x, codes), sums), scale) in x
-        .as_chunks::<256>()
-        .0
-        .iter()
-        .zip(blocks)
-        .zip(sums)
-        .zip(scales)
-    {
-        let mut block = [BlockQ8K::ZERO];
-        quantize_q8_k(x, &mut block);
-        let [block] = block;
-        for (e, &q) in block.qs.iter().enumerate() {
-            let at = match order {
-                Order::Planes => 64 * (e % 4) + e / 4,
-                _ => e,
-            };
-            codes[at] = q as u8;
+    let x = x.as_chunks::<256>().0.iter();
+    for (((x, out), sums), scale) in x.zip(blocks).zip(sums).zip(scales) {
+        let mut codes = [0; 256];
+        // SAFETY: the caller's promise.
+        *scale = unsafe { quantise::<L, 256>(x, &mut codes) }.to_ne_bytes();
+        let sixteens = codes.as_chunks::<16>().0;
+        for (out, codes) in sums.as_chunks_mut::<4>().0.iter_mut().zip(sixteens) {
+            *out = (-sum(codes)).to_ne_bytes();
         }
-        for (sum, s) in sums.as_chunks_mut::<4>().0.iter_mut().zip(block.bsums) {
-            *sum = (-i32::from(s)).to_ne_bytes();
+        for (d, codes) in sixteens.iter().enumerate() {
+            match order {
+                Order::Planes => {
+                    for k in 0..4 {
+                        for j in 0..4 {
+                            out[64 * k + 4 * d + j] = codes[4 * j + k] as u8;
+                        }
+                    }
+                }
+                _ => out[16 * d..][..16].copy_from_slice(&codes.map(|code| code as u8)),
+            }
         }
-        *scale = block.d.to_ne_bytes();
     }
 }

@@ -201,9 +201,15 @@ unsafe fn tile<L: Lanes, T: FloatType, const W: usize, const R: usize>(
                 }
             }
         }
-        for w in 0..W {
-            for r in 0..R {
-                *job.out(pairs[r], o + w) = sums[w][r].sum();
+        for r in 0..R {
+            let out = job.out(pairs[r], o);
+            if W == 4 {
+                let sums = [sums[0][r], sums[1 % W][r], sums[2 % W][r], sums[3 % W][r]];
+                out.cast::<[f32; 4]>().write_unaligned(L::sums(sums));
+            } else {
+                for w in 0..W {
+                    *out.add(w) = sums[w][r].sum();
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ pub(crate) mod activation;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod float;
+pub(crate) mod float;
 mod portable;
 mod scalar;
 
@@ -71,7 +71,7 @@ impl Job<'_> {
 
 /// Bytes of scratch that kernels need for rows of `n_in` elements.
 pub(crate) const fn scratch_bytes(n_in: usize) -> usize {
-    n_in.next_multiple_of(512) * 36
+    n_in.next_multiple_of(512) * 76
 }
 
 /// Memory of one thread that kernels unpack weights into, of [`scratch_bytes`].

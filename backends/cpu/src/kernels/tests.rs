@@ -83,7 +83,7 @@ fn products(
     let act_stride = kernel.form.row_bytes(n_in);
     let mut acts = crate::memory::Aligned::<u8>::new(act_stride * x.len()).unwrap();
     for (x, act) in x.iter().zip(acts.chunks_exact_mut(act_stride)) {
-        kernel.form.write(x, act);
+        kernel.form.write(cpu, x, act);
     }
     // Rows backwards, to see that both numbers of a pair are used.
     let n = x.len() as u32;
@@ -136,6 +136,92 @@ fn random_rows(random: &mut Random, n_rows: usize, n_in: usize) -> Vec<Vec<f32>>
     (0..n_rows)
         .map(|_| (0..n_in).map(|_| random.float()).collect())
         .collect()
+}
+
+/// The codes, sums and scales of a row in a form, in natural order.
+fn parts(form: Form, n: usize, row: &[u8]) -> (Vec<i8>, Vec<i32>, Vec<f32>) {
+    let ints = |bytes: &[u8]| -> Vec<i32> {
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| i32::from_ne_bytes(*b))
+            .collect()
+    };
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f32::from_ne_bytes(*b))
+            .collect()
+    };
+    let place = |e: usize| match form {
+        Form::Q8(Order::Pairs) => e / 64 * 64 + 8 * (e % 32 / 4) + 4 * (e % 64 / 32) + e % 4,
+        Form::Q8K(Order::Planes) => e / 256 * 256 + 64 * (e % 4) + e % 256 / 4,
+        _ => e,
+    };
+    let codes = (0..n).map(|e| row[place(e)] as i8).collect();
+    match form {
+        Form::Q8(_) => {
+            let (scales, sums) = (activation::q8_scales(n), activation::q8_sums(n));
+            (
+                codes,
+                ints(&row[sums..][..n / 8]),
+                floats(&row[scales..][..n / 8]),
+            )
+        }
+        _ => {
+            let (scales, sums) = (activation::q8k_scales(n), activation::q8k_sums(n));
+            (
+                codes,
+                ints(&row[sums..][..n / 4]),
+                floats(&row[scales..][..n / 64]),
+            )
+        }
+    }
+}
+
+#[test]
+fn activations_are_quantised_as_the_formats_crate_does() {
+    let mut random = Random(0x7777_5678_9abc_def1);
+    let mut rows = random_rows(&mut random, 3, 768);
+    rows[1].fill(0.0);
+    rows[1][300] = 1e-39;
+    rows[2][5] = f32::INFINITY;
+    rows[2][700] = f32::NAN;
+    for cpu in cpus() {
+        for ty in [GgmlType::Q8_0, GgmlType::Q2_K] {
+            let form = Kernel::new(cpu, ty, false).form;
+            for (x, n) in rows.iter().flat_map(|x| [(x, 768), (x, 256)]) {
+                let x = &x[..n];
+                let mut row = vec![0xa5; form.row_bytes(n)];
+                form.write(cpu, x, &mut row);
+                let (codes, sums, scales) = parts(form, n, &row);
+                let what = format!("{} {form:?}", cpu.path());
+                let same = |a: f32, b: f32| a == b || a.is_nan() && b.is_nan();
+                if let Form::Q8(_) = form {
+                    let mut blocks = vec![ActQ8::ZERO; n / 32];
+                    quantize_q8(x, &mut blocks);
+                    for (i, block) in blocks.iter().enumerate() {
+                        assert_eq!(codes[32 * i..][..32], block.qs, "{what}, block {i}");
+                        assert!(same(scales[i], block.d), "{what}, block {i}");
+                        let sum: i32 = block.qs.iter().map(|q| i32::from(*q)).sum();
+                        assert_eq!(sums[i], -128 * sum, "{what}, block {i}");
+                    }
+                } else {
+                    let mut blocks = vec![BlockQ8K::ZERO; n / 256];
+                    quantize_q8_k(x, &mut blocks);
+                    for (i, block) in blocks.iter().enumerate() {
+                        assert_eq!(codes[256 * i..][..256], block.qs, "{what}, block {i}");
+                        assert!(same(scales[i], block.d), "{what}, block {i}");
+                        let negated = block.bsums.map(|sum| -i32::from(sum));
+                        assert_eq!(sums[16 * i..][..16], negated, "{what}, block {i}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

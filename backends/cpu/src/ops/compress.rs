@@ -3,7 +3,7 @@ use ds4_model::{RopeTable, Rotation, RowsImage};
 
 use super::add_position_bias::add_position_bias;
 use super::each_row;
-use super::index_round::index_round_row;
+use super::index_round::index_round_heads;
 use super::kv_norm_rope::norm_rotate_round;
 use super::pool::{Job, pool_row};
 use super::rms_norm::rms_norm_row;
@@ -73,7 +73,7 @@ fn compress_row<S: Simd>(
         rms_norm_row(s, eps, norm, out);
         rotate_end(s, Rotation::Forward, angles, out);
         if rounded {
-            index_round_row(s, out);
+            index_round_heads(s, out.len(), out);
         }
     } else {
         norm_rotate_round(s, eps, norm, angles, rounded, out);

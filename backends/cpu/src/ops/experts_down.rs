@@ -23,6 +23,7 @@ pub(crate) fn experts_down(
     cpu.uses
         .group(n_experts, &cpu.real, |r| routes.experts.id_row(r));
     let forms = cpu.activations.form(
+        cpu.cpu,
         &mut cpu.pool,
         std::iter::once(down.kernel()),
         hidden.first_rows(rows.len()),

@@ -24,6 +24,7 @@ pub(crate) fn experts_gate_up(
     cpu.uses
         .group(n_experts, &cpu.real, |r| routes.experts.id_row(r));
     let forms = cpu.activations.form(
+        cpu.cpu,
         &mut cpu.pool,
         [gate.kernel(), up.kernel()].into_iter(),
         x.first_rows(rows.len()),

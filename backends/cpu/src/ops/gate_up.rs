@@ -21,6 +21,7 @@ pub(crate) fn gate_up(
 ) {
     set_real(rows, &mut cpu.real);
     let forms = cpu.activations.form(
+        cpu.cpu,
         &mut cpu.pool,
         [gate.kernel(), up.kernel()].into_iter(),
         x.first_rows(rows.len()),

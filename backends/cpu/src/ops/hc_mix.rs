@@ -47,6 +47,7 @@ pub(crate) fn mix<F>(
     let (n_rows, n_out) = (rows.len(), weight.n_out());
     let kernels = std::iter::once(weight.kernel());
     let forms = activations.form(
+        cpu,
         pool,
         kernels,
         streams.first_rows(n_rows),

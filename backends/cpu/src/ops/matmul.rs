@@ -25,6 +25,7 @@ pub(crate) fn matmuls(
 ) {
     set_real(rows, &mut cpu.real);
     let forms = cpu.activations.form(
+        cpu.cpu,
         &mut cpu.pool,
         products.iter().map(|(weight, _)| weight.kernel()),
         x.first_rows(rows.len()),

@@ -18,6 +18,7 @@ pub(crate) fn matmul_grouped(
     let out_rank = geometry.out_rank;
     set_real(rows, &mut cpu.real);
     let forms = cpu.activations.form(
+        cpu.cpu,
         &mut cpu.pool,
         std::iter::once(weight.kernel()),
         x.first_rows(rows.len()),

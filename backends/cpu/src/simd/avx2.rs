@@ -87,11 +87,30 @@ unsafe fn round_bf16(x: __m256) -> __m256i {
     }
 }
 
+/// Sums of four products of signed bytes in each lane. The multiplication takes one side unsigned,
+/// so signs move to the other; no byte is -128, and pairs stay below 2 * 127 * 127.
+///
+/// # Safety
+///
+/// The machine has AVX2.
+#[inline(always)]
+unsafe fn products_of_bytes(x: __m256i, y: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(y, x));
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    }
+}
+
 impl Simd for Avx2 {
     type F = F;
+    type I = (__m256i, __m256i);
 
     const TILE_ROWS: usize = 4;
     const TILE_VECTORS: usize = 1;
+    // Three instructions for 32 products of bytes are no faster than four of floats.
+    const HAS_BYTES: bool = false;
+    const BYTE_BIAS: u8 = 0;
 
     intrinsics! {
         fn splat(self, x: f32) -> F {
@@ -113,13 +132,6 @@ impl Simd for Avx2 {
             (
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            )
-        }
-
-        fn load_f16(self, x: &Lanes<u16>) -> F {
-            (
-                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
-                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())),
             )
         }
 
@@ -208,6 +220,48 @@ impl Simd for Avx2 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(a, bias))),
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(b, bias))),
             )
+        }
+
+        fn splat_int(self, x: i32) -> (__m256i, __m256i) {
+            (_mm256_set1_epi32(x), _mm256_set1_epi32(x))
+        }
+
+        fn dot_bytes(
+            self,
+            sum: (__m256i, __m256i),
+            x: &Lanes<[u8; 4]>,
+            y: [u8; 4]
+        ) -> (__m256i, __m256i) {
+            let y = _mm256_set1_epi32(i32::from_le_bytes(y));
+            let x = [
+                _mm256_loadu_si256(x.as_ptr().cast()),
+                _mm256_loadu_si256(x.as_ptr().add(8).cast()),
+            ];
+            (
+                _mm256_add_epi32(sum.0, products_of_bytes(x[0], y)),
+                _mm256_add_epi32(sum.1, products_of_bytes(x[1], y)),
+            )
+        }
+
+        fn float(self, x: (__m256i, __m256i)) -> F {
+            (_mm256_cvtepi32_ps(x.0), _mm256_cvtepi32_ps(x.1))
+        }
+
+        fn store_bytes(self, x: F, out: &mut Lanes<u8>) -> bool {
+            let (a, b) = (_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            let words = [_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words)];
+            let bytes = _mm_packs_epi16(words[0], words[1]);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            // What saturated does not come back.
+            let back = [bytes, _mm_srli_si128::<8>(bytes)];
+            let a = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(back[0]));
+            let b = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(back[1]));
+            let lost = [
+                _mm256_cmp_ps::<_CMP_NEQ_UQ>(a, x.0),
+                _mm256_cmp_ps::<_CMP_NEQ_UQ>(b, x.1),
+            ];
+            _mm256_movemask_ps(_mm256_or_ps(lost[0], lost[1])) == 0
         }
 
         fn transpose(self, rows: [F; LANES]) -> [F; LANES] {

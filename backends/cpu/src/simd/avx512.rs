@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{LANES, Lanes, Simd, intrinsics};
 
-/// AVX-512 F, BW, DQ and VL, with what they imply.
+/// AVX-512 F, BW, DQ, VL and VNNI, with what they imply.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
@@ -20,9 +20,12 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type F = __m512;
+    type I = __m512i;
 
     const TILE_ROWS: usize = 8;
     const TILE_VECTORS: usize = 2;
+    const HAS_BYTES: bool = true;
+    const BYTE_BIAS: u8 = 128;
 
     intrinsics! {
         fn splat(self, x: f32) -> __m512 {
@@ -40,10 +43,6 @@ impl Simd for Avx512 {
         fn load_bf16(self, x: &Lanes<u16>) -> __m512 {
             let halves = _mm256_loadu_si256(x.as_ptr().cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-        }
-
-        fn load_f16(self, x: &Lanes<u16>) -> __m512 {
-            _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()))
         }
 
         fn store_bf16(self, x: __m512, out: &mut Lanes<u16>) -> () {
@@ -117,6 +116,28 @@ impl Simd for Avx512 {
         fn exp2(self, n: __m512) -> __m512 {
             let n = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
+        }
+
+        fn splat_int(self, x: i32) -> __m512i {
+            _mm512_set1_epi32(x)
+        }
+
+        fn dot_bytes(self, sum: __m512i, x: &Lanes<[u8; 4]>, y: [u8; 4]) -> __m512i {
+            let x = _mm512_loadu_si512(x.as_ptr().cast());
+            _mm512_dpbusd_epi32(sum, x, _mm512_set1_epi32(i32::from_le_bytes(y)))
+        }
+
+        fn float(self, x: __m512i) -> __m512 {
+            _mm512_cvtepi32_ps(x)
+        }
+
+        fn store_bytes(self, x: __m512, out: &mut Lanes<u8>) -> bool {
+            let whole = _mm512_cvtps_epi32(x);
+            let bytes = _mm512_cvtsepi32_epi8(whole);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+            // What saturated does not come back.
+            let back = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+            _mm512_cmp_ps_mask::<_CMP_NEQ_UQ>(back, x) == 0
         }
 
         fn transpose(self, rows: [__m512; LANES]) -> [__m512; LANES] {

@@ -35,6 +35,8 @@ pub(crate) type Lanes<T = f32> = [T; LANES];
 pub(crate) trait Simd: Copy {
     /// Sixteen f32.
     type F: Copy;
+    /// Sixteen i32.
+    type I: Copy;
 
     /// Vectors that a product keeps in registers as sums: `TILE_ROWS * TILE_VECTORS`.
     const TILE_ROWS: usize;
@@ -47,8 +49,6 @@ pub(crate) trait Simd: Copy {
 
     /// Sixteen bf16, exactly.
     fn load_bf16(self, x: &Lanes<u16>) -> Self::F;
-    /// Sixteen f16, exactly.
-    fn load_f16(self, x: &Lanes<u16>) -> Self::F;
     /// Rounds to bf16, ties to even. NaN becomes some NaN.
     fn store_bf16(self, x: Self::F, out: &mut Lanes<u16>);
     /// Thirty-two bf16 as bits, two in each lane; see [`Simd::split_bf16`].
@@ -75,6 +75,20 @@ pub(crate) trait Simd: Copy {
     fn round(self, x: Self::F) -> Self::F;
     /// `2^n` of integers from -126 to 127.
     fn exp2(self, n: Self::F) -> Self::F;
+
+    /// Whether products of bytes are faster than those of floats.
+    const HAS_BYTES: bool;
+    /// What is added to the bytes of `x` in [`Simd::dot_bytes`]: the machine may take them unsigned.
+    const BYTE_BIAS: u8;
+
+    fn splat_int(self, x: i32) -> Self::I;
+    /// `sum` plus the product of the four bytes in each lane of `x`, with [`Simd::BYTE_BIAS`], and
+    /// the four signed bytes `y`.
+    fn dot_bytes(self, sum: Self::I, x: &Lanes<[u8; 4]>, y: [u8; 4]) -> Self::I;
+    /// The nearest f32.
+    fn float(self, x: Self::I) -> Self::F;
+    /// Writes numbers as signed bytes, and says whether they are whole and fit.
+    fn store_bytes(self, x: Self::F, out: &mut Lanes<u8>) -> bool;
 
     /// Column `i` of sixteen rows for every `i`.
     fn transpose(self, rows: [Self::F; LANES]) -> [Self::F; LANES];
@@ -140,7 +154,7 @@ macro_rules! dispatch {
             $f(unsafe { $crate::simd::Avx512::new() }, $($a),*)
         }
         #[cfg(target_arch = "aarch64")]
-        #[target_feature(enable = "neon")]
+        #[target_feature(enable = "neon,dotprod")]
         fn neon($($a: $t),*) $(-> $r)? {
             // SAFETY: this function has these features.
             $f(unsafe { $crate::simd::Neon::new() }, $($a),*)

@@ -2,11 +2,9 @@
 
 use std::arch::aarch64::*;
 
-use half::f16;
-
 use super::{LANES, Lanes, Simd, intrinsics};
 
-/// NEON.
+/// NEON with the dot products of ARMv8.2.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon(());
 
@@ -52,11 +50,35 @@ unsafe fn round_bf16(x: float32x4_t) -> uint16x4_t {
     }
 }
 
+/// `sum` plus four products of signed bytes in each lane. The intrinsic, `vdotq_s32`, is not stable.
+///
+/// # Safety
+///
+/// The machine has the dot products of ARMv8.2.
+#[inline(always)]
+unsafe fn dot_product(mut sum: int32x4_t, x: int8x16_t, y: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction reads and writes these registers only, and is there by the caller's
+    // promise.
+    unsafe {
+        std::arch::asm!(
+            "sdot {sum:v}.4s, {x:v}.16b, {y:v}.16b",
+            sum = inout(vreg) sum,
+            x = in(vreg) x,
+            y = in(vreg) y,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sum
+}
+
 impl Simd for Neon {
     type F = F;
+    type I = [int32x4_t; 4];
 
     const TILE_ROWS: usize = 4;
     const TILE_VECTORS: usize = 1;
+    const HAS_BYTES: bool = true;
+    const BYTE_BIAS: u8 = 0;
 
     intrinsics! {
         fn splat(self, x: f32) -> F {
@@ -75,15 +97,6 @@ impl Simd for Neon {
 
         fn load_bf16(self, x: &Lanes<u16>) -> F {
             each!(i => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().add(4 * i)))))
-        }
-
-        fn load_f16(self, x: &Lanes<u16>) -> F {
-            // The conversion of four at a time has no stable intrinsic.
-            let mut lanes = [0.0; LANES];
-            for i in 0..LANES {
-                lanes[i] = f16::from_bits(x[i]).to_f32();
-            }
-            self.load(&lanes)
         }
 
         fn store_bf16(self, x: F, out: &mut Lanes<u16>) -> () {
@@ -155,6 +168,44 @@ impl Simd for Neon {
                 let n = vaddq_s32(vcvtnq_s32_f32(n[i]), vdupq_n_s32(127));
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(n))
             })
+        }
+
+        fn splat_int(self, x: i32) -> [int32x4_t; 4] {
+            [vdupq_n_s32(x); 4]
+        }
+
+        fn dot_bytes(
+            self,
+            sum: [int32x4_t; 4],
+            x: &Lanes<[u8; 4]>,
+            y: [u8; 4]
+        ) -> [int32x4_t; 4] {
+            let y = vreinterpretq_s8_s32(vdupq_n_s32(i32::from_le_bytes(y)));
+            let mut sum = sum;
+            for i in 0..4 {
+                let x = vld1q_s8(x.as_ptr().add(4 * i).cast());
+                sum[i] = dot_product(sum[i], x, y);
+            }
+            sum
+        }
+
+        fn float(self, x: [int32x4_t; 4]) -> F {
+            each!(i => vcvtq_f32_s32(x[i]))
+        }
+
+        fn store_bytes(self, x: F, out: &mut Lanes<u8>) -> bool {
+            let mut exact = true;
+            let mut bytes = [0i32; LANES];
+            for i in 0..4 {
+                let whole = vcvtnq_s32_f32(x[i]);
+                let whole = vmaxq_s32(vminq_s32(whole, vdupq_n_s32(127)), vdupq_n_s32(-128));
+                exact &= vminvq_u32(vceqq_f32(vcvtq_f32_s32(whole), x[i])) != 0;
+                vst1q_s32(bytes.as_mut_ptr().add(4 * i), whole);
+            }
+            for i in 0..LANES {
+                out[i] = bytes[i] as u8;
+            }
+            exact
         }
 
         fn transpose(self, rows: [F; LANES]) -> [F; LANES] {

@@ -1,9 +1,7 @@
 //! Arrays, for any machine.
 
-use ds4_formats::small_float::{bf16_from_f32, bf16_to_f32};
-use half::f16;
-
 use super::{LANES, Lanes, Simd};
+use ds4_formats::small_float::{bf16_from_f32, bf16_to_f32};
 
 /// Plain Rust, which every machine runs.
 #[derive(Clone, Copy)]
@@ -20,9 +18,12 @@ fn each(f: impl Fn(usize) -> f32) -> Lanes {
 
 impl Simd for Scalar {
     type F = Lanes;
+    type I = Lanes<i32>;
 
     const TILE_ROWS: usize = 2;
     const TILE_VECTORS: usize = 1;
+    const HAS_BYTES: bool = false;
+    const BYTE_BIAS: u8 = 0;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Lanes {
@@ -42,11 +43,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_bf16(self, x: &Lanes<u16>) -> Lanes {
         each(|i| bf16_to_f32(x[i]))
-    }
-
-    #[inline(always)]
-    fn load_f16(self, x: &Lanes<u16>) -> Lanes {
-        each(|i| f16::from_bits(x[i]).to_f32())
     }
 
     #[inline(always)]
@@ -137,6 +133,38 @@ impl Simd for Scalar {
     #[inline(always)]
     fn exp2(self, n: Lanes) -> Lanes {
         each(|i| f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn splat_int(self, x: i32) -> Lanes<i32> {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, sum: Lanes<i32>, x: &Lanes<[u8; 4]>, y: [u8; 4]) -> Lanes<i32> {
+        let mut sum = sum;
+        for i in 0..LANES {
+            for k in 0..4 {
+                sum[i] += i32::from(x[i][k] as i8) * i32::from(y[k] as i8);
+            }
+        }
+        sum
+    }
+
+    #[inline(always)]
+    fn float(self, x: Lanes<i32>) -> Lanes {
+        each(|i| x[i] as f32)
+    }
+
+    #[inline(always)]
+    fn store_bytes(self, x: Lanes, out: &mut Lanes<u8>) -> bool {
+        let mut exact = true;
+        for i in 0..LANES {
+            let byte = x[i] as i8;
+            exact &= f32::from(byte) == x[i];
+            out[i] = byte as u8;
+        }
+        exact
     }
 
     #[inline(always)]

@@ -1,5 +1,4 @@
 use ds4_formats::small_float::bf16_from_f32;
-use half::f16;
 
 use super::*;
 use crate::path::{Cpu, Path};
@@ -128,12 +127,11 @@ fn elementwise_instructions_are_those_of_scalars() {
 }
 
 #[test]
-fn small_floats_load_exactly_and_bf16_stores_to_nearest_even() {
+fn bf16_loads_exactly_and_stores_to_nearest_even() {
     #[inline(always)]
-    fn load<S: Simd>(s: S, bf16: bool, x: &Lanes<u16>) -> Lanes {
+    fn load<S: Simd>(s: S, x: &Lanes<u16>) -> Lanes {
         let mut out = [0.0; LANES];
-        let x = if bf16 { s.load_bf16(x) } else { s.load_f16(x) };
-        s.store(x, &mut out);
+        s.store(s.load_bf16(x), &mut out);
         out
     }
     #[inline(always)]
@@ -151,22 +149,13 @@ fn small_floats_load_exactly_and_bf16_stores_to_nearest_even() {
         out
     }
     for (path, cpu) in cpus() {
-        let (yes, no) = (true, false);
         for start in (0..=0xfff0u16).step_by(LANES) {
             let codes: Lanes<u16> = std::array::from_fn(|i| start + i as u16);
             let codes = &codes;
-            let floats = dispatch!(cpu, load(yes: bool, codes: &Lanes<u16>) -> Lanes);
-            let halves = dispatch!(cpu, load(no: bool, codes: &Lanes<u16>) -> Lanes);
+            let floats = dispatch!(cpu, load(codes: &Lanes<u16>) -> Lanes);
             for i in 0..LANES {
                 let bits = u32::from(codes[i]) << 16;
                 assert_eq!(floats[i].to_bits(), bits, "{path}: bf16 {:x}", codes[i]);
-                let half = f16::from_bits(codes[i]).to_f32();
-                assert!(
-                    halves[i] == half || (half.is_nan() && halves[i].is_nan()),
-                    "{path}: f16 {:x} is {}, not {half}",
-                    codes[i],
-                    halves[i]
-                );
             }
             // Below, at and above the tie after each code.
             for low in [0x7fff, 0x8000, 0x8001, 0] {
@@ -247,6 +236,49 @@ fn sums_of_any_length_see_every_element_once() {
             assert_eq!(sum, expected, "{path}: {len} squares");
             let expected = x.iter().fold(0f32, |m, x| m.max(x.abs()));
             assert_eq!(largest, expected, "{path}: {len} magnitudes");
+        }
+    }
+}
+
+#[test]
+fn bytes_are_stored_when_they_are_whole_and_multiplied_exactly() {
+    #[inline(always)]
+    fn store<S: Simd>(s: S, x: &Lanes) -> (bool, Lanes<u8>) {
+        let mut out = [0; LANES];
+        (s.store_bytes(s.load(x), &mut out), out)
+    }
+    #[inline(always)]
+    fn dot<S: Simd>(s: S, x: &Lanes<[i8; 4]>, y: [i8; 4]) -> Lanes {
+        let x = x.map(|x| x.map(|x| (x as u8).wrapping_add(S::BYTE_BIAS)));
+        let start = -i32::from(S::BYTE_BIAS) * y.iter().map(|y| i32::from(*y)).sum::<i32>();
+        let mut out = [0.0; LANES];
+        let sum = s.dot_bytes(s.splat_int(start), &x, y.map(|y| y as u8));
+        s.store(s.float(sum), &mut out);
+        out
+    }
+    for (path, cpu) in cpus() {
+        for start in (-127..=112).step_by(8) {
+            let whole: Lanes = std::array::from_fn(|i| (start + i as i32) as f32);
+            let x = &whole;
+            let (exact, bytes) = dispatch!(cpu, store(x: &Lanes) -> (bool, Lanes<u8>));
+            assert!(exact, "{path}: {whole:?}");
+            assert_eq!(bytes.map(|b| f32::from(b as i8)), whole, "{path}");
+            for other in [0.5, -3.25, 128.0, -129.0, 1e20, f32::NAN] {
+                let mut mixed = whole;
+                mixed[start.unsigned_abs() as usize % LANES] = other;
+                let x = &mixed;
+                let (exact, _) = dispatch!(cpu, store(x: &Lanes) -> (bool, Lanes<u8>));
+                assert!(!exact, "{path}: {other} is not a byte");
+            }
+            let x: Lanes<[i8; 4]> = std::array::from_fn(|i| {
+                [127, -127, start as i8, 3 * i as i8].map(|x| if i % 3 == 0 { -x } else { x })
+            });
+            let (x, y) = (&x, [127, -127, 5, start as i8]);
+            let found = dispatch!(cpu, dot(x: &Lanes<[i8; 4]>, y: [i8; 4]) -> Lanes);
+            for i in 0..LANES {
+                let expected: i32 = (0..4).map(|k| i32::from(x[i][k]) * i32::from(y[k])).sum();
+                assert_eq!(found[i], expected as f32, "{path}: {:?} and {y:?}", x[i]);
+            }
         }
     }
 }

@@ -232,7 +232,7 @@ impl Backend for Reference {
     }
 
     fn write_rows(&mut self, rows: &mut RowsImage, image: &RowsImage) {
-        rows.clone_from(image);
+        rows.copy_from(image);
     }
 
     fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {

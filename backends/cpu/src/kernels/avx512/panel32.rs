@@ -19,12 +19,24 @@ use crate::kernels::{Job, RowPair, Scratch};
 const COLUMNS: usize = 32;
 /// Bytes of a panel for a block of 32: 1024 of codes and 128 of scales.
 const BLOCK_BYTES: usize = 1152;
+/// Bytes read ahead of the weights.
+const AHEAD: usize = 2048;
 /// Activation rows multiplied at a time: 2 x 6 sums of integers, 2 x 6 of floats.
 const ROWS: usize = 6;
 
-/// Bytes of scratch for rows of `n_in` elements.
+/// Bytes of scratch for rows of `n_in` elements: a panel, then its rows unpacked.
 pub(super) const fn scratch_bytes(n_in: usize) -> usize {
+    panel_bytes(n_in) + COLUMNS * row_stride(n_in)
+}
+
+const fn panel_bytes(n_in: usize) -> usize {
     n_in.div_ceil(64) * 2 * BLOCK_BYTES
+}
+
+/// Bytes from one unpacked row to the next, which are not whole pages: those would all want the
+/// same places of the first-level cache.
+const fn row_stride(n_in: usize) -> usize {
+    n_in.next_multiple_of(64) + 64
 }
 
 /// # Safety
@@ -57,7 +69,8 @@ pub(super) unsafe fn row_dots<T: Type32>(job: &Job<'_>, scratch: &mut Scratch) {
     }
 }
 
-/// Unpacks `n` rows. Columns beyond them repeat the last row; their products are not stored.
+/// Unpacks `n` rows, one after another as they lie in memory, and transposes what comes of them.
+/// Columns beyond them repeat the last row; their products are not stored.
 #[inline(always)]
 unsafe fn fill<T: Type32>(
     ty: &T,
@@ -67,26 +80,36 @@ unsafe fn fill<T: Type32>(
     n_in: usize,
     panel: *mut u8,
 ) {
-    // SAFETY: the caller's promise. The last block of an odd number is copied beside zeros; what
-    // comes of the second half is not used.
+    // SAFETY: the caller's promise; scratch has room for the panel and the unpacked rows. The last
+    // block of an odd number is copied beside zeros; what comes of the second half is not used.
     unsafe {
         let n_blocks = n_in / 32;
+        let rows = panel.add(panel_bytes(n_in));
+        let stride = row_stride(n_in);
+        for j in 0..n {
+            let row = first.add(j * row_bytes);
+            for b in (0..n_blocks).step_by(2) {
+                let mut padded = [0u8; 80];
+                let mut blocks = row.add(b * T::BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(blocks.wrapping_add(AHEAD).cast());
+                if b + 1 == n_blocks {
+                    std::ptr::copy_nonoverlapping(blocks, padded.as_mut_ptr(), T::BYTES);
+                    blocks = padded.as_ptr();
+                }
+                let (codes, scales) = ty.two(blocks);
+                let codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+                _mm512_storeu_si512(rows.add(j * stride + 32 * b).cast(), codes);
+                let scale = panel.add(b * BLOCK_BYTES + 1024 + 4 * j);
+                _mm_store_ss(scale.cast(), scales);
+                _mm_store_ss(scale.add(BLOCK_BYTES).cast(), _mm_movehdup_ps(scales));
+            }
+        }
         for b in (0..n_blocks).step_by(2) {
             for half in 0..2 {
                 let mut codes = [_mm512_setzero_si512(); 16];
-                for j in 0..16 {
-                    let row = first.add((16 * half + j).min(n - 1) * row_bytes);
-                    let mut padded = [0u8; 80];
-                    let mut blocks = row.add(b * T::BYTES);
-                    if b + 1 == n_blocks {
-                        std::ptr::copy_nonoverlapping(blocks, padded.as_mut_ptr(), T::BYTES);
-                        blocks = padded.as_ptr();
-                    }
-                    let (v, scales) = ty.two(blocks);
-                    codes[j] = _mm512_xor_si512(v, _mm512_set1_epi8(-128));
-                    let scale = panel.add(b * BLOCK_BYTES + 1024 + 64 * half + 4 * j);
-                    _mm_store_ss(scale.cast(), scales);
-                    _mm_store_ss(scale.add(BLOCK_BYTES).cast(), _mm_movehdup_ps(scales));
+                for i in 0..16 {
+                    let j = (16 * half + i).min(n - 1);
+                    codes[i] = _mm512_loadu_si512(rows.add(j * stride + 32 * b).cast());
                 }
                 let columns = transposed(codes);
                 for i in 0..8 {
