@@ -16,8 +16,8 @@
 //!
 //! # What is on disk
 //!
-//! With a store, a slot is saved where a prompt ends, every [`SAVE_INTERVAL`]
-//! tokens of a long one, and where a sequence ends. A request whose prompt
+//! With a store, a slot is saved where a prompt leaves a frontier, every
+//! [`SAVE_INTERVAL`] tokens of a long one, and where a sequence ends. A request whose prompt
 //! goes on from a stored state by at least [`MIN_LOAD_GAIN`] tokens more than
 //! from any idle slot is given that state instead. No failure of the store is
 //! one of a request.
@@ -602,7 +602,9 @@ impl Scheduler {
                 // It ended in this step.
                 None => saves.push((slot, Reason::TurnEnd)),
                 Some(sequence) if len > sequence.request.tokens.len() => {}
-                Some(sequence) if len == sequence.request.tokens.len() => {
+                // The prompt's last tokens say whether to think, and the next prompt may
+                // say otherwise: the place to come back to is before them.
+                Some(sequence) if len == frontier_mark(sequence.request.tokens.len()) => {
                     saves.push((slot, Reason::TurnEnd));
                 }
                 Some(_) if len / SAVE_INTERVAL > before / SAVE_INTERVAL => {

@@ -258,7 +258,6 @@ async fn a_client_that_hangs_up_frees_the_engine_and_a_retry_resumes() {
         chunk: 16,
         tick: Duration::from_millis(10),
         context: 8192,
-        ..Behaviour::default()
     };
     let web = Web::start(behaviour, options(), ["never", ANSWER]).await;
     let long = "0123456789".repeat(400);
