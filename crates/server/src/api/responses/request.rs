@@ -363,7 +363,7 @@ fn output_schema(fields: &Fields) -> Result<(Option<Value>, Option<Value>), Fail
     }
 }
 
-/// What says that requests belong together. A subagent has a thread of its own.
+/// What says that requests belong together. An agent that works for another has a thread of its own.
 fn affinity(fields: &Fields, context: &RequestContext) -> Result<Option<String>, Failure> {
     let header = ["thread-id", "session-id", "x-session-id", "session_id"]
         .iter()
