@@ -11,7 +11,6 @@ compile_error!("this backend runs on little-endian machines only");
 mod backend;
 mod buffer;
 mod kernels;
-mod lanes;
 mod memory;
 mod ops;
 mod path;

@@ -14,6 +14,9 @@ use crate::pool::Pool;
 const TASK_BYTES: usize = 64 << 10;
 /// Tasks for every thread, so that a thread that is held up does not hold up the others.
 const TASKS_PER_THREAD: usize = 8;
+/// Rows of both sides from which reading activations counts as much as reading weights, so that a
+/// task has at least as many of each.
+const MANY_ROWS: usize = 32;
 /// Products of one region.
 pub(crate) const MAX_PRODUCTS: usize = 16;
 
@@ -246,9 +249,10 @@ impl<'a> WeightRows<'a> {
         unsafe { self.kernel.for_rows(pairs.len())(cpu, &job, scratch) };
     }
 
-    /// Rows of a task of about `task_bytes`, in whole steps of the kernel.
-    fn task_rows(&self, task_bytes: usize) -> usize {
-        let step = self.kernel.step;
+    /// Rows of a task of about `task_bytes`, in whole steps of the kernel, and no fewer than
+    /// `min_rows`.
+    fn task_rows(&self, task_bytes: usize, min_rows: usize) -> usize {
+        let step = self.kernel.step.max(min_rows);
         (task_bytes / self.row_bytes).div_ceil(step).max(1) * step
     }
 }
@@ -304,7 +308,12 @@ pub(crate) unsafe fn multiply_all<'a>(
     pairs: &[RowPair],
     products: impl Iterator<Item = Product<'a>>,
 ) {
-    let n_threads = pool.n_threads();
+    let n_wanted = pool.n_threads() * TASKS_PER_THREAD;
+    let min_rows = if pairs.len() < MANY_ROWS {
+        1
+    } else {
+        MANY_ROWS
+    };
     let mut products = products.peekable();
     while products.peek().is_some() {
         let mut list = [None; MAX_PRODUCTS];
@@ -313,30 +322,40 @@ pub(crate) unsafe fn multiply_all<'a>(
         }
         let weights = || list.iter().flatten().map(|product| product.weights);
         let all_bytes: usize = weights().map(|w| w.bytes.len()).sum();
-        let task_bytes = (all_bytes / (n_threads * TASKS_PER_THREAD)).max(TASK_BYTES);
-        // ends[i] is one past the last task of product i.
+        let task_bytes = (all_bytes / n_wanted).max(TASK_BYTES);
+        // ends[i] is one past the last part of product i.
         let mut ends = [0; MAX_PRODUCTS];
-        let mut n_tasks = 0;
+        let mut n_parts = 0;
         for (end, weights) in ends.iter_mut().zip(weights()) {
-            n_tasks += weights.len().div_ceil(weights.task_rows(task_bytes));
-            *end = n_tasks;
+            n_parts += weights
+                .len()
+                .div_ceil(weights.task_rows(task_bytes, min_rows));
+            *end = n_parts;
         }
-        pool.run_with(workers, n_tasks, |task, worker| {
-            let i = ends.iter().take_while(|end| **end <= task).count();
+        // Few parts of many activation rows: the rows are shared out too.
+        let n_blocks = n_wanted
+            .div_ceil(n_parts)
+            .min(pairs.len() / MANY_ROWS)
+            .max(1);
+        let block_len = pairs.len().div_ceil(n_blocks);
+        pool.run_with(workers, n_parts * n_blocks, |task, worker| {
+            let (part, block) = (task % n_parts, task / n_parts);
+            let i = ends.iter().take_while(|end| **end <= part).count();
             let Some(product) = &list[i] else {
-                unreachable!("a task belongs to a product");
+                unreachable!("a part belongs to a product");
             };
-            let n = product.weights.task_rows(task_bytes);
-            let first = n * (task - if i > 0 { ends[i - 1] } else { 0 });
-            let out = product.out.start.wrapping_add(first);
-            // SAFETY: the caller's promise; tasks own different columns.
+            let n = product.weights.task_rows(task_bytes, min_rows);
+            let first = n * (part - if i > 0 { ends[i - 1] } else { 0 });
+            let out = product.out.from(first);
+            let pairs = pairs.chunks(block_len).nth(block).unwrap_or_default();
+            // SAFETY: the caller's promise; tasks own different columns or rows.
             unsafe {
                 product.weights.part(first, n).multiply(
                     cpu,
                     product.acts,
                     pairs,
-                    out,
-                    product.out.stride,
+                    out.start,
+                    out.stride,
                     &mut worker.scratch,
                 );
             }

@@ -13,8 +13,8 @@
 
 use zerocopy::IntoBytes;
 
-use crate::lanes::{Lanes, on_every_path};
 use crate::path::Cpu;
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
 /// Order of the codes within 64 (Q8) or 256 (Q8K) elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,47 +84,39 @@ impl Form {
         assert_eq!(out.len(), self.row_bytes(x.len()));
         match self {
             Form::F32 => out.copy_from_slice(x.as_bytes()),
-            Form::Q8(order) => write_q8(cpu, x, order, out),
-            Form::Q8K(order) => write_q8k(cpu, x, order, out),
+            Form::Q8(order) => dispatch!(cpu, write_q8(x: &[f32], order: Order, out: &mut [u8])),
+            Form::Q8K(order) => dispatch!(cpu, write_q8k(x: &[f32], order: Order, out: &mut [u8])),
         }
     }
-}
-
-on_every_path! {
-    fn write_q8(x: &[f32], order: Order, out: &mut [u8]) = write_q8_lanes;
-    fn write_q8k(x: &[f32], order: Order, out: &mut [u8]) = write_q8k_lanes;
 }
 
 /// Quantises one block as `ds4_formats::quant` does: returns its scale, the largest magnitude over
 /// 127; NaN when an element is not finite, 0 when all are too small for the inverse.
-///
-/// # Safety
-/// As [`Lanes`].
 #[inline(always)]
-unsafe fn quantise<L: Lanes, const N: usize>(x: &[f32; N], codes: &mut [i8; N]) -> f32 {
-    // SAFETY: the caller's promise; N is a multiple of every vector's length.
-    unsafe {
-        let mut largest = L::splat(0.0);
-        let mut zeros = L::splat(0.0);
-        for i in (0..N).step_by(L::N) {
-            let v = L::load(x.as_ptr().add(i));
-            largest = largest.max(v).max(L::splat(0.0).sub(v));
-            // 0 times what is not finite is NaN.
-            zeros = v.mul_add(L::splat(0.0), zeros);
-        }
-        let largest = largest.largest();
-        let inverse = 127.0 / largest;
-        let finite = zeros.sum() == 0.0;
-        if !finite || !inverse.is_finite() {
-            codes.fill(0);
-            return if finite { 0.0 } else { f32::NAN };
-        }
-        for i in (0..N).step_by(L::N) {
-            let v = L::load(x.as_ptr().add(i)).mul(L::splat(inverse));
-            v.store_codes(codes.as_mut_ptr().add(i));
-        }
-        largest / 127.0
+fn quantise<S: Simd, const N: usize>(s: S, x: &[f32; N], codes: &mut [i8; N]) -> f32 {
+    let chunks = x.as_chunks::<LANES>().0;
+    let mut largest = s.zero();
+    let mut zeros = s.zero();
+    for x in chunks {
+        let x = s.load(x);
+        largest = s.max(s.abs(x), largest);
+        // 0 times what is not finite is NaN.
+        zeros = s.fma(x, s.zero(), zeros);
     }
+    let largest = s.largest(largest);
+    let inverse = 127.0 / largest;
+    let finite = s.sum(zeros) == 0.0;
+    if !finite || !inverse.is_finite() {
+        codes.fill(0);
+        return if finite { 0.0 } else { f32::NAN };
+    }
+    for (x, codes) in chunks.iter().zip(codes.as_chunks_mut::<LANES>().0) {
+        let code = s.round(s.mul(s.load(x), s.splat(inverse)));
+        let mut bytes = [0; LANES];
+        s.store_bytes(code, &mut bytes);
+        *codes = bytes.map(|byte| byte as i8);
+    }
+    largest / 127.0
 }
 
 /// The sum of `N` codes.
@@ -137,10 +129,8 @@ fn sum<const N: usize>(codes: &[i8; N]) -> i32 {
     sum
 }
 
-/// # Safety
-/// As [`Lanes`].
 #[inline(always)]
-unsafe fn write_q8_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
+fn write_q8<S: Simd>(s: S, x: &[f32], order: Order, out: &mut [u8]) {
     let (codes, rest) = out.split_at_mut(q8_scales(x.len()));
     let (scales, sums) = rest.split_at_mut(q8_sums(x.len()) - q8_scales(x.len()));
     let pairs = codes.as_chunks_mut::<64>().0.iter_mut();
@@ -151,8 +141,7 @@ unsafe fn write_q8_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
         scales.fill(0);
         sums.fill(0);
         for (b, x) in x.as_chunks::<32>().0.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            let scale = unsafe { quantise::<L, 32>(x, &mut blocks[b]) };
+            let scale = quantise(s, x, &mut blocks[b]);
             scales[4 * b..][..4].copy_from_slice(&scale.to_ne_bytes());
             sums[4 * b..][..4].copy_from_slice(&(-128 * sum(&blocks[b])).to_ne_bytes());
         }
@@ -169,10 +158,8 @@ unsafe fn write_q8_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
     }
 }
 
-/// # Safety
-/// As [`Lanes`].
 #[inline(always)]
-unsafe fn write_q8k_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
+fn write_q8k<S: Simd>(s: S, x: &[f32], order: Order, out: &mut [u8]) {
     let n = x.len();
     let (codes, sums) = out.split_at_mut(q8k_sums(n));
     let (sums, scales) = sums.split_at_mut(n / 4);
@@ -182,8 +169,7 @@ unsafe fn write_q8k_lanes<L: Lanes>(x: &[f32], order: Order, out: &mut [u8]) {
     let x = x.as_chunks::<256>().0.iter();
     for (((x, out), sums), scale) in x.zip(blocks).zip(sums).zip(scales) {
         let mut codes = [0; 256];
-        // SAFETY: the caller's promise.
-        *scale = unsafe { quantise::<L, 256>(x, &mut codes) }.to_ne_bytes();
+        *scale = quantise(s, x, &mut codes).to_ne_bytes();
         let sixteens = codes.as_chunks::<16>().0;
         for (out, codes) in sums.as_chunks_mut::<4>().0.iter_mut().zip(sixteens) {
             *out = (-sum(codes)).to_ne_bytes();

@@ -4,10 +4,10 @@ use super::set_real;
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
 use crate::kernels::RowPair;
-use crate::lanes::{Lanes, on_every_path};
 use crate::path::Cpu;
 use crate::pool::Spread;
 use crate::products::{BATCH_COLUMNS, BATCH_ROWS, Formed, WeightRows, Worker};
+use crate::simd::{LANES, Simd, SimdExt, dispatch};
 use crate::weight::Weight;
 
 pub(crate) fn gate_up(
@@ -78,32 +78,19 @@ pub(crate) fn gate_up_batch(
     }
 }
 
-on_every_path! {
-    /// `out = weight * silu(min(gate, clamp)) * clamp(up, ±clamp)`.
-    pub(crate) fn swiglu(gate: &[f32], up: &[f32], clamp: f32, weight: f32, out: &mut [f32]) = swiglu_lanes;
-}
-
-/// # Safety
-/// As [`Lanes`].
-#[inline(always)]
-unsafe fn swiglu_lanes<L: Lanes>(
-    gate: &[f32],
-    up: &[f32],
-    clamp: f32,
-    weight: f32,
-    out: &mut [f32],
-) {
-    let n = out.len();
-    assert!(gate.len() == n && up.len() == n);
-    // SAFETY: the caller's promise; vectors within the slices.
-    unsafe {
-        for i in (0..n).step_by(L::N) {
-            let left = n - i;
-            let limit = L::splat(clamp);
-            let g = L::load_first(gate.as_ptr().add(i), left).min(limit).silu();
-            let u = L::load_first(up.as_ptr().add(i), left).min(limit);
-            let h = L::splat(weight).mul(g).mul(u.max(L::splat(-clamp)));
-            h.store_first(out.as_mut_ptr().add(i), left);
+/// `out = weight * silu(min(gate, clamp)) * clamp(up, ±clamp)`.
+pub(crate) fn swiglu(cpu: Cpu, gate: &[f32], up: &[f32], clamp: f32, weight: f32, out: &mut [f32]) {
+    #[inline(always)]
+    fn body<S: Simd>(s: S, gate: &[f32], up: &[f32], clamp: f32, weight: f32, out: &mut [f32]) {
+        let (one, limit, weight) = (s.splat(1.0), s.splat(clamp), s.splat(weight));
+        let chunks = gate.chunks(LANES).zip(up.chunks(LANES));
+        for ((gate, up), out) in chunks.zip(out.chunks_mut(LANES)) {
+            let g = s.min(s.load_part(gate), limit);
+            let u = s.max(s.min(s.load_part(up), limit), s.splat(-clamp));
+            let silu = s.div(g, s.add(one, s.exp(s.sub(s.zero(), g))));
+            s.store_part(s.mul(weight, s.mul(silu, u)), out);
         }
     }
+    assert!(gate.len() == out.len() && up.len() == out.len());
+    dispatch!(cpu, body(gate: &[f32], up: &[f32], clamp: f32, weight: f32, out: &mut [f32]));
 }

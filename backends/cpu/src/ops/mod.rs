@@ -43,8 +43,8 @@ use crate::path::Cpu;
 use crate::pool::Pool;
 use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
-/// Values that make a task worth another thread: about a microsecond of an elementwise op.
-const TASK_LEN: usize = 8192;
+/// Values that make a task worth another thread: some microseconds of an elementwise op.
+const TASK_LEN: usize = 32_768;
 
 /// Rows that are not padding.
 pub(crate) fn real(rows: &RowsImage) -> impl Iterator<Item = usize> {

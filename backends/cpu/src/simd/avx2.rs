@@ -33,6 +33,26 @@ pub(super) unsafe fn sum(x: __m256) -> f32 {
     }
 }
 
+/// The [`sum`] of each of four vectors, to the bit.
+///
+/// # Safety
+///
+/// The machine has AVX.
+#[inline(always)]
+pub(super) unsafe fn sums(x: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: the caller's promise; four f32 are four f32.
+    unsafe {
+        let mut v = [_mm_setzero_ps(); 4];
+        for i in 0..4 {
+            let high = _mm256_extractf128_ps::<1>(x[i]);
+            v[i] = _mm_add_ps(_mm256_castps256_ps128(x[i]), high);
+        }
+        let a = _mm_add_ps(_mm_unpacklo_ps(v[0], v[1]), _mm_unpackhi_ps(v[0], v[1]));
+        let b = _mm_add_ps(_mm_unpacklo_ps(v[2], v[3]), _mm_unpackhi_ps(v[2], v[3]));
+        std::mem::transmute(_mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)))
+    }
+}
+
 type F = (__m256, __m256);
 
 /// An 8 by 8 transposition.
@@ -124,6 +144,13 @@ impl Simd for Avx2 {
         fn store(self, x: F, out: &mut Lanes) -> () {
             _mm256_storeu_ps(out.as_mut_ptr(), x.0);
             _mm256_storeu_ps(out.as_mut_ptr().add(8), x.1);
+        }
+
+        fn load_f16(self, x: &Lanes<u16>) -> F {
+            (
+                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(x.as_ptr().add(8).cast())),
+            )
         }
 
         fn load_bf16(self, x: &Lanes<u16>) -> F {
@@ -283,6 +310,14 @@ impl Simd for Avx2 {
 
         fn sum(self, x: F) -> f32 {
             sum(_mm256_add_ps(x.0, x.1))
+        }
+
+        fn sums(self, x: [F; 4]) -> [f32; 4] {
+            let mut halves = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                halves[i] = _mm256_add_ps(x[i].0, x[i].1);
+            }
+            sums(halves)
         }
     }
 }

@@ -40,6 +40,10 @@ impl Simd for Avx512 {
             _mm512_storeu_ps(out.as_mut_ptr(), x)
         }
 
+        fn load_f16(self, x: &Lanes<u16>) -> __m512 {
+            _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast()))
+        }
+
         fn load_bf16(self, x: &Lanes<u16>) -> __m512 {
             let halves = _mm256_loadu_si256(x.as_ptr().cast());
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
@@ -174,6 +178,15 @@ impl Simd for Avx512 {
         fn sum(self, x: __m512) -> f32 {
             let high = _mm512_extractf32x8_ps::<1>(x);
             super::avx2::sum(_mm256_add_ps(_mm512_castps512_ps256(x), high))
+        }
+
+        fn sums(self, x: [__m512; 4]) -> [f32; 4] {
+            let mut halves = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                let high = _mm512_extractf32x8_ps::<1>(x[i]);
+                halves[i] = _mm256_add_ps(_mm512_castps512_ps256(x[i]), high);
+            }
+            super::avx2::sums(halves)
         }
 
         fn largest(self, x: __m512) -> f32 {

@@ -47,6 +47,8 @@ pub(crate) trait Simd: Copy {
     fn load(self, x: &Lanes) -> Self::F;
     fn store(self, x: Self::F, out: &mut Lanes);
 
+    /// Sixteen halves, exactly.
+    fn load_f16(self, x: &Lanes<u16>) -> Self::F;
     /// Sixteen bf16, exactly.
     fn load_bf16(self, x: &Lanes<u16>) -> Self::F;
     /// Rounds to bf16, ties to even. NaN becomes some NaN.
@@ -106,6 +108,17 @@ pub(crate) trait Simd: Copy {
             half /= 2;
         }
         lanes[0]
+    }
+
+    /// The [`Simd::sum`] of each of four vectors.
+    #[inline(always)]
+    fn sums(self, x: [Self::F; 4]) -> [f32; 4] {
+        [
+            self.sum(x[0]),
+            self.sum(x[1]),
+            self.sum(x[2]),
+            self.sum(x[3]),
+        ]
     }
 
     /// The largest lane.

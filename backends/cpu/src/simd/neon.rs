@@ -95,6 +95,21 @@ impl Simd for Neon {
             }
         }
 
+        fn load_f16(self, x: &Lanes<u16>) -> F {
+            each!(i => {
+                let halves = vld1_u16(x.as_ptr().add(4 * i));
+                let floats: float32x4_t;
+                // The intrinsic takes a type that is not stable.
+                std::arch::asm!(
+                    "fcvtl {floats:v}.4s, {halves:v}.4h",
+                    floats = lateout(vreg) floats,
+                    halves = in(vreg) halves,
+                    options(pure, nomem, nostack, preserves_flags),
+                );
+                floats
+            })
+        }
+
         fn load_bf16(self, x: &Lanes<u16>) -> F {
             each!(i => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr().add(4 * i)))))
         }

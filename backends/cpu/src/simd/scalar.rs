@@ -41,6 +41,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn load_f16(self, x: &Lanes<u16>) -> Lanes {
+        each(|i| half::f16::from_bits(x[i]).to_f32())
+    }
+
+    #[inline(always)]
     fn load_bf16(self, x: &Lanes<u16>) -> Lanes {
         each(|i| bf16_to_f32(x[i]))
     }

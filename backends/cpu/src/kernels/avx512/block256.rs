@@ -172,6 +172,11 @@ unsafe fn many_rows<T: Type256>(ty: &T, job: &Job<'_>, scratch: &mut Scratch) {
             let job = &Job { pairs, ..*job };
             for o in (0..n_weights).step_by(2) {
                 let row = job.weights.as_ptr().add(o * job.row_bytes);
+                // The next two rows arrive while these are multiplied.
+                for line in (0..2 * job.row_bytes).step_by(64) {
+                    let ahead = row.wrapping_add(2 * job.row_bytes + line);
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                }
                 ty.store_row(row, n_blocks, buffer);
                 if o + 1 < n_weights {
                     ty.store_row(row.add(job.row_bytes), n_blocks, buffer.add(stored_bytes));
