@@ -201,9 +201,9 @@ fn what_goes_wrong_is_said_and_the_conversation_goes_on() {
 
 #[test]
 fn ctrl_c_stops_a_reply_and_keeps_what_was_said() {
-    let args = ["--ctx", "4096", "--seed", "1", "--nothink"];
-    // A random model may end its reply before the key is pressed; not twenty times in a row.
-    for _ in 0..20 {
+    // A random model may end its reply before the key is pressed; not with twenty seeds.
+    for seed in 1..=20 {
+        let args = ["--ctx", "4096", "--seed", &seed.to_string(), "--nothink"];
         let mut terminal = Terminal::new(&args);
         terminal.see("> ");
         terminal.press(&format!("{}\r", "x".repeat(2000)));
