@@ -112,9 +112,9 @@ fn write(shared: &Shared, entry: Pending) -> Result<(), Failed> {
     } = entry;
     // While the lock is shared nobody deletes blocks, so that those of a point
     // are there when it appears.
-    let lock = volume::open_private(&shared.compat.gc_lock()).map_err(Failed::Io)?;
+    let lock = Locked(volume::open_private(&shared.compat.gc_lock()).map_err(Failed::Io)?);
     let path = if is_point {
-        lock.lock_shared().map_err(Failed::Io)?;
+        lock.0.lock_shared().map_err(Failed::Io)?;
         let entry = point_entry(head.clone(), 0);
         let is_there = |block| shared.compat.block(block).is_file();
         if !entry.blocks().all(is_there) {
@@ -182,11 +182,24 @@ fn write(shared: &Shared, entry: Pending) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A locked file, unlocked when it is dropped. Closing it would not do: a
+/// process that is being started holds a copy of every open file for a moment,
+/// and with it the lock.
+#[derive(Debug)]
+pub(crate) struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // The lock goes with the last copy of the file if this fails.
+        let _ = self.0.unlock();
+    }
+}
+
 /// The lock that whoever deletes holds; `None` when another process has it.
-pub(crate) fn gc_lock(compat: &CompatDir) -> io::Result<Option<File>> {
+pub(crate) fn gc_lock(compat: &CompatDir) -> io::Result<Option<Locked>> {
     let lock = volume::open_private(&compat.gc_lock())?;
     match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
+        Ok(()) => Ok(Some(Locked(lock))),
         Err(std::fs::TryLockError::WouldBlock) => Ok(None),
         Err(std::fs::TryLockError::Error(error)) => Err(error),
     }
