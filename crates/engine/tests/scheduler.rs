@@ -188,6 +188,8 @@ fn a_cancelled_prefill_stops_within_a_chunk_and_is_not_lost() {
     let mut scheduler = Scheduler::new(open(&golden, 1, 270));
     let prompt = &golden.tokens[..260];
     let id = scheduler.submit(greedy(prompt, 4)).unwrap();
+    // It gets its slot, then its first chunk.
+    scheduler.tick().unwrap();
     scheduler.tick().unwrap();
     scheduler.cancel(id);
     let mut replies = Replies::new();

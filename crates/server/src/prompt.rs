@@ -261,7 +261,10 @@ impl Prompter {
             tokens.extend(self.tokenizer.encode_prompt(&part));
             tokens.extend_from_slice(&turn.tokens);
             written = range.end;
-            let lengths = turn.tokens.iter().map(|t| self.tokenizer.token_bytes(*t).len());
+            let lengths = turn
+                .tokens
+                .iter()
+                .map(|t| self.tokenizer.token_bytes(*t).len());
             let n_bytes: usize = lengths.sum();
             replays.push((range.start, n_bytes as isize - range.len() as isize));
             n_replayed += 1;

@@ -119,6 +119,21 @@ impl ReplyInProgress {
         }
     }
 
+    /// The tokens so far, those forced included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Their text, without the beginning of an unfinished character.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Of the tokens, those of reasoning.
+    pub fn n_reasoning(&self) -> usize {
+        self.n_reasoning
+    }
+
     /// Tokens that the reply begins with whatever the model would say: a call that must be made
     /// without thinking. They belong behind the prompt.
     pub fn opening(&mut self) -> Step {

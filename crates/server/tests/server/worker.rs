@@ -10,6 +10,7 @@ use ds4_server::generation::{
     Endpoint, FailureKind, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking, Tool,
     ToolChoice,
 };
+use ds4_server::log::Client;
 use ds4_server::prompt::{PromptRules, Prompter, ReasoningHistory};
 use ds4_server::schema::Schemas;
 use ds4_server::turns::Turns;
@@ -62,6 +63,7 @@ impl Bench {
             default_max_tokens: 1000,
             log: Arc::new(move |line| lines.lock().unwrap().push(line.to_string())),
             note: Arc::new(|_| {}),
+            trace: None,
         };
         let rules = PromptRules {
             revision: Revision::Preview,
@@ -95,6 +97,7 @@ impl Bench {
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
+                client: Client::new(Some("agent/1.2 (linux)"), generation.affinity.as_deref()),
                 generation: Arc::new(generation),
                 schema: generation_schema,
                 prompt,
@@ -148,6 +151,7 @@ fn chat(messages: Vec<Message>) -> Generation {
         ignore_eos: false,
         stream: true,
         affinity: None,
+        use_cache: true,
     }
 }
 
@@ -228,7 +232,7 @@ fn a_reply_is_told_apart_and_its_deltas_add_up() {
     assert!(matches!(events[0], ReplyEvent::Started { n_cached: 0, .. }));
     let line = bench.log.lock().unwrap()[0].clone();
     assert!(
-        line.contains("finish=tool_calls") && line.contains("idle slots are empty"),
+        line.contains("finish=tool_calls") && line.contains("the slots are empty"),
         "{line}"
     );
     assert!(!line.contains("So:"), "no text in the log: {line}");
@@ -270,7 +274,7 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
     assert_eq!(answer.usage.n_cached, answer.usage.n_prompt - n_new);
     let line = bench.log.lock().unwrap()[1].clone();
     assert!(line.contains("replayed=1/1"), "{line}");
-    assert!(line.contains("goes on where the slot ends"), "{line}");
+    assert!(line.contains("goes on where slot 0 ends"), "{line}");
 
     // An answer without calls is found by what it answered; a changed one is not.
     let mut said = Message::assistant("yes");
@@ -576,6 +580,7 @@ fn a_full_queue_refuses_and_forgets_nothing() {
     let prompt = bench.prompter.tokens(&generation).unwrap();
     let refused = bench.worker.submit(Job {
         request_id: "late".to_owned(),
+        client: Client::default(),
         generation: Arc::new(generation.clone()),
         prompt,
         schema: None,
@@ -647,6 +652,7 @@ fn shutting_down_lets_replies_finish_and_gives_up_those_that_do_not() {
     let prompt = bench.prompter.tokens(&generation).unwrap();
     let late = bench.worker.submit(Job {
         request_id: "late".to_owned(),
+        client: Client::default(),
         generation: Arc::new(generation),
         prompt,
         schema: None,
