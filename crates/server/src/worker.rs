@@ -120,6 +120,8 @@ pub struct WorkerOptions {
 pub struct Job {
     /// Id of the request.
     pub request_id: String,
+    /// Id of its reply in the client's words.
+    pub reply_id: String,
     /// Who asks.
     pub client: Client,
     /// What is wanted.
@@ -179,8 +181,8 @@ pub struct Counters {
 
 #[derive(Default)]
 struct Shared {
-    /// Ids of the requests that run or wait.
-    requests: Mutex<Vec<String>>,
+    /// The requests that run or wait.
+    requests: Mutex<Vec<Accepted>>,
     in_flight: AtomicUsize,
     running: AtomicUsize,
     stopping: AtomicBool,
@@ -188,11 +190,17 @@ struct Shared {
     counters: Counters,
 }
 
+/// What an accepted job is called.
+struct Accepted {
+    number: u64,
+    request_id: String,
+    reply_id: String,
+}
+
 enum Command {
     Run(Box<Pending>),
     Cancel(u64),
-    EndReasoning(String),
-    CancelRequest(String),
+    EndReasoning(u64),
     Shutdown { deadline: Instant },
 }
 
@@ -215,7 +223,6 @@ pub struct Worker {
 /// A job that was accepted. Dropping it cancels the job, if it is not over.
 pub struct Ticket {
     number: u64,
-    request_id: String,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
 }
@@ -224,9 +231,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let requests = self.shared.requests.lock();
         let mut requests = requests.unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = requests.iter().position(|id| *id == self.request_id) {
-            requests.swap_remove(at);
-        }
+        requests.retain(|accepted| accepted.number != self.number);
         drop(requests);
         self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
         // A worker that is gone has nothing left to cancel.
@@ -301,7 +306,6 @@ impl Worker {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let ticket = Ticket {
             number,
-            request_id: job.request_id.clone(),
             commands: self.commands.clone(),
             shared: Arc::clone(&self.shared),
         };
@@ -309,7 +313,11 @@ impl Worker {
             .requests
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(job.request_id.clone());
+            .push(Accepted {
+                number,
+                request_id: job.request_id.clone(),
+                reply_id: job.reply_id.clone(),
+            });
         let pending = Pending {
             number,
             job,
@@ -322,20 +330,25 @@ impl Worker {
         Ok((receiver, ticket))
     }
 
-    /// Ends the reasoning of a running request. Unknown ids are left alone.
-    pub fn end_reasoning(&self, request_id: &str) {
-        let _ = self
-            .commands
-            .send(Command::EndReasoning(request_id.to_owned()));
+    /// Ends the reasoning of a request, by its id or its reply's; whether there was one. A reply
+    /// that is not reasoning is left alone.
+    pub fn end_reasoning(&self, id: &str) -> bool {
+        self.tell(id, Command::EndReasoning)
     }
 
-    /// Ends a request; whether one of this id ran or waited.
-    pub fn cancel(&self, request_id: &str) -> bool {
+    /// Ends a request, by its id or its reply's; whether one ran or waited.
+    pub fn cancel(&self, id: &str) -> bool {
+        self.tell(id, Command::Cancel)
+    }
+
+    /// Sends a command to the oldest request of an id.
+    fn tell(&self, id: &str, command: fn(u64) -> Command) -> bool {
         let requests = self.shared.requests.lock();
         let requests = requests.unwrap_or_else(PoisonError::into_inner);
-        let found = requests.iter().any(|id| id == request_id);
-        let command = Command::CancelRequest(request_id.to_owned());
-        found && self.commands.send(command).is_ok()
+        let found = requests
+            .iter()
+            .find(|accepted| accepted.request_id == id || accepted.reply_id == id);
+        found.is_some_and(|accepted| self.commands.send(command(accepted.number)).is_ok())
     }
 
     /// Requests that run, and that wait.
@@ -486,18 +499,9 @@ impl<S: TokenSource> Body<S> {
                     self.publish();
                 }
             }
-            Command::CancelRequest(request_id) => {
-                let mut all = self.running.iter();
-                let found = all.find(|(_, r)| r.job.request_id == request_id);
-                if let Some(id) = found.map(|(id, _)| *id) {
-                    self.source.cancel(id);
-                    self.end(id, Some(FinishReason::Cancelled));
-                    self.publish();
-                }
-            }
-            Command::EndReasoning(request_id) => {
+            Command::EndReasoning(number) => {
                 let mut running = self.running.iter_mut();
-                let found = running.find(|(_, r)| r.job.request_id == request_id);
+                let found = running.find(|(_, r)| r.number == number);
                 if let Some((&id, running)) = found {
                     let step = running.reply.end_reasoning();
                     self.follow(id, step);

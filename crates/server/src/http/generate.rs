@@ -101,6 +101,15 @@ impl Encoder {
 }
 
 impl Shape {
+    fn reply_id(&self) -> &str {
+        match self {
+            Shape::Chat(shape) => &shape.envelope.id,
+            Shape::Completions(shape) => &shape.envelope.id,
+            Shape::Messages(shape) => &shape.id,
+            Shape::Responses { shape, .. } => &shape.id,
+        }
+    }
+
     fn complete(&self, outcome: &Outcome, logprobs: &Logprobs) -> Value {
         match self {
             Shape::Chat(shape) => chat::complete(outcome, logprobs, shape),
@@ -148,6 +157,7 @@ pub(super) async fn answer(
     server.metrics.render_ms(n_prompt_started.elapsed());
     let (events, ticket) = ready.worker.submit(Job {
         request_id: wire.request_id.clone(),
+        reply_id: shape.reply_id().to_owned(),
         client: Client::new(wire.user_agent.as_deref(), generation.affinity.as_deref()),
         generation: Arc::clone(&generation),
         prompt,

@@ -300,6 +300,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/models/{*name}", get(one_model))
         .route("/v1/chat/completions", post(post_chat))
         .route("/v1/chat/completions/input_tokens", post(count_chat))
+        .route("/v1/chat/completions/control", post(control))
         .route("/v1/completions", post(post_completions))
         .route("/v1/messages", post(post_messages))
         .route("/v1/messages/count_tokens", post(count_messages))
@@ -709,6 +710,25 @@ async fn cancel(
         }
     });
     in_words(answer, &wire)
+}
+
+/// Ends the reasoning of a reply that is being streamed, as llama.cpp has it.
+async fn control(call: Call, body: Body) -> Response {
+    let (State(server), wire, _) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let id = utility::parse_control(&body)?;
+        if ready.worker.end_reasoning(&id) {
+            Ok(json_response(&json!({"id": id, "success": true})))
+        } else {
+            Err(HttpError::new(
+                FailureKind::NotFound,
+                format!("no request {id} is running or waiting"),
+            ))
+        }
+    };
+    in_words(answer.await, &wire)
 }
 
 async fn delete_response(
