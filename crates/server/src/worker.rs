@@ -19,6 +19,7 @@ use ds4_text::Tokenizer;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::calls::CallReader;
 use crate::generation::{
     Endpoint, Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Timings, Usage,
 };
@@ -130,6 +131,8 @@ pub struct Job {
     pub prompt: TokenPrompt,
     /// What the content must follow.
     pub schema: Option<SchemaReader>,
+    /// What its calls must follow.
+    pub calls: Option<CallReader>,
 }
 
 /// What a slot does, for whoever looks from outside.
@@ -523,6 +526,7 @@ impl<S: TokenSource> Body<S> {
             Arc::clone(&self.tokenizer),
             job.prompt.clone(),
             job.schema.take(),
+            job.calls.take(),
         );
         let opening = reply.opening();
         let mut tokens = job.prompt.tokens.clone();

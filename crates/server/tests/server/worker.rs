@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use ds4_conformance::speaking_model;
 use ds4_engine::{BackendKind, Engine, OpenOptions, SamplingOptions, Scheduler};
+use ds4_server::calls::{CallReader, CallVocabulary};
 use ds4_server::generation::{
     Endpoint, FailureKind, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking, Tool,
     ToolChoice,
@@ -94,6 +95,8 @@ impl Bench {
             schemas.compile(schema).expect("a schema")
         };
         let generation_schema = generation.schema.as_ref().map(compile);
+        let vocabulary = Arc::new(CallVocabulary::new(&self.tokenizer));
+        let calls = CallReader::new(vocabulary, &generation);
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
@@ -101,6 +104,7 @@ impl Bench {
                 client: Client::new(Some("agent/1.2 (linux)"), generation.affinity.as_deref()),
                 generation: Arc::new(generation),
                 schema: generation_schema,
+                calls,
                 prompt,
             })
             .expect("room")
@@ -452,7 +456,7 @@ fn a_required_call_is_opened_for_the_model() {
     );
     assert_eq!(allowed(2).as_deref(), Some(">"));
     assert_eq!(allowed(3).as_deref(), Some("\n"));
-    assert_eq!(allowed(4), None, "what follows is free");
+    assert_eq!(allowed(4).as_deref(), Some("\n<"), "a parameter, or none");
 }
 
 #[test]
@@ -629,6 +633,7 @@ fn a_full_queue_refuses_and_forgets_nothing() {
         generation: Arc::new(generation.clone()),
         prompt,
         schema: None,
+        calls: None,
     });
     let Err(failure) = refused else {
         panic!("one runs and two wait: that is the limit")
@@ -702,6 +707,7 @@ fn shutting_down_lets_replies_finish_and_gives_up_those_that_do_not() {
         generation: Arc::new(generation),
         prompt,
         schema: None,
+        calls: None,
     });
     assert!(late.is_err_and(|f| f.kind == FailureKind::Unavailable));
     bench.worker.join();
