@@ -24,7 +24,7 @@ use ds4_engine::TokenSet;
 use crate::generation::Generation;
 use closing::{Closing, Read};
 use json::{Json, Kinds};
-use rules::{MAX_KEY_BYTES, ToolRules, ValueRules, is_outside_keys};
+use rules::{MAX_KEY_BYTES, ToolRules, ValueRules};
 
 pub use vocabulary::CallVocabulary;
 
@@ -159,7 +159,13 @@ impl CallReader {
         self.begun = true;
         for &byte in bytes {
             let key = matches!(self.state, State::Key { .. });
-            let Some(next) = self.read(self.state, byte) else {
+            let mut next = self.read(self.state, byte);
+            if next.is_none() {
+                // A line may end here and another go on.
+                self.settle();
+                next = self.read(self.state, byte);
+            }
+            let Some(next) = next else {
                 return false;
             };
             if key && next != State::KeyEnd {
@@ -291,19 +297,21 @@ impl CallReader {
         let rules = &self.tools[self.call.tool];
         let given = &self.call.given;
         let mut lines = Vec::new();
-        if rules.others {
-            lines.push(line("<｜DSML｜parameter name=\"", Then::Key));
+        let before = "<｜DSML｜parameter name=\"";
+        let is_complete = rules.required.iter().all(|key| given.contains(key));
+        if rules.others && is_complete {
+            // Those that are listed are known by what is written.
+            lines.push(line(before, Then::Key));
         } else {
             for (parameter, rules) in rules.parameters.iter().enumerate() {
-                if given.contains(&rules.key) {
-                    continue;
+                if !given.contains(&rules.key) {
+                    let key = rules.key.replace('"', "&quot;");
+                    let open = format!("{before}{key}\"");
+                    lines.extend(flags(&open, &rules.value, Some(parameter)));
                 }
-                let key = rules.key.replace('"', "&quot;");
-                let open = format!("<｜DSML｜parameter name=\"{key}\"");
-                lines.extend(flags(&open, &rules.value, Some(parameter)));
             }
         }
-        if rules.required.iter().all(|key| given.contains(key)) {
+        if is_complete {
             lines.push(line("</｜DSML｜invoke>\n", Then::NextCall));
             if given.is_empty() {
                 lines.push(line("\n</｜DSML｜invoke>\n", Then::NextCall));
@@ -334,7 +342,8 @@ impl CallReader {
                 n_bytes,
             } => match byte {
                 b'"' if begins_token && self.is_new_key() => Some(State::KeyEnd),
-                _ if is_outside_keys(byte) => None,
+                // The last begins a fullwidth bar.
+                b'"' | b'<' | b'>' | b'&' | ..b' ' | 0xef => None,
                 _ if n_bytes as usize == MAX_KEY_BYTES => None,
                 _ => Some(State::Key {
                     begins_token: false,

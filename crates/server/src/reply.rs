@@ -17,10 +17,12 @@ use crate::turns::Turn;
 
 /// What opens a block of calls, up to the name.
 const CALL_OPENING: &str = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"";
+/// The tag that opens a block.
+const BLOCK_OPEN: &str = "<｜DSML｜tool_calls>";
 /// What stands behind the name.
 const NAME_CLOSING: &str = "\">\n";
 /// Bytes at the end of a reply in which the beginning of a block is looked for.
-const OPENING_BYTES: usize = 64;
+const OPENING_BYTES: usize = 512;
 /// What closes a block behind a call.
 const BLOCK_CLOSING: &str = "\n</｜DSML｜tool_calls>";
 
@@ -420,19 +422,19 @@ impl ReplyInProgress {
         } else {
             let n_before = self.tail.len();
             self.tail.extend_from_slice(bytes);
-            let open = MARKUP_OPEN.as_bytes();
-            let found = self.tail.windows(open.len()).rposition(|w| w == open);
-            let behind = found.map(|at| at + open.len());
-            let may_be_text = self.in_reasoning || self.prompt.mentions_dsml;
-            let begins = match behind {
-                Some(behind) if !may_be_text => behind > n_before,
-                Some(_) => self.parser.is_in_block(),
-                None => false,
+            let last = |text: &str| {
+                let mut all = self.tail.windows(text.len());
+                all.rposition(|window| window == text.as_bytes())
             };
-            let admitted = match behind {
-                Some(behind) if begins => block.push(&self.tail[behind..]),
-                _ => true,
+            let begins = if self.in_reasoning || self.prompt.mentions_dsml {
+                last(BLOCK_OPEN).filter(|_| self.parser.is_in_block())
+            } else {
+                last(MARKUP_OPEN).filter(|at| at + MARKUP_OPEN.len() > n_before)
             };
+            let admitted = begins.is_none_or(|at| {
+                let behind = at + MARKUP_OPEN.len();
+                block.push(&self.tail[behind..])
+            });
             let n_old = self.tail.len().saturating_sub(OPENING_BYTES);
             self.tail.drain(..n_old);
             admitted

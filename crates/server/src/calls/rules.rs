@@ -18,7 +18,7 @@ pub(super) struct ToolRules {
     pub(super) parameters: Vec<ParameterRules>,
     /// Whether other names may be given: the schema says so, or lists no names.
     pub(super) others: bool,
-    /// Names without which a call is not complete.
+    /// Those without which a call is not complete.
     pub(super) required: Vec<String>,
 }
 
@@ -91,10 +91,10 @@ impl ToolRules {
 
     fn new(name: &str, schema: &Value) -> ToolRules {
         let properties = schema["properties"].as_object();
-        let parameters: Vec<ParameterRules> = properties
+        let mut parameters: Vec<ParameterRules> = properties
             .into_iter()
             .flatten()
-            .filter(|(key, _)| !key.is_empty() && key.len() <= MAX_KEY_BYTES)
+            .filter(|(key, _)| is_key(key))
             .map(|(key, schema)| ParameterRules {
                 key: key.clone(),
                 value: ValueRules::new(schema),
@@ -107,22 +107,28 @@ impl ToolRules {
         };
         let required = schema["required"].as_array().into_iter().flatten();
         let required = required.filter_map(Value::as_str).map(str::to_owned);
-        let known = |key: &String| match others {
-            true => !key.bytes().any(is_outside_keys),
-            false => parameters.iter().any(|p| p.key == *key),
-        };
+        let mut required: Vec<String> = required.collect();
+        for key in &required {
+            if others && is_key(key) && parameters.iter().all(|rules| rules.key != *key) {
+                parameters.push(ParameterRules {
+                    key: key.clone(),
+                    value: ValueRules::any(),
+                });
+            }
+        }
+        // What cannot be given is not waited for.
+        required.retain(|key| parameters.iter().any(|rules| rules.key == *key));
         ToolRules {
             name: name.to_owned(),
-            required: required.filter(known).collect(),
             parameters,
             others,
+            required,
         }
     }
 }
 
-/// Whether a byte is none of a parameter's name that is not listed.
-pub(super) fn is_outside_keys(byte: u8) -> bool {
-    matches!(byte, b'"' | b'<' | b'>' | b'&' | ..b' ')
+fn is_key(key: &str) -> bool {
+    !key.is_empty() && key.len() <= MAX_KEY_BYTES
 }
 
 /// The kinds of values that a schema admits, or more of them where it says so in other ways than

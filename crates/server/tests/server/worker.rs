@@ -576,6 +576,89 @@ fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
 }
 
 #[test]
+fn a_model_that_talks_nonsense_still_writes_calls_that_can_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(2048);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 2048,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    let function = |name: &str| {
+        json!({"name": name, "parameters": {
+            "type": "object",
+            "properties": {
+                "ok": {"type": "boolean"},
+                "kind": {"enum": ["a", "bc"]},
+                "none": {"type": "null"},
+            },
+            "required": ["kind", "ok"],
+        }})
+    };
+    for seed in 0..4 {
+        let mut generation = with_tools(chat(vec![Message::user("hi")]), &["f", "g", "h"]);
+        for tool in &mut generation.tools {
+            tool.function = function(&tool.name);
+        }
+        generation.thinking.mode = Mode::Chat;
+        generation.sampling.seed = Some(seed);
+        generation.max_tokens = Some(600);
+        generation.parallel_tool_calls = false;
+        generation.tool_choice = ToolChoice::Required(vec!["f".to_owned(), "h".to_owned()]);
+        let outcome = bench.outcome(generation);
+        assert_eq!(outcome.finish, Finish::ToolCalls, "{outcome:?}");
+        let [call] = outcome.calls.as_slice() else {
+            panic!("one call: {outcome:?}");
+        };
+        assert!(["f", "h"].contains(&call.name.as_str()), "{call:?}");
+        let arguments: serde_json::Value =
+            serde_json::from_str(&call.arguments).unwrap_or_else(|e| panic!("{e}: {call:?}"));
+        assert!(arguments["ok"].is_boolean(), "{call:?}");
+        let kind = arguments["kind"].as_str().expect("a kind");
+        assert!(["a", "bc"].contains(&kind), "{call:?}");
+    }
+}
+
+#[test]
+fn a_request_that_wants_no_cache_computes_all_of_its_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(256);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 256,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    let mut generation = chat(vec![Message::user("hi")]);
+    generation.max_tokens = Some(3);
+    bench.outcome(generation.clone());
+    for (use_cache, cached, why) in [
+        (true, true, "slot 0 holds all of it"),
+        (false, false, "the request asks not to use what is cached"),
+        (true, false, "the slots are empty"),
+    ] {
+        generation.use_cache = use_cache;
+        let outcome = bench.outcome(generation.clone());
+        assert_eq!(outcome.usage.n_cached > 0, cached, "{why}");
+        let line = bench.log.lock().unwrap().last().unwrap().clone();
+        assert!(line.contains(why), "{line}");
+    }
+}
+
+#[test]
 fn a_dropped_ticket_stops_the_work_and_keeps_what_was_computed() {
     let behaviour = Behaviour {
         n_slots: 1,
