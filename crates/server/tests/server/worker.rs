@@ -659,6 +659,45 @@ fn a_request_that_wants_no_cache_computes_all_of_its_prompt() {
 }
 
 #[test]
+fn a_request_that_is_sent_again_joins_what_is_computed_for_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(512);
+    options.n_slots = 2;
+    options.chunk = 32;
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 2,
+        context: 512,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    let mut generation = chat(vec![Message::user("0123456789".repeat(20))]);
+    generation.sampling = SamplingOptions::greedy();
+    generation.max_tokens = Some(12);
+    let first = bench.start(generation.clone());
+    let second = bench.start(generation);
+    let outcomes = [first, second].map(|(mut receiver, _ticket)| {
+        let mut events = Vec::new();
+        while let Some(event) = receiver.blocking_recv() {
+            events.push(event);
+        }
+        outcome_of(&events)
+    });
+    let [first, second] = &outcomes;
+    assert_eq!(first.usage.n_cached, 0);
+    assert_eq!(second.usage.n_cached, second.usage.n_prompt - 1);
+    assert_eq!(second.reasoning, first.reasoning);
+    let lines = bench.log.lock().unwrap().join("\n");
+    assert!(lines.contains("(copy)"), "{lines}");
+    assert!(lines.contains("copied from slot 0"), "{lines}");
+}
+
+#[test]
 fn a_dropped_ticket_stops_the_work_and_keeps_what_was_computed() {
     let behaviour = Behaviour {
         n_slots: 1,
