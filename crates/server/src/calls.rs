@@ -153,8 +153,8 @@ impl CallReader {
         Some(set)
     }
 
-    /// Reads a token of the block, what of it stands behind [`MARKUP_OPEN`]. Whether it was
-    /// admitted; if not, nothing that follows is.
+    /// Reads a token of the block; of the first one what stands behind `<｜DSML｜`. Whether it can be
+    /// read; if not, nothing that follows can.
     pub fn push(&mut self, bytes: &[u8]) -> bool {
         self.begun = true;
         for &byte in bytes {
