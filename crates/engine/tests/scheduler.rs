@@ -36,8 +36,7 @@ fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
         tokens: tokens.to_vec(),
         sampling: SamplingOptions::greedy(),
         max_tokens,
-        stop_tokens: Vec::new(),
-        n_logprobs: None,
+        ..Request::default()
     }
 }
 
@@ -338,8 +337,8 @@ fn a_running_sequence_says_what_its_slot_held() {
             n_shared: 10,
             n_cached: 10,
             n_held: 40,
-            n_loaded: 0,
-            not_stored: None,
+            held_next: golden.tokens[10..18].to_vec(),
+            ..Reuse::default()
         })
     );
     assert_eq!(scheduler.slots()[0].sequence, Some(id));

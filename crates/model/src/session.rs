@@ -805,9 +805,9 @@ impl<B: Backend> Session<B> {
     pub fn carry(&self, frontier: &Frontier, to: usize) -> Result<Frontier, RewindError> {
         self.check_frontier(frontier)?;
         let target = &self.timelines[to];
-        let is_copied = target.origin.is_some_and(|origin| {
-            origin.slot == frontier.slot && origin.n_cuts >= frontier.n_cuts
-        });
+        let is_copied = target
+            .origin
+            .is_some_and(|origin| origin.slot == frontier.slot && origin.n_cuts >= frontier.n_cuts);
         if !is_copied || frontier.len > target.len {
             return Err(RewindError::Stale { len: frontier.len });
         }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use ds4_text::{
-    Effort, MarkerText, Message, Mode, Prompt, RenderOptions, Revision, Role, Start, Tokenizer,
-    markers, render,
+    Effort, MarkerText, Message, Mode, Prompt, ProtocolTokens, RenderOptions, Revision, Role,
+    Start, Tokenizer, markers, render,
 };
 
 use crate::generation::{Endpoint, Failure, FailureKind, Generation, PromptSource};
@@ -39,6 +39,9 @@ pub struct PromptRules {
 pub struct TokenPrompt {
     /// Its tokens.
     pub tokens: Vec<u32>,
+    /// Lengths at which other conversations are likely to depart: the ends of the system text
+    /// with its tools, and of what stands before the last message of the first turn.
+    pub anchors: Vec<usize>,
     /// What the model's first character belongs to.
     pub start: Start,
     /// Names its text, canonically rendered.
@@ -155,8 +158,10 @@ impl Prompter {
             _ if thinking => Start::Reasoning,
             _ => Start::Content,
         };
+        let anchors = anchors(&tokens, self.tokenizer.protocol());
         Ok(TokenPrompt {
             tokens,
+            anchors,
             start,
             key: prompt_key(&prompt.text),
             thinking,
@@ -235,6 +240,18 @@ impl Prompter {
         }
         (tokens, n_replayed)
     }
+}
+
+/// The first user's marker, and the last one before the assistant first speaks. In a client's text
+/// markers are no marker tokens.
+fn anchors(tokens: &[u32], protocol: &ProtocolTokens) -> Vec<usize> {
+    let first_turn = tokens.iter().position(|t| *t == protocol.assistant);
+    let before = &tokens[..first_turn.unwrap_or(tokens.len())];
+    let first = before.iter().position(|t| *t == protocol.user);
+    let last = before.iter().rposition(|t| *t == protocol.user);
+    let mut anchors: Vec<usize> = first.into_iter().chain(last).filter(|at| *at > 0).collect();
+    anchors.dedup();
+    anchors
 }
 
 /// The failure of a prompt that is too long, in the words that clients look for.

@@ -5,8 +5,10 @@
 //! reply ends that reply; one in the engine ends the replies that ran and empties the slots.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,6 +56,10 @@ pub trait TokenSource: Send {
     fn take_notices(&mut self) -> Vec<String> {
         Vec::new()
     }
+    /// Keeps what idle slots hold when it is time, and says when it will be again.
+    fn save_idle(&mut self) -> Option<Duration> {
+        None
+    }
     /// Keeps what the slots hold, before the program ends.
     fn save_all(&mut self) {}
 }
@@ -91,6 +97,9 @@ impl TokenSource for Scheduler {
     }
     fn take_notices(&mut self) -> Vec<String> {
         self.take_store_notices()
+    }
+    fn save_idle(&mut self) -> Option<Duration> {
+        Scheduler::save_idle(self)
     }
     fn save_all(&mut self) {
         Scheduler::save_all(self);
@@ -413,9 +422,14 @@ impl<S: TokenSource> Body<S> {
                 if self.deadline.is_some() {
                     return;
                 }
-                match self.inbox.recv() {
+                let received = match self.source.save_idle() {
+                    None => self.inbox.recv().map_err(RecvTimeoutError::from),
+                    Some(due) => self.inbox.recv_timeout(due),
+                };
+                match received {
                     Ok(command) => self.obey(command),
-                    Err(mpsc::RecvError) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
             while let Ok(command) = self.inbox.try_recv() {
@@ -505,6 +519,9 @@ impl<S: TokenSource> Body<S> {
                 .unwrap_or(self.options.default_max_tokens),
             stop_tokens,
             n_logprobs: job.generation.n_top_logprobs,
+            anchors: job.prompt.anchors.clone(),
+            affinity: job.generation.affinity.as_deref().map(affinity),
+            ..Request::default()
         };
         let id = match self.source.submit(request) {
             Ok(id) => id,
@@ -584,6 +601,7 @@ impl<S: TokenSource> Body<S> {
                 ..
             } => {
                 let reuse = self.source.reuse(id);
+                let reuse = reuse.as_ref();
                 let Some(running) = self.running.get_mut(&id) else {
                     return;
                 };
@@ -813,8 +831,15 @@ impl Running {
     }
 }
 
+/// The scheduler's name for a client's key.
+fn affinity(key: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
+}
+
 /// Why the part of a prompt that was not cached had to be computed.
-fn story(n_prompt: usize, n_cached: usize, reuse: Option<Reuse>, prompt: &TokenPrompt) -> String {
+fn story(n_prompt: usize, n_cached: usize, reuse: Option<&Reuse>, prompt: &TokenPrompt) -> String {
     let Some(reuse) = reuse else {
         return String::new();
     };

@@ -149,8 +149,8 @@ impl ScriptedSource {
                 n_shared,
                 n_cached,
                 n_held: self.slots[slot].len(),
-                n_loaded: 0,
-                not_stored: None,
+                from: slot,
+                ..Reuse::default()
             };
             self.slots[slot].truncate(n_cached);
             let script = self.scripts.lock().unwrap().pop_front();
@@ -226,7 +226,10 @@ impl TokenSource for ScriptedSource {
     }
 
     fn reuse(&self, id: SequenceId) -> Option<Reuse> {
-        self.running.iter().find(|s| s.id == id).map(|s| s.reuse)
+        self.running
+            .iter()
+            .find(|s| s.id == id)
+            .map(|s| s.reuse.clone())
     }
 
     fn slots(&self) -> Vec<SlotUse> {
