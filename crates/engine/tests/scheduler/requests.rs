@@ -1,90 +1,16 @@
-//! What requests see of a scheduler, on a small golden model.
+//! What requests see of a scheduler.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use ds4_conformance::golden::{self, Golden};
 use ds4_conformance::network::argmax;
-use ds4_engine::store::{
-    CompatInputs, CompatKey, SlotLayout, Store, StoreOptions, WeightsFingerprint,
-};
 use ds4_engine::{
-    BackendKind, Batch, CacheRounding, Constraint, Engine, Event, FinishReason, OpenError,
-    OpenOptions, Outputs, Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId,
-    Timings, TokenSet,
+    Batch, Constraint, Engine, FinishReason, OpenError, Outputs, RequestError, Reuse, Scheduler,
+    SequenceId, TokenSet,
 };
 
-fn model() -> Golden {
-    golden::committed().swap_remove(0)
-}
-
-fn options(n_slots: usize, context: usize) -> OpenOptions {
-    let mut options = OpenOptions::new("golden");
-    options.backend = BackendKind::Reference;
-    options.context = Some(context);
-    options.n_slots = n_slots;
-    options.chunk = 64;
-    options
-}
-
-fn open(golden: &Golden, n_slots: usize, context: usize) -> Engine {
-    Engine::from_gguf(&golden.gguf, &options(n_slots, context), &mut |_| {}).expect("opens")
-}
-
-fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
-    Request {
-        tokens: tokens.to_vec(),
-        sampling: SamplingOptions::greedy(),
-        max_tokens,
-        ..Request::default()
-    }
-}
-
-/// What a sequence said and how it ended.
-type Replies = HashMap<SequenceId, (Vec<u32>, Option<(FinishReason, Timings)>)>;
-
-fn collect(events: Vec<Event>, replies: &mut Replies) {
-    for event in events {
-        match event {
-            Event::Prefill { .. } => {}
-            Event::Token { id, token, .. } => replies.entry(id).or_default().0.push(token),
-            Event::Finished {
-                id,
-                reason,
-                timings,
-            } => {
-                replies.entry(id).or_default().1 = Some((reason, timings));
-            }
-        }
-    }
-}
-
-fn run(scheduler: &mut Scheduler) -> Replies {
-    let mut replies = Replies::new();
-    while !scheduler.is_idle() {
-        collect(
-            scheduler.tick().expect("the reference does not fail"),
-            &mut replies,
-        );
-    }
-    replies
-}
-
-/// Greedy decoding by hand.
-fn by_hand(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
-    engine.clear(0);
-    let mut next = prompt.to_vec();
-    let mut reply = Vec::new();
-    while reply.len() < n {
-        for part in std::mem::take(&mut next).chunks(64) {
-            let mut batch = Batch::new();
-            batch.push(0, part, Outputs::Last);
-            next = vec![argmax(engine.step(&batch).expect("fits")) as u32];
-        }
-        reply.extend_from_slice(&next);
-    }
-    reply
-}
+use crate::harness::{
+    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, with_store,
+};
 
 #[test]
 fn sequences_say_the_same_alone_and_among_others() {
@@ -352,27 +278,8 @@ fn a_running_sequence_says_what_its_slot_held() {
 fn a_prompt_goes_on_from_disk_after_a_restart() {
     let golden = model();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let started = |golden: &Golden| {
-        let engine = open(golden, 1, 1024);
-        let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
-        let inputs = CompatInputs {
-            geometry: engine.geometry(),
-            weights: WeightsFingerprint::of(&golden.gguf),
-            tokenizer: [0; 32],
-            numerics_class: "test",
-        };
-        let key = CompatKey::new(&inputs, &layout.clone().with_block_tokens(128));
-        let options = StoreOptions {
-            min_tokens: 16,
-            max_tokens: engine.context(),
-            ..StoreOptions::default()
-        };
-        let layout = layout.with_block_tokens(128);
-        let store = Store::open(folder.path(), options, key, layout).expect("a store");
-        Scheduler::new(engine).with_store(store)
-    };
-    let prompt: Vec<u32> = golden.tokens.iter().copied().cycle().take(600).collect();
-    let mut scheduler = started(&golden);
+    let prompt = long_prompt(&golden, 600);
+    let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&prompt, 20)).unwrap();
     let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
     scheduler.save_all();
@@ -381,7 +288,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
     let mut longer = prompt.clone();
     longer.extend_from_slice(&reply);
     longer.extend_from_slice(&golden.tokens[..9]);
-    let mut scheduler = started(&golden);
+    let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&longer, 5)).unwrap();
     scheduler.tick().unwrap();
     let reuse = scheduler.reuse(id).expect("it runs");
