@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use ds4_text::{
-    Effort, MarkerText, Message, Mode, Prompt, ProtocolTokens, RenderOptions, Revision, Role,
-    Start, Tokenizer, markers, render,
+    Effort, MarkerText, Message, Mode, Prompt, RenderOptions, Revision, Role, Start, Tokenizer,
+    markers, render,
 };
 
 use crate::generation::{Endpoint, Failure, FailureKind, Generation, PromptSource};
@@ -158,7 +158,8 @@ impl Prompter {
             _ if thinking => Start::Reasoning,
             _ => Start::Content,
         };
-        let anchors = anchors(&tokens, self.tokenizer.protocol());
+        let protocol = self.tokenizer.protocol();
+        let anchors = anchors(&tokens, protocol.user, protocol.assistant);
         Ok(TokenPrompt {
             tokens,
             anchors,
@@ -244,11 +245,11 @@ impl Prompter {
 
 /// The first user's marker, and the last one before the assistant first speaks. In a client's text
 /// markers are no marker tokens.
-fn anchors(tokens: &[u32], protocol: &ProtocolTokens) -> Vec<usize> {
-    let first_turn = tokens.iter().position(|t| *t == protocol.assistant);
+fn anchors(tokens: &[u32], user: u32, assistant: u32) -> Vec<usize> {
+    let first_turn = tokens.iter().position(|t| *t == assistant);
     let before = &tokens[..first_turn.unwrap_or(tokens.len())];
-    let first = before.iter().position(|t| *t == protocol.user);
-    let last = before.iter().rposition(|t| *t == protocol.user);
+    let first = before.iter().position(|t| *t == user);
+    let last = before.iter().rposition(|t| *t == user);
     let mut anchors: Vec<usize> = first.into_iter().chain(last).filter(|at| *at > 0).collect();
     anchors.dedup();
     anchors
@@ -280,4 +281,23 @@ fn in_openai_words(found: usize, context: usize, what: &str) -> String {
         "This model's maximum context length is {context} tokens. However, your {what} resulted \
          in {found} tokens. Please reduce the length of the {what}."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversations_depart_at_the_users_of_the_first_turn() {
+        const BOS: u32 = 0;
+        const USER: u32 = 1;
+        const ASSISTANT: u32 = 2;
+        let anchors = |tokens: &[u32]| anchors(tokens, USER, ASSISTANT);
+        assert_eq!(anchors(&[BOS, 7, 7, USER, 8, ASSISTANT, 9]), [3]);
+        assert_eq!(anchors(&[BOS, 7, USER, 8, USER, 9, ASSISTANT, 9]), [2, 4]);
+        let later = [BOS, 7, USER, 8, ASSISTANT, 9, USER, 8, ASSISTANT];
+        assert_eq!(anchors(&later), [2]);
+        assert_eq!(anchors(&[BOS, 7, 7]), []);
+        assert_eq!(anchors(&[USER, 7, 7]), []);
+    }
 }

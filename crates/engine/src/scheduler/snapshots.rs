@@ -1,8 +1,9 @@
 //! The places in a slot's past that it can go back to.
 //!
 //! A snapshot is a [`Frontier`]: with the compressed rows, which only grow, it is a
-//! state. For Flash it takes 4.66 MiB at a multiple of 128 tokens and up to 14.66 MiB
-//! elsewhere; at their limits the kinds together take less than 450 MiB.
+//! state. For Flash it takes 6.2 MiB at a multiple of 128 tokens, and up to 16.7 MiB
+//! just before the next one, where the ratio-128 groups are longest. At their limits
+//! all kinds together take 430 MiB of it on average.
 
 use ds4_model::Frontier;
 
@@ -179,5 +180,30 @@ impl Snapshots {
     fn remove(&mut self, gone: impl Fn(&Snapshot) -> bool) {
         self.kept.retain(|s| !gone(s));
         self.n_bytes = self.kept.iter().map(|s| s.n_bytes).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::SlotLayout;
+    use ds4_model::{CacheRounding, Geometry};
+
+    #[test]
+    fn snapshots_of_flash_take_6_to_17_mib() {
+        let layout = SlotLayout::new(&Geometry::flash(), CacheRounding::Official);
+        let mib = |len: usize| layout.frontier_bytes(len) as f64 / f64::from(1 << 20);
+        let small = mib(SNAPSHOT_INTERVAL);
+        let everywhere = (4096..4096 + SNAPSHOT_STRIDE).map(mib);
+        let mean = everywhere.clone().sum::<f64>() / SNAPSHOT_STRIDE as f64;
+        let largest = everywhere.fold(0.0, f64::max);
+        assert_eq!(format!("{small:.1} {largest:.1}"), "6.2 16.7");
+        let strided: usize = [Place::Interval, Place::Recent]
+            .map(Place::limit)
+            .iter()
+            .sum();
+        let others = [Place::Anchor, Place::PromptEnd, Place::TurnEnd].map(Place::limit);
+        let all = strided as f64 * small + others.iter().sum::<usize>() as f64 * mean;
+        assert_eq!(format!("{all:.0}"), "430");
     }
 }
