@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(anchors(&[BOS, 7, USER, 8, USER, 9, ASSISTANT, 9]), [2, 4]);
         let later = [BOS, 7, USER, 8, ASSISTANT, 9, USER, 8, ASSISTANT];
         assert_eq!(anchors(&later), [2]);
-        assert_eq!(anchors(&[BOS, 7, 7]), []);
-        assert_eq!(anchors(&[USER, 7, 7]), []);
+        assert_eq!(anchors(&[BOS, 7, 7]), [0; 0]);
+        assert_eq!(anchors(&[USER, 7, 7]), [0; 0]);
     }
 }
