@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
+use ds4_conformance::golden::Golden;
+use ds4_engine::store::NotStored;
 use ds4_engine::{GENERATION_TOKENS, MIN_ANCHOR_GAIN, Request, Scheduler, SchedulerOptions};
+
+use ds4_formats::gguf::Gguf;
 
 use crate::harness::{by_hand, greedy, long_prompt, model, open, run, with_store};
 
@@ -112,4 +116,41 @@ fn an_anchor_is_found_after_a_restart() {
     assert_eq!(found(&mut scheduler, third), (system.len(), 0));
     let kept = scheduler.store().expect("with a store").counts();
     assert_eq!((kept.n_loaded, kept.n_points), (1, 0));
+}
+
+#[test]
+fn states_of_other_weights_of_the_same_shape_are_not_used() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let prompt = long_prompt(&golden, 300);
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    scheduler.submit(greedy(&prompt, 5)).unwrap();
+    run(&mut scheduler);
+    scheduler.save_all();
+    assert_eq!(n_points(&scheduler), 2);
+    drop(scheduler);
+
+    // Another fine-tune: one tensor differs in one byte.
+    let file = &golden.gguf.shards()[0].bytes;
+    let spec = golden.gguf.tensors().nth(7).expect("many tensors");
+    let tensor = golden.gguf.data(spec);
+    let at = tensor.as_ptr() as usize - file.as_ptr() as usize + tensor.len() / 2;
+    let mut bytes = file.to_vec();
+    bytes[at] ^= 1;
+    let other = Golden {
+        name: "another".to_owned(),
+        gguf: Gguf::parse(bytes.into()).expect("the same table"),
+        tokens: golden.tokens.clone(),
+        logits: golden.logits.clone(),
+    };
+    let mut scheduler = with_store(&other, 1, folder.path());
+    let id = scheduler.submit(greedy(&prompt, 5)).unwrap();
+    scheduler.tick().unwrap();
+    let reuse = scheduler.reuse(id).expect("it runs");
+    assert_eq!((reuse.n_cached, reuse.n_loaded), (0, 0));
+    assert_eq!(reuse.not_stored, Some(NotStored::OtherModel));
+    drop(scheduler);
+
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    assert_eq!(found(&mut scheduler, greedy(&prompt, 5)), (298, 298));
 }
