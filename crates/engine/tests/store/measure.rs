@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use ds4_cpu::{CpuBackend, CpuOptions};
 use ds4_engine::store::{
     Codec, PointSaved, Reason, SaveOptions, SlotLayout, Store, StoreOptions, decode_file,
 };
 use ds4_engine::{CacheRounding, Geometry, SAVE_INTERVAL};
+use ds4_model::{Session, SessionShape};
 
 use crate::damage::files;
 use crate::synthetic::{Synthetic, key_of, tokens};
@@ -148,5 +150,49 @@ fn rates_of_the_codec() {
         println!(
             "{kind:?} as {encoding:?}: encoded and verified at {encode:.0} MiB/s, decoded at {decode:.0} MiB/s, of rows in memory, on one thread"
         );
+    }
+}
+
+#[test]
+#[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
+fn a_snapshot_and_a_copied_beginning_at_full_size() {
+    let geometry = Geometry::flash();
+    let shape = SessionShape {
+        n_slots: 2,
+        capacity: 16_384,
+        max_rows: 1,
+        max_outputs: 1,
+        rewind_rows: 64,
+        rounding: CacheRounding::Official,
+    };
+    let mut backend = CpuBackend::new(&geometry, CpuOptions::default()).expect("a processor");
+    let mut session = Session::open(&mut backend, shape).expect("room for two slots");
+    let mut rows = Synthetic::new(&geometry, 7);
+    for n in [12_000, 12_031, 12_032] {
+        session
+            .import(&mut backend, 0, &rows.state(n))
+            .expect("it fits");
+        let mut time = |what: &str, run: &mut dyn FnMut(&mut CpuBackend)| {
+            run(&mut backend);
+            let started = Instant::now();
+            (0..10).for_each(|_| run(&mut backend));
+            let ms = started.elapsed().as_secs_f64() * 100.0;
+            println!("{what} at {n} tokens: {ms:.2} ms");
+        };
+        let mut taken = None;
+        time("a snapshot", &mut |backend| {
+            taken = Some(session.frontier(backend, 0).expect("readable"));
+        });
+        let taken = taken.expect("it was taken");
+        println!(
+            "its bytes: {:.2} MiB",
+            taken.n_bytes() as f64 / f64::from(1 << 20)
+        );
+        time("a copy of the slot", &mut |backend| {
+            session.fork_at(backend, &taken, 1).expect("it holds");
+        });
+        time("going back", &mut |backend| {
+            session.restore(backend, 0, &taken).expect("it holds");
+        });
     }
 }
