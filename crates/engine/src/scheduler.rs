@@ -286,8 +286,7 @@ struct Waiting {
     request: Request,
     constraint: Constraint,
     /// The sequence whose prompt begins like this one, and the tokens of it that this
-    /// one waits for. It is set once, and only to a sequence that is prefilling, which
-    /// waits for nobody: no request waits for ever, and none for its like.
+    /// one waits for. It runs, and what runs waits for nobody: no request waits for ever.
     awaits: Option<(SequenceId, usize)>,
 }
 
@@ -513,12 +512,16 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty() && self.cancelled.is_empty()
     }
 
-    /// Runs one step and says what it did. On an error the sequences of the
-    /// step are gone, and their slots are empty; the others go on.
+    /// Runs one step and says what it did. When a sequence got its slot, or was
+    /// cancelled, that is said first, and nothing is computed. On an error the
+    /// sequences of the step are gone, and their slots are empty; the others go on.
     pub fn tick(&mut self) -> Result<Vec<Event>, StepError> {
         let mut events = std::mem::take(&mut self.cancelled);
         self.save_idle();
         self.admit(&mut events);
+        if !events.is_empty() {
+            return Ok(events);
+        }
         let (batch, in_batch) = self.plan();
         if in_batch.is_empty() {
             return Ok(events);
@@ -672,10 +675,11 @@ impl Scheduler {
         let Waiting {
             request, awaits, ..
         } = &self.waiting[at];
+        let runs = |id| self.running.iter().any(|s| s.id == id);
         let source = match *awaits {
-            Some(source) => Some(source),
-            None if !request.use_cache => None,
-            None => {
+            Some((id, n_awaited)) if runs(id) => Some((id, n_awaited)),
+            _ if !request.use_cache => None,
+            _ => {
                 let prompt = &request.tokens;
                 let held = (0..self.slots.len())
                     .filter(|slot| !self.slots[*slot].is_private)

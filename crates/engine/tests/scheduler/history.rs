@@ -315,12 +315,12 @@ fn check_histories(backend: BackendKind, n_cases: u32) {
 
 #[test]
 fn no_history_changes_a_reply_of_the_reference() {
-    check_histories(BackendKind::Reference, 24);
+    check_histories(BackendKind::Reference, 16);
 }
 
 #[test]
 fn no_history_changes_a_reply_of_the_processor() {
-    check_histories(BackendKind::Cpu, 48);
+    check_histories(BackendKind::Cpu, 32);
 }
 
 #[test]
