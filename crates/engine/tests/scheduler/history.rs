@@ -119,7 +119,7 @@ impl World<'_> {
         conversation.n_prompt = conversation.history.len();
         let request = Request {
             anchors: vec![conversation.n_system],
-            affinity: (of % 2 == 0).then_some(of as u64),
+            affinity: of.is_multiple_of(2).then_some(of as u64),
             ..greedy(&conversation.history, n)
         };
         let id = self.scheduler().submit(request.clone());
