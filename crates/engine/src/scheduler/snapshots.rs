@@ -10,9 +10,9 @@ use ds4_model::Frontier;
 /// Distance of the places where a snapshot is small: there the ratio-128 groups are
 /// empty.
 pub const SNAPSHOT_STRIDE: usize = 128;
-/// Distance of [`Place::Interval`], tokens.
+/// Distance of the snapshots of a long slot, tokens.
 pub const SNAPSHOT_INTERVAL: usize = 4096;
-/// Tokens before a slot's end in which [`Place::Recent`] is kept.
+/// Tokens before a slot's end in which snapshots are kept at every stride.
 pub const RECENT_TOKENS: usize = 2048;
 /// Shortest anchor of which a snapshot is taken: a shorter one saves next to nothing.
 pub const MIN_ANCHOR: usize = 128;
