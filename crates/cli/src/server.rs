@@ -16,7 +16,7 @@ use ds4_engine::store::{
     BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions,
     TurnLogOptions, WeightsFingerprint,
 };
-use ds4_engine::{CacheRounding, Engine, Scheduler};
+use ds4_engine::{CacheRounding, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -131,6 +131,10 @@ struct ServerArgs {
     /// Shortest state that is kept
     #[arg(long, value_name = "TOKENS", default_value_t = MIN_TOKENS, hide_short_help = true)]
     kv_cache_min_tokens: usize,
+
+    /// Memory of every slot for places in its past to go back to; 0 for none
+    #[arg(long, value_name = "MIB", default_value_t = SNAPSHOT_BYTES >> 20)]
+    snapshot_mem: usize,
 
     /// Requests that can wait
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_QUEUE)]
@@ -292,6 +296,10 @@ fn run(args: ServerArgs) -> Result<()> {
     };
     let n_context = facts.n_context;
     let n_slots = facts.n_slots;
+    let keeping = SchedulerOptions {
+        snapshot_bytes: args.snapshot_mem << 20,
+        ..SchedulerOptions::default()
+    };
     let (scheduler, turn_log) = match &args.kv_disk_dir {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
@@ -308,7 +316,7 @@ fn run(args: ServerArgs) -> Result<()> {
         }
     };
     server
-        .load(scheduler, tokenizer, facts, turn_log)
+        .load(scheduler.with_options(keeping), tokenizer, facts, turn_log)
         .context("cannot start the thread of the engine")?;
     console.report(&format!(
         "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens"

@@ -39,6 +39,9 @@ pub struct PromptRules {
 pub struct TokenPrompt {
     /// Its tokens.
     pub tokens: Vec<u32>,
+    /// Lengths at which other conversations are likely to depart: the ends of the system text
+    /// with its tools, and of what stands before the last message of the first turn.
+    pub anchors: Vec<usize>,
     /// What the model's first character belongs to.
     pub start: Start,
     /// Names its text, canonically rendered.
@@ -182,8 +185,11 @@ impl Prompter {
             _ if thinking => Start::Reasoning,
             _ => Start::Content,
         };
+        let protocol = self.tokenizer.protocol();
+        let anchors = anchors(&tokens, protocol.user, protocol.assistant);
         Ok(TokenPrompt {
             tokens,
+            anchors,
             start,
             key: prompt_key(&prompt.text),
             thinking,
@@ -294,6 +300,18 @@ fn places(prompt: &Prompt, replays: &[(usize, isize)]) -> Vec<Place> {
     prompt.landmarks.iter().map(place).collect()
 }
 
+/// The first user's marker, and the last one before the assistant first speaks. In a client's text
+/// markers are no marker tokens.
+fn anchors(tokens: &[u32], user: u32, assistant: u32) -> Vec<usize> {
+    let first_turn = tokens.iter().position(|t| *t == assistant);
+    let before = &tokens[..first_turn.unwrap_or(tokens.len())];
+    let first = before.iter().position(|t| *t == user);
+    let last = before.iter().rposition(|t| *t == user);
+    let mut anchors: Vec<usize> = first.into_iter().chain(last).filter(|at| *at > 0).collect();
+    anchors.dedup();
+    anchors
+}
+
 /// The failure of a prompt that is too long, in the words that clients look for.
 fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
     let (message, param) = match endpoint {
@@ -320,4 +338,23 @@ fn in_openai_words(found: usize, context: usize, what: &str) -> String {
         "This model's maximum context length is {context} tokens. However, your {what} resulted \
          in {found} tokens. Please reduce the length of the {what}."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversations_depart_at_the_users_of_the_first_turn() {
+        const BOS: u32 = 0;
+        const USER: u32 = 1;
+        const ASSISTANT: u32 = 2;
+        let anchors = |tokens: &[u32]| anchors(tokens, USER, ASSISTANT);
+        assert_eq!(anchors(&[BOS, 7, 7, USER, 8, ASSISTANT, 9]), [3]);
+        assert_eq!(anchors(&[BOS, 7, USER, 8, USER, 9, ASSISTANT, 9]), [2, 4]);
+        let later = [BOS, 7, USER, 8, ASSISTANT, 9, USER, 8, ASSISTANT];
+        assert_eq!(anchors(&later), [2]);
+        assert_eq!(anchors(&[BOS, 7, 7]), [0; 0]);
+        assert_eq!(anchors(&[USER, 7, 7]), [0; 0]);
+    }
 }
