@@ -36,6 +36,9 @@ use crate::error;
 use crate::interrupt;
 use crate::model::{name_of, open_engine_of, open_file, revision_of};
 use crate::options::EngineOptions;
+use crate::protocol_args::ProtocolArgs;
+use crate::store_args::StoreArgs;
+use crate::switch::Switch;
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
@@ -90,7 +93,8 @@ struct ServerArgs {
     /// Id under which the model is served
     #[arg(long, value_name = "ID", default_value = DEFAULT_MODEL_ID)]
     model_id: String,
-    /// Another name of the model: NAME, NAME=think or NAME=nothink; may be repeated
+    /// Another name of the model: NAME, or NAME= and think, nothink, low, high or max; may be
+    /// repeated
     #[arg(long, value_name = "NAME[=PRESET]")]
     alias: Vec<String>,
     /// Refuse model names that are not known
@@ -120,6 +124,8 @@ struct ServerArgs {
     /// Which reasoning of old turns stays in the prompt
     #[arg(long, value_enum, value_name = "RULE", default_value_t)]
     reasoning_history: HistoryArg,
+    #[command(flatten)]
+    protocol: ProtocolArgs,
 
     /// Keep states of conversations in this folder, over restarts too
     #[arg(long, value_name = "DIR")]
@@ -130,6 +136,8 @@ struct ServerArgs {
     /// Shortest state that is kept
     #[arg(long, value_name = "TOKENS", default_value_t = MIN_TOKENS, hide_short_help = true)]
     kv_cache_min_tokens: usize,
+    #[command(flatten)]
+    store: StoreArgs,
 
     /// Requests that can wait
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_QUEUE)]
@@ -140,6 +148,12 @@ struct ServerArgs {
     /// Seconds of silence after which a stream says that it is alive; 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     sse_ping_interval: u64,
+    /// Send line feeds ahead of a reply that is not streamed while it is long in coming
+    #[arg(long)]
+    nonstream_keepalive: bool,
+    /// Whether a client that closes its sending side is gone
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    half_close_cancels: Switch,
     /// Seconds that running requests have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     shutdown_grace: u64,
@@ -155,15 +169,6 @@ struct ServerArgs {
 
     #[command(flatten)]
     verbosity: VerbosityArgs,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Switch {
-    /// Yes
-    On,
-    /// No
-    Off,
 }
 
 /// What marker text becomes.
@@ -209,6 +214,13 @@ fn run(args: ServerArgs) -> Result<()> {
         console.report(&format!(
             "anybody who reaches {} can use this server: set --api-key",
             args.host
+        ));
+    }
+    let ignored = args.store.without_effect();
+    if !ignored.is_empty() {
+        console.report(&format!(
+            "without effect here: {}; docs/kv-store.md says when states are kept",
+            ignored.join(", ")
         ));
     }
     let name = name_of(&engine_options.model);
@@ -283,7 +295,8 @@ fn run(args: ServerArgs) -> Result<()> {
     };
     let n_context = facts.n_context;
     let n_slots = facts.n_slots;
-    let (scheduler, turn_log) = match &args.kv_disk_dir {
+    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
+    let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
             let store = open_store(&args, folder, &gguf, &engine, &tokenizer)?;
@@ -333,12 +346,13 @@ fn open_store(
         },
     };
     let key = CompatKey::new(&inputs, &layout);
-    let options = StoreOptions {
+    let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,
         max_tokens: engine.context(),
         ..StoreOptions::default()
     };
+    args.store.apply(&mut options);
     Ok(Store::open(folder, options, key, layout)?)
 }
 
@@ -393,11 +407,12 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
         EffortArg::High => Effort::High,
         EffortArg::Max => Effort::Max,
     };
-    let on = Thinking {
+    let thinking = |effort| Thinking {
         mode: Mode::Thinking,
         effort,
         budget: args.max_thinking_tokens,
     };
+    let on = thinking(effort);
     let off = Thinking {
         mode: Mode::Chat,
         effort: Effort::None,
@@ -413,7 +428,12 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
             None => (alias.as_str(), None),
             Some((name, "think")) => (name, Some(on)),
             Some((name, "nothink")) => (name, Some(off)),
-            Some((_, other)) => bail!("--alias {alias}: {other:?} is neither think nor nothink"),
+            Some((name, "low")) => (name, Some(thinking(Effort::Low))),
+            Some((name, "high")) => (name, Some(thinking(Effort::High))),
+            Some((name, "max")) => (name, Some(thinking(Effort::Max))),
+            Some((_, other)) => {
+                bail!("--alias {alias}: found {other:?}, expected think, nothink, low, high or max")
+            }
         };
         aliases.insert(name.to_owned(), preset);
     }
@@ -422,6 +442,7 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
         aliases,
         strict_models: args.strict_models,
         strict_tools: args.strict_tools,
+        preferences: args.protocol.preferences(on, off),
         default_thinking: match args.default_thinking {
             Switch::On => on,
             Switch::Off => off,
@@ -439,6 +460,8 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
         max_body_bytes: args.max_body_mb << 20,
         max_queue: args.max_queue,
         ping_interval: Duration::from_secs(args.sse_ping_interval),
+        nonstream_keepalive: args.nonstream_keepalive,
+        half_close_cancels: args.half_close_cancels == Switch::On,
         shutdown_grace: Duration::from_secs(args.shutdown_grace),
         metrics: args.metrics == Switch::On,
         prompt: PromptRules {

@@ -13,5 +13,6 @@ pub mod prompt;
 pub mod reply;
 pub mod schema;
 pub mod stop_strings;
+pub mod truncate;
 pub mod turns;
 pub mod worker;

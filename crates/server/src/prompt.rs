@@ -92,6 +92,17 @@ impl Prompter {
     pub fn text(&self, generation: &Generation) -> Result<Prompt, Failure> {
         let messages = match &generation.prompt {
             PromptSource::Messages(messages) => messages,
+            PromptSource::Tokens(tokens) => {
+                let text = self.tokenizer.decode(tokens).map_err(|e| Failure {
+                    kind: FailureKind::Invalid,
+                    message: format!("prompt: {e}."),
+                    param: Some("prompt".to_owned()),
+                })?;
+                return Ok(Prompt {
+                    text,
+                    ..Prompt::default()
+                });
+            }
             PromptSource::Text(text) => {
                 let bos = if text.starts_with(markers::BOS) {
                     ""
@@ -145,11 +156,11 @@ impl Prompter {
         }
         let open = match &generation.prompt {
             PromptSource::Messages(messages) => messages.last().filter(|m| m.open_ended),
-            PromptSource::Text(_) => None,
+            PromptSource::Text(_) | PromptSource::Tokens(_) => None,
         };
         let thinking = prompt.text.ends_with(markers::THINK_OPEN);
         let start = match (&generation.prompt, open) {
-            (PromptSource::Text(_), _) => Start::WithinContent,
+            (PromptSource::Text(_) | PromptSource::Tokens(_), _) => Start::WithinContent,
             (_, Some(message)) if !message.content.is_empty() => Start::WithinContent,
             (_, Some(_)) if generation.thinking.mode == Mode::Thinking => Start::WithinReasoning,
             _ if thinking => Start::Reasoning,
@@ -183,6 +194,7 @@ impl Prompter {
         match &generation.prompt {
             PromptSource::Messages(messages) => self.with_turns(prompt, messages),
             PromptSource::Text(_) => (self.tokenizer.encode_prompt(prompt), 0),
+            PromptSource::Tokens(tokens) => (tokens.clone(), 0),
         }
     }
 

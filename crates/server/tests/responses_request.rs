@@ -22,7 +22,7 @@ fn parsed(body: &Value) -> Parsed {
 fn messages(parsed: &Parsed) -> &[Message] {
     match &parsed.generation.prompt {
         PromptSource::Messages(messages) => messages,
-        PromptSource::Text(_) => panic!("a conversation"),
+        PromptSource::Text(_) | PromptSource::Tokens(_) => panic!("a conversation"),
     }
 }
 
@@ -330,10 +330,13 @@ fn wishes_are_read() {
     let format = |format: Value| with(json!({"text": {"format": format}}));
     let strict =
         format(json!({"type": "json_schema", "name": "t", "strict": true, "schema": schema}));
-    assert_eq!(strict.generation.schema, Some(schema.clone()));
+    let found = strict.generation.schema.as_ref().expect("a schema");
+    assert_eq!(found.schema, schema);
+    assert_eq!(found.place, "text.format.schema");
     assert_eq!(messages(&strict)[0].response_format, Some(schema.clone()));
     let object = format(json!({"type": "json_object"}));
-    assert_eq!(object.generation.schema, Some(schema));
+    let found = object.generation.schema.as_ref().expect("a schema");
+    assert_eq!(found.schema, schema);
     assert_eq!(messages(&object)[0].response_format, None);
     assert_eq!(format(json!({"type": "text"})).generation.schema, None);
 

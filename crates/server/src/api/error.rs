@@ -25,6 +25,12 @@ fn row(kind: FailureKind) -> Row {
             Some("unsupported_value"),
             "invalid_request_error",
         ),
+        UnsupportedContent => (
+            400,
+            "invalid_request_error",
+            Some("unsupported_content_type"),
+            "invalid_request_error",
+        ),
         ContextOverflow => (
             400,
             "invalid_request_error",
@@ -90,6 +96,7 @@ pub fn openai(failure: &Failure) -> Value {
     let row = row(failure.kind);
     let code = match (failure.kind, failure.param.as_deref()) {
         (FailureKind::NotFound, Some("model")) => Some("model_not_found"),
+        (FailureKind::NotFound, Some("response_id")) => Some("response_not_found"),
         // Clients that chain responses send the whole input again when they read this code.
         (FailureKind::Invalid, Some("previous_response_id")) => Some("previous_response_not_found"),
         _ => row.openai_code,

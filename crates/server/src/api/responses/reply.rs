@@ -44,6 +44,8 @@ pub struct ReplyShape {
     pub logprobs: bool,
     /// How the client declared its tools.
     pub origins: Origins,
+    /// What of the request is not done.
+    pub warnings: Vec<String>,
 }
 
 /// The response object of a reply that is not streamed.
@@ -310,6 +312,9 @@ fn response(shape: &ReplyShape, status: &str, output: Vec<Value>) -> Value {
     });
     for (name, value) in &shape.echo {
         object[name.as_str()] = value.clone();
+    }
+    if !shape.warnings.is_empty() {
+        object["warnings"] = shape.warnings.clone().into();
     }
     object
 }

@@ -10,6 +10,8 @@ use crate::generation::Failure;
 
 /// Most items that one page of [`input_items`] lists.
 const MAX_PAGE: usize = 100;
+/// Seconds after which a response is dropped: 30 days.
+pub const MAX_AGE_S: u64 = 30 * 24 * 60 * 60;
 /// Items of a page when the client does not say.
 const DEFAULT_PAGE: usize = 20;
 
@@ -133,6 +135,19 @@ impl MemoryStore {
                 break;
             };
             self.remove(&oldest);
+        }
+    }
+
+    /// Drops the responses that were made more than [`MAX_AGE_S`] before `now_unix`.
+    pub fn expire(&mut self, now_unix: u64) {
+        let is_old = |kept: &Kept| {
+            let created = kept.response.response["created_at"].as_u64();
+            created.is_some_and(|at| at.saturating_add(MAX_AGE_S) < now_unix)
+        };
+        let old = self.by_id.iter().filter(|(_, kept)| is_old(kept));
+        let old: Vec<String> = old.map(|(id, _)| id.clone()).collect();
+        for id in old {
+            self.remove(&id);
         }
     }
 
