@@ -166,6 +166,14 @@ fn every_failure_has_a_row_in_the_error_table() {
             "invalid_request_error",
         ),
         (
+            UnsupportedContent,
+            400,
+            "invalid_request_error",
+            Some("unsupported_content_type"),
+            400,
+            "invalid_request_error",
+        ),
+        (
             ContextOverflow,
             400,
             "invalid_request_error",
