@@ -489,6 +489,10 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use ds4_engine::store::Codec;
+    use ds4_server::api::{
+        CallPieces, CompletionsPrompt, Media, Ping, Preferences, chat, responses,
+    };
 
     #[test]
     fn the_definition_of_the_arguments_holds_together() {
@@ -504,5 +508,102 @@ mod tests {
         let options = server_options(&args, Vec::new()).expect("options");
         assert_eq!(options.cors, Cors::Any);
         assert_eq!((options.default_max_tokens, options.max_call_ids), (100, 0));
+    }
+
+    fn args(line: &str) -> ServerArgs {
+        ServerArgs::try_parse_from(format!("ds4-server {line}").split_whitespace())
+            .unwrap_or_else(|e| panic!("{line}: {e}"))
+    }
+
+    #[test]
+    fn every_choice_that_the_apis_leave_open_reaches_the_server() {
+        let line = "--reasoning-field both --responses-reasoning text --tool-stream call \
+                    --media reject --ping-style chunk --always-usage --keep-client-headers \
+                    --anthropic-default-thinking off --anthropic-hide-default-thinking \
+                    --completions-default-max 16 --completions-mode chat";
+        let options = server_options(&args(line), Vec::new()).expect("options");
+        let off = Thinking {
+            mode: Mode::Chat,
+            effort: Effort::None,
+            budget: None,
+        };
+        let expected = Preferences {
+            chat_reasoning: chat::ReasoningDisplay::Both,
+            responses_reasoning: responses::ReasoningDisplay::Text,
+            messages_thinking: Some(off),
+            hides_default_thinking: true,
+            always_usage: true,
+            keeps_client_headers: true,
+            media: Media::Refuse,
+            ping: Ping::Chunk,
+            calls: CallPieces::Whole,
+            completions_max_tokens: Some(16),
+            completions_prompt: CompletionsPrompt::Chat,
+        };
+        assert_eq!(options.preferences, expected);
+        let line = "--nonstream-keepalive --half-close-cancels off --alias quick=low";
+        let options = server_options(&args(line), Vec::new()).expect("options");
+        assert_eq!(options.preferences, Preferences::default());
+        assert!(options.nonstream_keepalive && !options.half_close_cancels);
+        let quick = options.aliases["quick"].expect("a preset");
+        assert_eq!((quick.mode, quick.effort), (Mode::Thinking, Effort::Low));
+    }
+
+    #[test]
+    fn the_flags_of_the_folder_reach_the_store() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("states");
+        let with = |line: &str| args(&format!("--kv-disk-dir {} {line}", path.display()));
+        let plain = with("");
+        assert_eq!(plain.store.without_effect(), Vec::<&str>::new());
+        let mut options = StoreOptions::default();
+        plain.store.apply(&mut options);
+        let default = StoreOptions::default();
+        assert_eq!(
+            (
+                options.exclusive,
+                options.codec,
+                options.write_budget_bytes_per_day
+            ),
+            (
+                default.exclusive,
+                default.codec,
+                default.write_budget_bytes_per_day
+            )
+        );
+        let other = with("--kv-exclusive --kv-codec none --kv-write-budget-gb-per-day 3");
+        other.store.apply(&mut options);
+        assert!(options.exclusive);
+        assert_eq!(options.codec, Codec::None);
+        assert_eq!(options.write_budget_bytes_per_day, 3 << 30);
+
+        let used = |args: &ServerArgs| {
+            let used = args.store.folder(args.kv_disk_dir.as_deref());
+            used.expect("it can be emptied").map(Path::to_owned)
+        };
+        assert_eq!(used(&plain), Some(path.clone()));
+        assert_eq!(used(&with("--no-kv-disk")), None);
+        assert_eq!(
+            used(&with("--kv-clear")),
+            Some(path.clone()),
+            "nothing to empty"
+        );
+        let quarantine = path.join("quarantine");
+        std::fs::create_dir_all(&quarantine).expect("a folder");
+        std::fs::write(quarantine.join("file"), "x").expect("a file");
+        std::fs::write(path.join("format"), "dsv4-cache 2\n").expect("a file");
+        assert_eq!(used(&plain), Some(path.clone()));
+        assert!(quarantine.exists());
+        assert_eq!(used(&with("--kv-clear")), Some(path.clone()));
+        assert!(!quarantine.exists(), "it was emptied");
+
+        let ds4 = "--kv-cache-cold-max-tokens 30000 --kv-cache-continued-interval-tokens 10000 \
+                   --kv-cache-boundary-trim-tokens 32 --kv-cache-boundary-align-tokens 2048 \
+                   --kv-cache-reject-different-quant";
+        assert_eq!(with(ds4).store.without_effect().len(), 5);
+        assert!(
+            ServerArgs::try_parse_from(["ds4-server", "--kv-exclusive"]).is_err(),
+            "it needs a folder"
+        );
     }
 }
