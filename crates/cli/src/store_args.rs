@@ -1,9 +1,10 @@
 //! Flags of `ds4-server` for the folder that keeps states.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use ds4_engine::store::{self, Codec, StoreOptions, WRITE_BUDGET_BYTES_PER_DAY};
+use ds4_engine::store::{self, Codec, StoreError, StoreOptions, WRITE_BUDGET_BYTES_PER_DAY};
 
 /// How the folder of `--kv-disk-dir` is used.
 #[derive(Clone, Debug, clap::Args)]
@@ -68,8 +69,14 @@ impl StoreArgs {
         let Some(folder) = folder.filter(|_| !self.no_kv_disk) else {
             return Ok(None);
         };
-        if self.kv_clear && folder.exists() {
-            store::clear(folder).with_context(|| format!("--kv-clear {}", folder.display()))?;
+        if self.kv_clear {
+            match store::clear(folder) {
+                // Nothing was kept there.
+                Err(StoreError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                cleared => {
+                    cleared.with_context(|| format!("--kv-clear {}", folder.display()))?;
+                }
+            }
         }
         Ok(Some(folder))
     }

@@ -73,7 +73,8 @@ impl Schemas {
             return Err(refused(format!(
                 "{place}: what stands at {} cannot be enforced ({}); leave it out, or set strict \
                  to false beside the schema to have it ignored.",
-                first.pointer, first.reason
+                first.place(),
+                first.reason
             )));
         }
         let mut relaxed = wanted.schema.clone();
@@ -85,7 +86,7 @@ impl Schemas {
         })?;
         let warnings = faults
             .iter()
-            .map(|fault| format!("{place}: what stands at {} is not enforced", fault.pointer));
+            .map(|fault| format!("{place}: what stands at {} is not enforced", fault.place()));
         Ok((SchemaReader::new(parser), warnings.collect()))
     }
 
@@ -101,6 +102,9 @@ impl Schemas {
 
     /// The places of a schema that keep it from being enforced, as far as they can be told.
     fn faults(&self, schema: &Value) -> Vec<Fault> {
+        if schema.to_string().len() > MAX_SEARCHED_BYTES {
+            return Vec::new();
+        }
         let mut search = FaultSearch {
             schemas: self,
             root: schema,
@@ -114,6 +118,8 @@ impl Schemas {
 
 /// Trials of one search for faults. Every trial compiles a part of the schema.
 const MAX_TRIALS: usize = 1_000;
+/// Bytes of JSON of a schema that is searched for faults; a longer one is refused as a whole.
+const MAX_SEARCHED_BYTES: usize = 64 << 10;
 
 /// A place of a schema that cannot be enforced.
 struct Fault {
@@ -125,6 +131,14 @@ struct Fault {
 }
 
 impl Fault {
+    /// Where it is, for people.
+    fn place(&self) -> &str {
+        match self.pointer.as_str() {
+            "" => "its root",
+            pointer => pointer,
+        }
+    }
+
     /// Takes the keyword out, or lets the schema admit everything.
     fn relax(&self, root: &mut Value) {
         if !self.is_keyword {

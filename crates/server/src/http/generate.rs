@@ -163,9 +163,7 @@ pub(super) async fn answer(
             "rendering the prompt failed by a bug",
         )
     })??;
-    for warning in &warnings {
-        (server.options().note)(&format!("{} {warning}", wire.request_id));
-    }
+    // They may name parts of a schema, which is prompt text, so they do not stand in the log.
     shape.warn(warnings);
     let generation = Arc::new(generation);
     server.metrics.render_ms(n_prompt_started.elapsed());
