@@ -291,7 +291,12 @@ pub enum FailureKind {
     /// Content that this model cannot read, where it is not to be left out.
     UnsupportedContent,
     /// The prompt is longer than the context.
-    ContextOverflow,
+    ContextOverflow {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Tokens of the context.
+        n_context: usize,
+    },
     /// No or a wrong key.
     Unauthorised,
     /// Origin or host refused.

@@ -264,7 +264,10 @@ fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
         Endpoint::Responses => (in_openai_words(found, context, "messages"), "input"),
     };
     Failure {
-        kind: FailureKind::ContextOverflow,
+        kind: FailureKind::ContextOverflow {
+            n_prompt: found,
+            n_context: context,
+        },
         message,
         param: Some(param.to_owned()),
     }

@@ -21,7 +21,7 @@ pub fn fitting(
     n_context: usize,
 ) -> Result<(TokenPrompt, usize), Failure> {
     let too_long = match prompter.tokens(generation) {
-        Err(failure) if failure.kind == FailureKind::ContextOverflow => failure,
+        Err(failure) if matches!(failure.kind, FailureKind::ContextOverflow { .. }) => failure,
         other => return other.map(|prompt| (prompt, 0)),
     };
     let PromptSource::Messages(all) = &generation.prompt else {

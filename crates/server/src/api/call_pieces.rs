@@ -30,6 +30,7 @@ impl CallWriter {
         let mut passed = Vec::new();
         match (self.pieces, event) {
             (CallPieces::Whole, ReplyEvent::ToolStart { .. }) => {
+                self.release(&mut passed);
                 self.start = Some(event.clone());
                 return passed;
             }

@@ -31,7 +31,7 @@ fn row(kind: FailureKind) -> Row {
             Some("unsupported_content_type"),
             "invalid_request_error",
         ),
-        ContextOverflow => (
+        ContextOverflow { .. } => (
             400,
             "invalid_request_error",
             Some("context_length_exceeded"),
@@ -101,12 +101,22 @@ pub fn openai(failure: &Failure) -> Value {
         (FailureKind::Invalid, Some("previous_response_id")) => Some("previous_response_not_found"),
         _ => row.openai_code,
     };
-    json!({"error": {
+    let mut body = json!({"error": {
         "message": failure.message,
         "type": row.openai_type,
         "param": failure.param,
         "code": code,
-    }})
+    }});
+    if let FailureKind::ContextOverflow {
+        n_prompt,
+        n_context,
+    } = failure.kind
+    {
+        // In the words of llama.cpp, whose clients shorten the prompt by them.
+        body["error"]["n_prompt_tokens"] = n_prompt.into();
+        body["error"]["n_ctx"] = n_context.into();
+    }
+    body
 }
 
 /// The error that ends a stream of chunks in place of `[DONE]`.

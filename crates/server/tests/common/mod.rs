@@ -216,7 +216,10 @@ pub(crate) fn read_script(value: &Value) -> Script {
             let kind = match end["failed"].as_str().expect("finish or failed") {
                 "internal" => FailureKind::Internal,
                 "overloaded" => FailureKind::Overloaded,
-                "context_overflow" => FailureKind::ContextOverflow,
+                "context_overflow" => FailureKind::ContextOverflow {
+                    n_prompt: 9,
+                    n_context: 8,
+                },
                 "unavailable" => FailureKind::Unavailable,
                 other => panic!("{other} is no kind of failure here"),
             };

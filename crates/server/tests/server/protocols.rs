@@ -58,6 +58,10 @@ async fn truncation_drops_whole_turns_from_the_oldest_and_drops_the_same_ones_ag
         "{refused:?}"
     );
 
+    let error = &refused.json()["error"];
+    assert_eq!(error["n_ctx"], 4096, "{error}");
+    assert!(error["n_prompt_tokens"].as_u64() > Some(4095), "{error}");
+
     let answer = web.post(path, &body(40, "auto")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     let answer = answer.json();

@@ -731,7 +731,7 @@ fn extend(event: &mut Map<String, Value>, members: Value) {
 /// The code of an error inside a stream; agents know what to do about these three.
 fn error_code(kind: FailureKind) -> &'static str {
     match kind {
-        FailureKind::ContextOverflow => "context_length_exceeded",
+        FailureKind::ContextOverflow { .. } => "context_length_exceeded",
         FailureKind::Overloaded => "rate_limit_exceeded",
         _ => "server_error",
     }
