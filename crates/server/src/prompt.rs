@@ -41,7 +41,7 @@ pub struct TokenPrompt {
     pub tokens: Vec<u32>,
     /// What the model's first character belongs to.
     pub start: Start,
-    /// Names its text, canonically rendered.
+    /// Names its text, canonically rendered, or the tokens that the client sent.
     pub key: PromptKey,
     /// Whether the text ends in `<think>`.
     pub thinking: bool,
@@ -169,7 +169,11 @@ impl Prompter {
         Ok(TokenPrompt {
             tokens,
             start,
-            key: prompt_key(&prompt.text),
+            key: match &generation.prompt {
+                // Their text may be that of other tokens; no rendered prompt reads like a list.
+                PromptSource::Tokens(tokens) => prompt_key(&format!("{tokens:?}")),
+                PromptSource::Messages(_) | PromptSource::Text(_) => prompt_key(&prompt.text),
+            },
             thinking,
             effort: self.effort(generation),
             mentions_dsml: prompt
