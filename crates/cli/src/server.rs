@@ -219,7 +219,7 @@ fn run(args: ServerArgs) -> Result<()> {
     let ignored = args.store.without_effect();
     if !ignored.is_empty() {
         console.report(&format!(
-            "without effect here: {}; docs/kv-store.md says when states are kept",
+            "without effect: {}; the store decides by itself when a state is kept",
             ignored.join(", ")
         ));
     }
