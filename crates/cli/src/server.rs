@@ -24,6 +24,7 @@ use ds4_server::http::{
     ServerOptions, bind,
 };
 use ds4_server::prompt::{PromptRules, ReasoningHistory};
+use ds4_server::trace::Trace;
 use ds4_server::turns::DEFAULT_MAX_CALL_IDS;
 use ds4_text::{Effort, MarkerText, Mode, Revision, Tokenizer};
 use sha2::{Digest as _, Sha256};
@@ -146,6 +147,9 @@ struct ServerArgs {
     /// Whether /metrics answers
     #[arg(long, value_name = "on|off", default_value = "on")]
     metrics: Switch,
+    /// Append everything of every request to this file, its text included
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Call ids whose turns are remembered in the model's own tokens
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CALL_IDS)]
     tool_memory_max_ids: usize,
@@ -224,6 +228,11 @@ fn run(args: ServerArgs) -> Result<()> {
             eprintln!("{line}");
         }
     });
+    if let Some(path) = &args.trace {
+        let trace =
+            Trace::open(path).with_context(|| format!("cannot open --trace {}", path.display()))?;
+        options.trace = Some(Arc::new(trace));
+    }
     // The names tell the release; the metadata's own name is known only after loading.
     options.prompt.revision = match args.prompt_revision {
         RevisionArg::Preview => Revision::Preview,

@@ -140,6 +140,7 @@ fn run(model: &str, prompts: &str, verbose: bool) -> Result<(), Box<dyn std::err
                 max_tokens: MAX_REPLY_TOKENS,
                 stop_tokens: vec![eos],
                 n_logprobs: None,
+                use_cache: true,
             })?;
             running.insert(id, case);
         }

@@ -21,8 +21,9 @@ pub use engine::{
 pub use memory::available_bytes;
 pub use sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet};
 pub use scheduler::{
-    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIN_LOAD_GAIN, MIXED_CHUNK,
-    Request, RequestError, Reuse, SAVE_INTERVAL, Scheduler, SequenceId, SlotUse, Timings,
+    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIN_COPY_GAIN, MIN_LOAD_GAIN,
+    MIXED_CHUNK, Request, RequestError, Reuse, SAVE_INTERVAL, Scheduler, SequenceId, SlotUse,
+    Timings,
 };
 
 pub use ds4_cpu::SimdPath;

@@ -1,6 +1,6 @@
 //! Requests to steps.
 //!
-//! Every [`Scheduler::tick`] is one step of the engine: a row for every sequence
+//! Every [`Scheduler::tick`] is at most one step of the engine: a row for every sequence
 //! that is decoding, and a chunk of one that is prefilling. A caller that wants
 //! to cancel does so between ticks.
 //!
@@ -8,7 +8,10 @@
 //!
 //! A slot keeps its tokens when its sequence ends. A new request takes the idle
 //! slot whose tokens share the longest prefix with its prompt, cut back to that
-//! prefix: within the rings, or to the longest frontier below it. Frontiers are
+//! prefix: within the rings, or to the longest frontier below it. When a slot that
+//! runs shares more, what it shares is copied to an idle one; when that part is still
+//! being prefilled, the request waits until it is there, and computes none of it.
+//! Frontiers are
 //! taken while prompts are prefilled, at the last multiple of
 //! [`FRONTIER_STRIDE`] before the prompt's end, where they are small. When the
 //! cut would lose tokens and another slot is empty, the prefix is copied there
@@ -44,8 +47,13 @@ pub const MIXED_CHUNK: usize = 128;
 pub const SAVE_INTERVAL: usize = 8192;
 /// Tokens that a stored state must be ahead of the slots to be read.
 pub const MIN_LOAD_GAIN: usize = 256;
+/// Tokens that a running slot must have, or be about to have, more than the idle
+/// ones for a request to be begun as a copy of it.
+pub const MIN_COPY_GAIN: usize = 64;
 /// Requests that can wait for a slot.
 pub const MAX_WAITING: usize = 256;
+/// Tokens of [`Reuse::held_next`].
+const MAX_HELD_NEXT: usize = 8;
 
 /// Names a sequence for as long as the scheduler lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +72,9 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Number of likeliest tokens to report for every generated one.
     pub n_logprobs: Option<usize>,
+    /// Whether it may go on from what is kept, and is kept itself. If not, all of it
+    /// is computed, and its slot is emptied when it ends.
+    pub use_cache: bool,
 }
 
 /// Why a request was refused.
@@ -182,17 +193,24 @@ pub enum Event {
 }
 
 /// What a sequence found when it got its slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reuse {
     /// Its slot.
     pub slot: usize,
-    /// Tokens of the prompt that some idle slot held, in order from the first.
+    /// Whether nothing was looked for, as the request asked.
+    pub ignored: bool,
+    /// The slot that held the most of the prompt; what was cached is a copy when it
+    /// is another than `slot`.
+    pub from: usize,
+    /// Tokens of the prompt that it held, in order from the first.
     pub n_shared: usize,
     /// Of them, tokens that did not have to be computed: a slot can be cut back
     /// only to certain lengths.
     pub n_cached: usize,
-    /// Tokens that the best slot held.
+    /// Tokens that it held.
     pub n_held: usize,
+    /// The first few of those that it held behind the shared ones.
+    pub held_next: Vec<u32>,
     /// Tokens that were read from disk; 0 when what the slots held was as good.
     pub n_loaded: usize,
     /// Why the store had no more, if there is one.
@@ -214,6 +232,9 @@ struct Waiting {
     id: SequenceId,
     request: Request,
     constraint: Constraint,
+    /// The sequence whose prompt begins like this one, and the tokens of it that this
+    /// one waits for. It runs, and what runs waits for nobody: no request waits for ever.
+    awaits: Option<(SequenceId, usize)>,
 }
 
 struct Sequence {
@@ -244,6 +265,8 @@ pub struct Scheduler {
     frontiers: Vec<Vec<Frontier>>,
     cancelled: Vec<Event>,
     last_used: Vec<u64>,
+    /// For every slot, whether what it holds is its sequence's alone.
+    uncached: Vec<bool>,
     next_id: u64,
     store: Option<Store>,
     /// What went wrong with the store, for the log.
@@ -256,6 +279,7 @@ impl Scheduler {
         Scheduler {
             frontiers: (0..engine.n_slots()).map(|_| Vec::new()).collect(),
             last_used: vec![0; engine.n_slots()],
+            uncached: vec![false; engine.n_slots()],
             engine,
             running: Vec::new(),
             waiting: VecDeque::new(),
@@ -333,6 +357,7 @@ impl Scheduler {
             id,
             request,
             constraint: Constraint::default(),
+            awaits: None,
         });
         Ok(id)
     }
@@ -353,7 +378,11 @@ impl Scheduler {
         }
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
             let sequence = self.running.remove(at);
-            self.save(sequence.slot, Reason::TurnEnd);
+            if sequence.request.use_cache {
+                self.save(sequence.slot, Reason::TurnEnd);
+            } else {
+                self.empty(sequence.slot);
+            }
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -398,7 +427,7 @@ impl Scheduler {
     /// What a running sequence found when it got its slot.
     pub fn reuse(&self, id: SequenceId) -> Option<Reuse> {
         let sequence = self.running.iter().find(|s| s.id == id)?;
-        Some(sequence.reuse)
+        Some(sequence.reuse.clone())
     }
 
     /// What every slot is doing, by number.
@@ -422,8 +451,7 @@ impl Scheduler {
         self.waiting.clear();
         self.cancelled.clear();
         for slot in 0..self.engine.n_slots() {
-            self.engine.clear(slot);
-            self.frontiers[slot].clear();
+            self.empty(slot);
         }
     }
 
@@ -432,11 +460,15 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty() && self.cancelled.is_empty()
     }
 
-    /// Runs one step and says what it did. On an error the sequences of the
+    /// Runs one step and says what it did. When a sequence got its slot, or was
+    /// cancelled, that is said first, and nothing is computed. On an error the sequences of the
     /// step are gone, and their slots empty if the error says so; the others go on.
     pub fn tick(&mut self) -> Result<Vec<Event>, StepError> {
         let mut events = std::mem::take(&mut self.cancelled);
         self.admit(&mut events)?;
+        if !events.is_empty() {
+            return Ok(events);
+        }
         let (batch, in_batch) = self.plan();
         if in_batch.is_empty() {
             return Ok(events);
@@ -448,11 +480,28 @@ impl Scheduler {
             for segment in batch.segments() {
                 self.frontiers[segment.slot].clear();
             }
+            self.empty_uncached();
             return Err(error);
         }
         self.take_frontiers(&batch)?;
         self.save_progress(&batch);
+        self.empty_uncached();
         Ok(events)
+    }
+
+    /// Empties the idle slots that must not be gone on from.
+    fn empty_uncached(&mut self) {
+        for slot in 0..self.engine.n_slots() {
+            if self.uncached[slot] && self.running.iter().all(|s| s.slot != slot) {
+                self.empty(slot);
+            }
+        }
+    }
+
+    fn empty(&mut self, slot: usize) {
+        self.engine.clear(slot);
+        self.frontiers[slot].clear();
+        self.uncached[slot] = false;
     }
 
     /// Gives idle slots to waiting requests.
@@ -464,16 +513,35 @@ impl Scheduler {
             if idle.is_empty() {
                 return Ok(());
             }
+            let Some(at) = (0..self.waiting.len()).find(|at| !self.awaits(*at)) else {
+                return Ok(());
+            };
             let Waiting {
                 id,
                 request,
                 constraint,
-            } = self.waiting.pop_front().expect("not empty");
-            let reuse = match self.load(&idle, &request.tokens) {
-                Some(reuse) => reuse,
-                None => self.prepare_slot(&idle, &request.tokens)?,
+                ..
+            } = self.waiting.remove(at).expect("just found");
+            let reuse = if request.use_cache {
+                match self.load(&idle, &request.tokens) {
+                    Some(reuse) => reuse,
+                    None => match self.copy_running(&idle, &request.tokens)? {
+                        Some(reuse) => reuse,
+                        None => self.prepare_slot(&idle, &request.tokens)?,
+                    },
+                }
+            } else {
+                let slot = self.spare_slot(&idle);
+                self.empty(slot);
+                Reuse {
+                    slot,
+                    from: slot,
+                    ignored: true,
+                    ..Reuse::default()
+                }
             };
             let Reuse { slot, n_cached, .. } = reuse;
+            self.uncached[slot] = !request.use_cache;
             self.last_used[slot] = id.0 + 1;
             let n_total = request.tokens.len();
             events.push(Event::Prefill {
@@ -510,11 +578,7 @@ impl Scheduler {
             .max_by_key(|(slot, reusable)| (*reusable, std::cmp::Reverse(self.last_used[*slot])))
             .expect("an idle slot");
         let loses = reusable < self.engine.len(source);
-        let (n_shared, n_held) = idle
-            .iter()
-            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
-            .max_by_key(|(shared, _)| *shared)
-            .expect("an idle slot");
+        let found = self.found(idle, prompt);
         let not_stored = |n_used| {
             let store = self.store.as_ref()?;
             Some(store.not_stored(prompt, n_used))
@@ -522,19 +586,15 @@ impl Scheduler {
         let not_stored = not_stored(reusable);
         let reuse = |slot, n_cached| Reuse {
             slot,
-            n_shared,
             n_cached,
-            n_held,
-            n_loaded: 0,
             not_stored,
+            ..found
         };
         let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
-        let least_recent = || idle.iter().copied().min_by_key(|s| self.last_used[*s]);
         let slot = match (reusable, empty) {
-            (0, empty) => {
-                let slot = empty.or_else(least_recent).expect("an idle slot");
-                self.engine.clear(slot);
-                self.frontiers[slot].clear();
+            (0, _) => {
+                let slot = self.spare_slot(idle);
+                self.empty(slot);
                 return Ok(reuse(slot, 0));
             }
             (_, Some(empty)) if loses && self.rewinds_without_frontier(source, reusable) => {
@@ -548,27 +608,133 @@ impl Scheduler {
         Ok(reuse(slot, reusable))
     }
 
+    /// The slot whose tokens share most with a prompt, of these, and what it holds.
+    fn found(&self, slots: &[usize], prompt: &[u32]) -> Reuse {
+        let shared = slots.iter().map(|slot| (self.shared(*slot, prompt), *slot));
+        let (n_shared, from) = shared
+            .max_by_key(|(n_shared, slot)| (*n_shared, std::cmp::Reverse(*slot)))
+            .expect("a slot");
+        let held = self.engine.tokens(from);
+        Reuse {
+            from,
+            n_shared,
+            n_held: held.len(),
+            held_next: held[n_shared..]
+                .iter()
+                .copied()
+                .take(MAX_HELD_NEXT)
+                .collect(),
+            ..Reuse::default()
+        }
+    }
+
+    /// The idle slot that is given up first.
+    fn spare_slot(&self, idle: &[usize]) -> usize {
+        let empty = idle.iter().find(|slot| self.engine.is_empty(**slot));
+        let oldest = || idle.iter().min_by_key(|slot| self.last_used[**slot]);
+        *empty.or_else(oldest).expect("an idle slot")
+    }
+
+    /// Running slots that others may be copied from.
+    fn sources(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.iter().filter(|s| s.request.use_cache)
+    }
+
+    /// Tokens of a prompt that need not be computed in an idle slot.
+    fn reusable_of(&self, idle: &[usize], prompt: &[u32]) -> usize {
+        let all = idle.iter().map(|slot| self.reusable(*slot, prompt));
+        all.max().unwrap_or(0)
+    }
+
+    /// Whether a waiting request waits for a part of another's prompt, with which its
+    /// own begins. It does when it would otherwise compute that part a second time.
+    fn awaits(&mut self, at: usize) -> bool {
+        let Waiting {
+            request, awaits, ..
+        } = &self.waiting[at];
+        let runs = |id| self.running.iter().any(|s| s.id == id);
+        let source = match *awaits {
+            Some((id, n_awaited)) if runs(id) => Some((id, n_awaited)),
+            _ if !request.use_cache => None,
+            _ => {
+                let prompt = &request.tokens;
+                let slots: Vec<usize> = (0..self.engine.n_slots())
+                    .filter(|slot| !self.uncached[*slot])
+                    .collect();
+                let now = self.reusable_of(&slots, prompt);
+                let coming = self.sources().filter(|s| s.is_prefilling());
+                coming
+                    .map(|s| {
+                        (
+                            s.id,
+                            n_alike(&s.request.tokens, prompt).min(prompt.len() - 1),
+                        )
+                    })
+                    .filter(|(_, n_alike)| *n_alike >= now + MIN_COPY_GAIN)
+                    .max_by_key(|(id, n_alike)| (*n_alike, std::cmp::Reverse(*id)))
+            }
+        };
+        self.waiting[at].awaits = source;
+        source.is_some_and(|(id, n_awaited)| {
+            let mut running = self.running.iter();
+            running.any(|s| s.id == id && s.is_prefilling() && s.n_done < n_awaited)
+        })
+    }
+
+    /// Copies what a running slot shares with a prompt to an idle one, when that is
+    /// more than the idle ones have.
+    fn copy_running(
+        &mut self,
+        idle: &[usize],
+        prompt: &[u32],
+    ) -> Result<Option<Reuse>, BackendError> {
+        let sources = self.sources().map(|s| s.slot);
+        let best = sources
+            .map(|slot| (self.reusable(slot, prompt), slot))
+            .max_by_key(|(n_tokens, slot)| (*n_tokens, std::cmp::Reverse(*slot)));
+        let Some((n_cached, from)) = best else {
+            return Ok(None);
+        };
+        if n_cached < self.reusable_of(idle, prompt) + MIN_COPY_GAIN {
+            return Ok(None);
+        }
+        let found = self.found(&[from], prompt);
+        let slot = self.spare_slot(idle);
+        self.frontiers[slot].clear();
+        if self.rewinds_without_frontier(from, n_cached) {
+            self.engine.fork(from, slot);
+            self.cut(slot, n_cached)?;
+        } else {
+            let kept = self.frontiers[from].iter().find(|f| f.len == n_cached);
+            match kept.map(|frontier| self.engine.fork_at(from, frontier, slot)) {
+                Some(Ok(())) => {}
+                Some(Err(ds4_model::RestoreError::Backend(error))) => return Err(error),
+                Some(Err(ds4_model::RestoreError::Rewind(_))) | None => {
+                    unreachable!("a length taken from the slot's own frontiers")
+                }
+            }
+        }
+        Ok(Some(Reuse {
+            slot,
+            n_cached,
+            ..found
+        }))
+    }
+
     /// Reads the longest stored state that a prompt goes on from into an idle slot,
     /// when that is worth it.
     fn load(&mut self, idle: &[usize], prompt: &[u32]) -> Option<Reuse> {
         let store = self.store.as_ref()?;
-        let held = |slot: &usize| self.reusable(*slot, prompt);
-        let best = idle.iter().map(held).max().unwrap_or(0);
-        let (n_shared, n_held) = idle
-            .iter()
-            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
-            .max_by_key(|(shared, _)| *shared)?;
+        let running = self.sources().map(|s| self.reusable(s.slot, prompt));
+        let best = running.max().max(Some(self.reusable_of(idle, prompt)))?;
+        let found = self.found(idle, prompt);
         let candidates = store.find(prompt, None);
         let loaded = candidates
             .iter()
             .filter(|c| c.n_tokens >= best + MIN_LOAD_GAIN && c.n_tokens < prompt.len())
             // What cannot be read is told in the store's notices.
             .find_map(|c| store.load(c).ok())?;
-        let slot = idle
-            .iter()
-            .copied()
-            .find(|slot| self.engine.is_empty(*slot))
-            .or_else(|| idle.iter().copied().min_by_key(|s| self.last_used[*s]))?;
+        let slot = self.spare_slot(idle);
         self.frontiers[slot].clear();
         if let Err(error) = self.engine.import(slot, &loaded.tokens, &loaded.state) {
             self.store_errors
@@ -580,11 +746,10 @@ impl Scheduler {
         let store = self.store.as_ref()?;
         Some(Reuse {
             slot,
-            n_shared,
             n_cached,
-            n_held,
             n_loaded: n_cached,
             not_stored: Some(store.not_stored(prompt, n_cached)),
+            ..found
         })
     }
 
@@ -596,6 +761,9 @@ impl Scheduler {
         let mut saves: Vec<(usize, Reason)> = Vec::new();
         for segment in batch.segments() {
             let slot = segment.slot;
+            if self.uncached[slot] {
+                continue;
+            }
             let len = self.engine.len(slot);
             let before = len - segment.tokens.len();
             match self.running.iter().find(|s| s.slot == slot) {
@@ -623,7 +791,7 @@ impl Scheduler {
             return;
         };
         let tokens = self.engine.tokens(slot).to_vec();
-        if tokens.is_empty() {
+        if tokens.is_empty() || self.uncached[slot] {
             return;
         }
         let options = SaveOptions {
@@ -657,12 +825,7 @@ impl Scheduler {
 
     /// Tokens that a slot and a prompt begin with alike.
     fn shared(&self, slot: usize, prompt: &[u32]) -> usize {
-        let tokens = self.engine.tokens(slot);
-        tokens
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count()
+        n_alike(self.engine.tokens(slot), prompt)
     }
 
     fn rewinds_without_frontier(&self, slot: usize, len: usize) -> bool {
@@ -713,10 +876,15 @@ impl Scheduler {
             }
             let prompt = &sequence.request.tokens;
             let mut end = prompt.len().min(sequence.n_done + room);
-            // A step ends where a frontier will be taken.
-            let mark = frontier_mark(prompt.len());
-            if sequence.n_done < mark && mark < end {
-                end = mark;
+            // A step ends where a frontier will be taken, and where a request that waits
+            // for a part of this prompt goes another way.
+            let awaited = self.waiting.iter().filter_map(|w| w.awaits);
+            let awaited = awaited.filter(|(id, _)| *id == sequence.id);
+            let marks = awaited.map(|(_, n_awaited)| n_awaited);
+            for mark in marks.chain([frontier_mark(prompt.len())]) {
+                if sequence.n_done < mark && mark < end {
+                    end = mark;
+                }
             }
             let outputs = if end == prompt.len() {
                 Outputs::Last
@@ -821,6 +989,11 @@ impl Scheduler {
         }
         Ok(())
     }
+}
+
+/// Tokens that two lists begin with alike.
+fn n_alike(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 /// Where a prompt of this length leaves a frontier: the last multiple of

@@ -38,6 +38,7 @@ fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
         max_tokens,
         stop_tokens: Vec::new(),
         n_logprobs: None,
+        use_cache: true,
     }
 }
 
@@ -187,6 +188,8 @@ fn a_cancelled_prefill_stops_within_a_chunk_and_is_not_lost() {
     let mut scheduler = Scheduler::new(open(&golden, 1, 270));
     let prompt = &golden.tokens[..260];
     let id = scheduler.submit(greedy(prompt, 4)).unwrap();
+    // It gets its slot, then its first chunk.
+    scheduler.tick().unwrap();
     scheduler.tick().unwrap();
     scheduler.cancel(id);
     let mut replies = Replies::new();
@@ -334,12 +337,11 @@ fn a_running_sequence_says_what_its_slot_held() {
     assert_eq!(
         scheduler.reuse(id),
         Some(Reuse {
-            slot: 0,
             n_shared: 10,
             n_cached: 10,
             n_held: 40,
-            n_loaded: 0,
-            not_stored: None,
+            held_next: golden.tokens[10..18].to_vec(),
+            ..Reuse::default()
         })
     );
     assert_eq!(scheduler.slots()[0].sequence, Some(id));
@@ -347,6 +349,131 @@ fn a_running_sequence_says_what_its_slot_held() {
     scheduler.reset();
     assert!(scheduler.is_idle() && !scheduler.contains(id));
     assert_eq!(scheduler.slots()[0].n_tokens, 0);
+}
+
+/// Tokens of a prompt of this length, never the same twice.
+fn long_prompt(golden: &Golden, n: usize) -> Vec<u32> {
+    golden.tokens.iter().copied().cycle().take(n).collect()
+}
+
+/// Runs until a sequence has generated so many tokens.
+fn run_until(scheduler: &mut Scheduler, id: SequenceId, n: usize, replies: &mut Replies) {
+    while replies.get(&id).map_or(0, |r| r.0.len()) < n {
+        collect(scheduler.tick().expect("no failure"), replies);
+    }
+}
+
+#[test]
+fn a_retry_computes_nothing_that_the_first_try_computes() {
+    let golden = model();
+    let prompt = long_prompt(&golden, 300);
+    let expected = by_hand(&mut open(&golden, 1, 512), &prompt, 100);
+    // While the first is prefilling, just behind that, and when it has said more than the rings
+    // hold: the last place to come back to is then the frontier before the prompt's end.
+    for (n_said, n_cached) in [(0, 299), (1, 299), (10, 299), (90, 256)] {
+        let mut scheduler = Scheduler::new(open(&golden, 2, 512));
+        let first = scheduler.submit(greedy(&prompt, 100)).unwrap();
+        let mut replies = Replies::new();
+        collect(scheduler.tick().unwrap(), &mut replies);
+        run_until(&mut scheduler, first, n_said, &mut replies);
+        let retry = scheduler.submit(greedy(&prompt, 20)).unwrap();
+        collect(scheduler.tick().unwrap(), &mut replies);
+        assert_eq!(
+            scheduler.reuse(retry).is_some(),
+            n_said > 0,
+            "it waits while the first is prefilling"
+        );
+        for (id, reply) in run(&mut scheduler) {
+            let all = replies.entry(id).or_default();
+            all.0.extend(reply.0);
+            all.1 = reply.1;
+        }
+        let of = |id: SequenceId| (replies[&id].0.clone(), replies[&id].1.expect("an end").1);
+        let ((first, _), (retry, timings)) = (of(first), of(retry));
+        assert_eq!(first, expected, "after {n_said}");
+        assert_eq!(retry, expected[..20], "after {n_said}");
+        assert_eq!(timings.n_cached, n_cached, "after {n_said}");
+    }
+}
+
+#[test]
+fn a_retry_goes_on_in_the_slot_of_a_first_try_that_is_given_up() {
+    let golden = model();
+    let prompt = long_prompt(&golden, 300);
+    let mut scheduler = Scheduler::new(open(&golden, 2, 512));
+    let first = scheduler.submit(greedy(&prompt, 9)).unwrap();
+    scheduler.tick().unwrap();
+    scheduler.tick().unwrap();
+    let retries: Vec<SequenceId> = (0..2)
+        .map(|_| scheduler.submit(greedy(&prompt, 9)).unwrap())
+        .collect();
+    scheduler.tick().unwrap();
+    scheduler.cancel(first);
+    scheduler.tick().unwrap();
+    let reuse = scheduler.reuse(retries[0]).expect("it runs");
+    assert_eq!((reuse.slot, reuse.n_cached), (0, 128), "{reuse:?}");
+    assert!(scheduler.reuse(retries[1]).is_none(), "waits for the other");
+    let replies = run(&mut scheduler);
+    let expected = by_hand(&mut open(&golden, 1, 512), &prompt, 9);
+    for id in &retries {
+        assert_eq!(replies[id].0, expected);
+    }
+    assert_eq!(replies[&retries[1]].1.unwrap().1.n_cached, 299);
+}
+
+#[test]
+fn requests_that_are_alike_wait_for_each_other_and_all_end() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 3, 512));
+    let mut engine = open(&golden, 1, 512);
+    let common = long_prompt(&golden, 150);
+    let asked: Vec<(SequenceId, Vec<u32>)> = (0..8)
+        .map(|i| {
+            let mut prompt = common.clone();
+            // Two of each.
+            prompt.extend((0..100).map(|k| golden.tokens[(k * 7 + i / 2 * 3) % 170]));
+            (scheduler.submit(greedy(&prompt, 6)).unwrap(), prompt)
+        })
+        .collect();
+    let replies = run(&mut scheduler);
+    let mut n_computed = 0;
+    for (id, prompt) in &asked {
+        let (reply, end) = &replies[id];
+        assert_eq!(reply, &by_hand(&mut engine, prompt, 6), "{id:?}");
+        n_computed += prompt.len() - end.expect("an end").1.n_cached;
+    }
+    assert!(
+        n_computed <= 150 + 4 * 100 + 4 * 130,
+        "what is common is computed about once: {n_computed}"
+    );
+}
+
+#[test]
+fn a_request_without_a_cache_takes_nothing_and_leaves_nothing() {
+    let golden = model();
+    let prompt = long_prompt(&golden, 200);
+    let mut scheduler = Scheduler::new(open(&golden, 2, 512));
+    let kept = scheduler.submit(greedy(&prompt, 3)).unwrap();
+    run(&mut scheduler);
+    let alone = Request {
+        use_cache: false,
+        ..greedy(&prompt, 30)
+    };
+    let id = scheduler.submit(alone.clone()).unwrap();
+    let mut replies = Replies::new();
+    run_until(&mut scheduler, id, 2, &mut replies);
+    let reuse = scheduler.reuse(id).expect("it runs");
+    assert!(reuse.ignored && reuse.n_cached == 0, "{reuse:?}");
+    // Another that asks the same while it runs goes on from the slot that is kept.
+    let again = scheduler.submit(greedy(&prompt, 3)).unwrap();
+    replies.extend(run(&mut scheduler));
+    assert_eq!(replies[&again].1.unwrap().1.n_cached, 199);
+    let held: Vec<usize> = scheduler.slots().iter().map(|s| s.n_tokens).collect();
+    assert_eq!(held, [202, 0], "{kept:?} is there, {id:?} is not");
+    let id = scheduler.submit(alone).unwrap();
+    scheduler.tick().unwrap();
+    scheduler.cancel(id);
+    assert_eq!(scheduler.slots()[1].n_tokens, 0, "given up");
 }
 
 #[test]

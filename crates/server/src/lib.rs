@@ -13,5 +13,7 @@ pub mod prompt;
 pub mod reply;
 pub mod schema;
 pub mod stop_strings;
+mod story;
+pub mod trace;
 pub mod turns;
 pub mod worker;

@@ -66,6 +66,8 @@ pub struct ReplyInProgress {
     text: String,
     tokens: Vec<u32>,
     in_reasoning: bool,
+    /// Reasoning tokens after which it is ended.
+    budget: Option<usize>,
     n_reasoning: usize,
     reasoning: String,
     content: String,
@@ -104,6 +106,7 @@ impl ReplyInProgress {
             text: String::new(),
             tokens: Vec::new(),
             in_reasoning: matches!(prompt.start, Start::Reasoning | Start::WithinReasoning),
+            budget: generation.thinking.budget,
             n_reasoning: 0,
             reasoning: String::new(),
             content: String::new(),
@@ -117,6 +120,21 @@ impl ReplyInProgress {
             tokenizer,
             prompt,
         }
+    }
+
+    /// The tokens so far, those forced included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Their text, without the beginning of an unfinished character.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Of the tokens, those of reasoning.
+    pub fn n_reasoning(&self) -> usize {
+        self.n_reasoning
     }
 
     /// Tokens that the reply begins with whatever the model would say: a call that must be made
@@ -209,8 +227,7 @@ impl ReplyInProgress {
                 self.naming = None;
             }
         }
-        let budget = self.generation.thinking.budget;
-        if self.in_reasoning && budget.is_some_and(|budget| self.n_reasoning >= budget) {
+        if self.in_reasoning && self.budget.is_some_and(|budget| self.n_reasoning >= budget) {
             let close = self.tokenizer.protocol().think_close;
             self.take_forced(&[close], &mut step);
         }
@@ -220,10 +237,12 @@ impl ReplyInProgress {
         step
     }
 
-    /// Ends the reasoning, if it is going on.
+    /// Ends the reasoning, if it is going on: at once, or with the first token.
     pub fn end_reasoning(&mut self) -> Step {
         let mut step = Step::default();
-        if self.in_reasoning && !self.tokens.is_empty() {
+        if self.tokens.is_empty() {
+            self.budget = Some(0);
+        } else if self.in_reasoning {
             let close = self.tokenizer.protocol().think_close;
             self.take_forced(&[close], &mut step);
             if !step.ends {

@@ -18,10 +18,11 @@ use tower::ServiceExt as _;
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
 use crate::generation::{Failure, FailureKind};
 use crate::id::new_id;
+use crate::log::endpoint_name;
 use crate::prompt::Prompter;
 use crate::schema::Schemas;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{TokenSource, Worker, WorkerOptions};
+use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::read_json;
 use super::error::{HttpError, json as json_response};
@@ -133,6 +134,7 @@ impl Server {
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
         let _ = self.ready.set(Arc::new(Ready {
@@ -298,6 +300,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/models/{*name}", get(one_model))
         .route("/v1/chat/completions", post(post_chat))
         .route("/v1/chat/completions/input_tokens", post(count_chat))
+        .route("/v1/chat/completions/control", post(control))
         .route("/v1/completions", post(post_completions))
         .route("/v1/messages", post(post_messages))
         .route("/v1/messages/count_tokens", post(count_messages))
@@ -402,13 +405,33 @@ async fn slots(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -
                     "n_past": slot.n_tokens,
                     "cache_tokens": slot.n_tokens,
                     "next_token": {"n_decoded": slot.n_decoded},
-                    "last_prompt": slot.story,
+                    "last_prompt": slot.last.as_ref().map_or("", |last| &last.why),
+                    "last_request": slot.last.as_ref().map(last_request),
                 })
             })
             .collect();
         json_response(&Value::from(rows))
     });
     in_words(answer, &wire)
+}
+
+/// The story of a slot's request.
+fn last_request(last: &SlotRequest) -> Value {
+    json!({
+        "id": last.request_id,
+        "endpoint": endpoint_name(last.endpoint),
+        "client": last.client.name,
+        "session": last.client.session,
+        "prompt_tokens": last.usage.n_prompt,
+        "cached_tokens": last.usage.n_cached,
+        "cache_source": last.source,
+        "why": last.why,
+        "generated_tokens": last.usage.n_generated,
+        "reasoning_tokens": last.usage.n_reasoning,
+        "prefill_per_second": last.prefill_rate,
+        "decode_per_second": last.decode_rate,
+        "finish": last.finish,
+    })
 }
 
 async fn tokenize(call: Call, body: Body) -> Response {
@@ -687,6 +710,25 @@ async fn cancel(
         }
     });
     in_words(answer, &wire)
+}
+
+/// Ends the reasoning of a reply that is being streamed, as llama.cpp has it.
+async fn control(call: Call, body: Body) -> Response {
+    let (State(server), wire, _) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let id = utility::parse_control(&body)?;
+        if ready.worker.end_reasoning(&id) {
+            Ok(json_response(&json!({"id": id, "success": true})))
+        } else {
+            Err(HttpError::new(
+                FailureKind::NotFound,
+                format!("no request {id} is running or waiting"),
+            ))
+        }
+    };
+    in_words(answer.await, &wire)
 }
 
 async fn delete_response(

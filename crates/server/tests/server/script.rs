@@ -144,13 +144,15 @@ impl ScriptedSource {
             let n_shared = shared(slot);
             let (id, request) = self.waiting.pop_front().expect("just seen");
             let n_cached = n_shared.min(request.tokens.len() - 1);
+            let held_next = self.slots[slot][n_shared..].iter().take(8);
             let reuse = Reuse {
                 slot,
+                from: slot,
                 n_shared,
                 n_cached,
                 n_held: self.slots[slot].len(),
-                n_loaded: 0,
-                not_stored: None,
+                held_next: held_next.copied().collect(),
+                ..Reuse::default()
             };
             self.slots[slot].truncate(n_cached);
             let script = self.scripts.lock().unwrap().pop_front();
@@ -226,7 +228,8 @@ impl TokenSource for ScriptedSource {
     }
 
     fn reuse(&self, id: SequenceId) -> Option<Reuse> {
-        self.running.iter().find(|s| s.id == id).map(|s| s.reuse)
+        let running = self.running.iter().find(|s| s.id == id);
+        running.map(|s| s.reuse.clone())
     }
 
     fn slots(&self) -> Vec<SlotUse> {

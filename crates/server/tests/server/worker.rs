@@ -10,6 +10,7 @@ use ds4_server::generation::{
     Endpoint, FailureKind, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking, Tool,
     ToolChoice,
 };
+use ds4_server::log::Client;
 use ds4_server::prompt::{PromptRules, Prompter, ReasoningHistory};
 use ds4_server::schema::Schemas;
 use ds4_server::turns::Turns;
@@ -62,6 +63,7 @@ impl Bench {
             default_max_tokens: 1000,
             log: Arc::new(move |line| lines.lock().unwrap().push(line.to_string())),
             note: Arc::new(|_| {}),
+            trace: None,
         };
         let rules = PromptRules {
             revision: Revision::Preview,
@@ -95,6 +97,8 @@ impl Bench {
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
+                reply_id: "chatcmpl-1".to_owned(),
+                client: Client::new(Some("agent/1.2 (linux)"), generation.affinity.as_deref()),
                 generation: Arc::new(generation),
                 schema: generation_schema,
                 prompt,
@@ -148,6 +152,7 @@ fn chat(messages: Vec<Message>) -> Generation {
         ignore_eos: false,
         stream: true,
         affinity: None,
+        use_cache: true,
     }
 }
 
@@ -228,7 +233,7 @@ fn a_reply_is_told_apart_and_its_deltas_add_up() {
     assert!(matches!(events[0], ReplyEvent::Started { n_cached: 0, .. }));
     let line = bench.log.lock().unwrap()[0].clone();
     assert!(
-        line.contains("finish=tool_calls") && line.contains("idle slots are empty"),
+        line.contains("finish=tool_calls") && line.contains("the slots are empty"),
         "{line}"
     );
     assert!(!line.contains("So:"), "no text in the log: {line}");
@@ -270,7 +275,7 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
     assert_eq!(answer.usage.n_cached, answer.usage.n_prompt - n_new);
     let line = bench.log.lock().unwrap()[1].clone();
     assert!(line.contains("replayed=1/1"), "{line}");
-    assert!(line.contains("goes on where the slot ends"), "{line}");
+    assert!(line.contains("goes on where slot 0 ends"), "{line}");
 
     // An answer without calls is found by what it answered; a changed one is not.
     let mut said = Message::assistant("yes");
@@ -285,6 +290,49 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
         assert!(line.contains(replayed), "{content}: {line}");
     }
     assert!(bench.turns.lock().unwrap().knows_call(&outcome.calls[0].id));
+}
+
+#[test]
+fn a_difference_behind_a_replayed_turn_is_placed_in_the_tokens_that_the_engine_got() {
+    let first = format!("so much thought</think>  \n{}", block(&[("f", "a")]));
+    let bench = Bench::scripted(
+        Behaviour {
+            n_slots: 1,
+            ..Behaviour::default()
+        },
+        [first.as_str(), "x</think>y", "x</think>y"],
+    );
+    let ask = with_tools(chat(vec![Message::user("hi")]), &["f"]);
+    let call = bench.outcome(ask.clone()).calls.remove(0);
+    let mut said = Message::assistant("");
+    said.tool_calls = vec![ToolCall {
+        id: call.id.clone(),
+        name: call.name,
+        arguments: call.arguments,
+    }];
+    for result in ["the result is 1", "the result is 2"] {
+        let mut next = ask.clone();
+        if let PromptSource::Messages(messages) = &mut next.prompt {
+            messages.extend([said.clone(), Message::tool(&*call.id, result)]);
+        }
+        bench.outcome(next);
+    }
+    let prompts = bench.seen.lock().unwrap().prompts.clone();
+    let [one, two] = [1, 2].map(|at| bench.text(&prompts[at].0));
+    assert!(
+        one.contains("so much thought</think>  \n\n\n<｜DSML｜"),
+        "replayed"
+    );
+    let byte = one.bytes().zip(two.bytes()).take_while(|(a, b)| a == b);
+    let byte = byte.count();
+    let line = bench.log.lock().unwrap()[2].clone();
+    assert!(
+        line.contains(&format!(
+            "differs from what slot 0 holds at byte {byte} of the prompt, in message 4 of 4 \
+             (tool result), token "
+        )),
+        "{line}"
+    );
 }
 
 #[test]
@@ -576,6 +624,8 @@ fn a_full_queue_refuses_and_forgets_nothing() {
     let prompt = bench.prompter.tokens(&generation).unwrap();
     let refused = bench.worker.submit(Job {
         request_id: "late".to_owned(),
+        reply_id: String::new(),
+        client: Client::default(),
         generation: Arc::new(generation.clone()),
         prompt,
         schema: None,
@@ -647,6 +697,8 @@ fn shutting_down_lets_replies_finish_and_gives_up_those_that_do_not() {
     let prompt = bench.prompter.tokens(&generation).unwrap();
     let late = bench.worker.submit(Job {
         request_id: "late".to_owned(),
+        reply_id: String::new(),
+        client: Client::default(),
         generation: Arc::new(generation),
         prompt,
         schema: None,
