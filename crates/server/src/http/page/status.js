@@ -8,7 +8,10 @@ const HIDDEN_MS = 30000;
 
 const byId = (id) => document.getElementById(id);
 const number = (n) => n.toLocaleString("en");
-const rate = (n) => (n == null ? "–" : `${n.toFixed(n < 100 ? 1 : 0)} tokens/s`);
+const rate = (n) => {
+  const digits = { maximumFractionDigits: n < 100 ? 1 : 0 };
+  return n == null ? "–" : `${n.toLocaleString("en", digits)} tokens/s`;
+};
 
 /** A number of things: `1 token`, `2 tokens`. */
 export const count = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
