@@ -8,9 +8,6 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-/// Where the parts besides the document lie.
-const FOLDER: &str = "/page/";
-
 /// What the document may do: run and show its own files and talk to this server. No script or
 /// style stands in the document itself, nothing is sent by forms, and no other page frames it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -35,7 +32,7 @@ const PARTS: [(&str, &str, &str); 7] = [
 
 /// Whether a path is one of the page's, which holds nothing secret and asks for the key itself.
 pub(super) fn is_part(path: &str) -> bool {
-    path == "/" || path.starts_with(FOLDER)
+    PARTS.iter().any(|(part, _, _)| *part == path)
 }
 
 /// Adds the page to the routes.
