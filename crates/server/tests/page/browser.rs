@@ -1,6 +1,6 @@
 //! A browser, by the few commands of WebDriver (W3C) that the tests need.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -150,43 +150,43 @@ impl Browser {
     /// One request to the driver; the value of its answer.
     #[track_caller]
     fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        let mut answer = self.exchange(method, path, body).expect("an answer");
+        let value = answer["value"].take();
+        assert!(value.get("error").is_none(), "{path} {body}: {value:#}");
+        value
+    }
+
+    fn exchange(&self, method: &str, path: &str, body: &Value) -> io::Result<Value> {
         let body = body.to_string();
-        let mut stream = TcpStream::connect(self.address).expect("chromedriver listens");
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: {}\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             self.address,
             body.len(),
         );
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("a time above zero");
-        stream.write_all(request.as_bytes()).expect("it reads");
-        let mut answer: Value = serde_json::from_slice(&body_of(stream)).expect("JSON");
-        let value = answer["value"].take();
-        assert!(value.get("error").is_none(), "{path} {body}: {value:#}");
-        value
+        stream.write_all(request.as_bytes())?;
+        Ok(serde_json::from_slice(&body_of(stream)?)?)
     }
 }
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        if !std::thread::panicking() && !self.session.is_empty() {
-            self.ask("DELETE", &format!("/session/{}", self.session), &json!({}));
-        }
-        // Its browser ends with it.
+        // The browser outlives a driver that is killed, and after a failed test it is of no use.
+        let _ = self.exchange("DELETE", &format!("/session/{}", self.session), &json!({}));
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }
 }
 
 /// The body of an answer, by its length: the driver leaves the connection open.
-fn body_of(stream: TcpStream) -> Vec<u8> {
+fn body_of(stream: TcpStream) -> io::Result<Vec<u8>> {
     let mut stream = BufReader::new(stream);
     let mut n_bytes = 0;
     loop {
         let mut line = String::new();
-        stream.read_line(&mut line).expect("the driver answers");
+        stream.read_line(&mut line)?;
         let line = line.trim_end().to_ascii_lowercase();
         if let Some(length) = line.strip_prefix("content-length:") {
             n_bytes = length.trim().parse().expect("a length");
@@ -196,8 +196,8 @@ fn body_of(stream: TcpStream) -> Vec<u8> {
         }
     }
     let mut body = vec![0; n_bytes];
-    stream.read_exact(&mut body).expect("a whole body");
-    body
+    stream.read_exact(&mut body)?;
+    Ok(body)
 }
 
 /// The first of some programs that can be run.
