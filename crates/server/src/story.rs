@@ -46,7 +46,8 @@ pub(crate) fn why(
         "copy" => format!("; copied from slot {from}"),
         _ => String::new(),
     };
-    let n_shared = reuse.n_shared;
+    // What is opened on the model's behalf is computed with the prompt and is no part of it.
+    let n_shared = reuse.n_shared.min(n_prompt);
     let back = match n_shared.min(n_prompt - 1).saturating_sub(n_cached) {
         0 => String::new(),
         _ => format!("; goes back from token {n_shared} to {n_cached}, where its state was kept"),
@@ -402,6 +403,11 @@ mod tests {
                 base(n, 40, n + 90),
                 "memory",
                 "holds all of it; goes back from token",
+            ),
+            (
+                base(n + 9, n, n + 20),
+                "memory",
+                "0 new: slot 0 holds all of it",
             ),
             (
                 Reuse {

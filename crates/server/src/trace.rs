@@ -1,7 +1,18 @@
 //! What bug reports need: everything of a request, its text included.
 //!
-//! One JSON object per line, written when a request is over. The members are those of
-//! [`Record`]; the ordinary log never holds text, and this file is for its owner's eyes alone.
+//! One JSON object per line, written when a request is over. The ordinary log never holds text,
+//! and this file is for its owner's eyes alone.
+//!
+//! | member | value |
+//! |---|---|
+//! | `time`, `id`, `endpoint`, `client`, `session` | when it ended, and who asked what |
+//! | `prompt`, `prompt_tokens` | the text and ids that the engine got; bytes in `cache.why` count in this text |
+//! | `replayed`, `rendered` | replies in the prompt in the model's own tokens, and from text |
+//! | `cache` | `used`, `n_cached`, `source`, `why` |
+//! | `sampling`, `constraints` | how tokens were chosen; a constraint holds from the token `at` on |
+//! | `output`, `output_tokens`, `calls` | what the model wrote, and the calls read from it |
+//! | `finish`, `error` | how it ended; one of them is null |
+//! | `queue_ms`, `prefill_ms`, `decode_ms` | where the time went |
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};

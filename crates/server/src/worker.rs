@@ -19,6 +19,7 @@ use ds4_text::Tokenizer;
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::calls::CallReader;
 use crate::generation::{
     Endpoint, Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Timings, Usage,
 };
@@ -130,6 +131,8 @@ pub struct Job {
     pub prompt: TokenPrompt,
     /// What the content must follow.
     pub schema: Option<SchemaReader>,
+    /// What its calls must follow.
+    pub calls: Option<CallReader>,
 }
 
 /// What a slot does, for whoever looks from outside.
@@ -459,12 +462,12 @@ impl<S: TokenSource> Body<S> {
                     return;
                 }
                 match self.inbox.recv() {
-                    Ok(command) => self.obey(command),
+                    Ok(command) => self.try_to_obey(command),
                     Err(mpsc::RecvError) => return,
                 }
             }
             while let Ok(command) = self.inbox.try_recv() {
-                self.obey(command);
+                self.try_to_obey(command);
             }
             if self.deadline.is_some_and(|at| Instant::now() >= at) {
                 self.give_up_all();
@@ -485,6 +488,13 @@ impl<S: TokenSource> Body<S> {
         drop(turns);
         for notice in notices {
             (self.options.note)(&notice);
+        }
+    }
+
+    fn try_to_obey(&mut self, command: Command) {
+        // Whoever waits for a reply that was not begun learns that nobody makes it.
+        if catch_unwind(AssertUnwindSafe(|| self.obey(command))).is_err() {
+            (self.options.note)("a request could not be begun or ended, by a bug");
         }
     }
 
@@ -523,6 +533,7 @@ impl<S: TokenSource> Body<S> {
             Arc::clone(&self.tokenizer),
             job.prompt.clone(),
             job.schema.take(),
+            job.calls.take(),
         );
         let opening = reply.opening();
         let mut tokens = job.prompt.tokens.clone();
@@ -588,7 +599,14 @@ impl<S: TokenSource> Body<S> {
         match catch_unwind(AssertUnwindSafe(|| self.source.tick())) {
             Ok(Ok(events)) => {
                 for event in events {
-                    self.dispatch(event, began);
+                    let (Event::Prefill { id, .. }
+                    | Event::Token { id, .. }
+                    | Event::Finished { id, .. }) = event;
+                    let done = catch_unwind(AssertUnwindSafe(|| self.dispatch(event, began)));
+                    if done.is_err() {
+                        self.source.cancel(id);
+                        self.fail(id, internal("reading the reply failed by a bug"));
+                    }
                 }
             }
             Ok(Err(error)) => {
@@ -667,14 +685,8 @@ impl<S: TokenSource> Body<S> {
                     return;
                 };
                 running.first_token.get_or_insert_with(Instant::now);
-                let reply = &mut running.reply;
-                match catch_unwind(AssertUnwindSafe(|| reply.push(token, logprobs))) {
-                    Ok(step) => self.follow(id, step),
-                    Err(_) => {
-                        self.source.cancel(id);
-                        self.fail(id, internal("reading the reply failed by a bug"));
-                    }
-                }
+                let step = running.reply.push(token, logprobs);
+                self.follow(id, step);
             }
             Event::Finished { id, reason, .. } => self.end(id, Some(reason)),
         }

@@ -146,9 +146,10 @@ pub(super) async fn answer(
             Some(schema) => Some(compiler.schemas()?.compile(schema)?),
             None => None,
         };
-        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema))
+        let calls = compiler.call_reader(&wanted);
+        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema, calls))
     });
-    let (prompt, schema) = prepared.await.map_err(|_| {
+    let (prompt, schema, calls) = prepared.await.map_err(|_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
@@ -162,6 +163,7 @@ pub(super) async fn answer(
         generation: Arc::clone(&generation),
         prompt,
         schema,
+        calls,
     })?;
     if generation.stream {
         Ok(stream(server, ready, shape, events, ticket).await)

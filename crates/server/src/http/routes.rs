@@ -16,7 +16,8 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
-use crate::generation::{Failure, FailureKind};
+use crate::calls::{CallReader, CallVocabulary};
+use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
 use crate::log::endpoint_name;
 use crate::prompt::Prompter;
@@ -58,6 +59,8 @@ pub(super) struct Ready {
     facts: ModelFacts,
     /// Made when the first schema comes: it takes a while.
     schemas: OnceLock<Result<Schemas, String>>,
+    /// Made when the first tool is declared.
+    calls: OnceLock<Arc<CallVocabulary>>,
     stored: Mutex<responses::MemoryStore>,
 }
 
@@ -72,6 +75,15 @@ impl Ready {
             message: format!("this model's vocabulary cannot follow schemas: {reason}"),
             param: None,
         })
+    }
+
+    /// What keeps a request's calls well-formed, if it may make any.
+    pub(super) fn call_reader(&self, generation: &Generation) -> Option<CallReader> {
+        if generation.tools.is_empty() {
+            return None;
+        }
+        let make = || Arc::new(CallVocabulary::new(self.prompter.tokenizer()));
+        CallReader::new(Arc::clone(self.calls.get_or_init(make)), generation)
     }
 
     /// Keeps a response for clients that refer to it.
@@ -143,6 +155,7 @@ impl Server {
             prompter: Prompter::new(tokenizer, turns, self.options.prompt, facts.n_context),
             facts,
             schemas: OnceLock::new(),
+            calls: OnceLock::new(),
             stored: Mutex::new(responses::MemoryStore::new(
                 MAX_STORED_RESPONSES,
                 MAX_STORED_BYTES,

@@ -23,6 +23,53 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     )
 }
 
+/// The same with tokens that reach over the ends of tags, as a trained vocabulary has them.
+pub(crate) fn tokenizer_with_long_tokens() -> Arc<Tokenizer> {
+    let (mut tokens, mut types) = speaking_model::vocabulary();
+    // `Ċ` is a line break and `Ġ` a blank.
+    let long = [
+        "\">",
+        "\">Ċ",
+        "\">ĊĊ",
+        "\"></",
+        "</",
+        ")</",
+        "\"</",
+        "}</",
+        ">Ċ",
+        ">Ċ<",
+        "Ġstring",
+        "=\"",
+        "\"true",
+        "\"false",
+        "true",
+        "invoke",
+        "parameter",
+        "tool",
+        "_calls",
+        "{\"",
+        "\":",
+        "\":Ġ\"",
+        "\",",
+        "\"]",
+        "}]",
+        "[]",
+        "ï½ľ",
+        "12",
+        "null",
+        "Ġ\"",
+        "a<",
+        "</ï",
+    ];
+    tokens.extend(long.map(str::to_owned));
+    types.extend([1; 32]);
+    let merges: [&str; 0] = [];
+    Arc::new(
+        Tokenizer::from_gguf_parts("gpt2", "joyai-llm", tokens, &types, merges)
+            .expect("a tokenizer"),
+    )
+}
+
 /// One reply written down.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
