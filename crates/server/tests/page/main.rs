@@ -6,8 +6,9 @@
 mod browser;
 mod conversation;
 #[path = "../server/script.rs"]
+#[allow(dead_code, reason = "other tests look closer")]
 mod script;
 mod trust;
 #[path = "../server/web.rs"]
-#[expect(dead_code, reason = "other tests look closer")]
+#[allow(dead_code, reason = "other tests look closer")]
 mod web;
