@@ -15,6 +15,7 @@ mod generate;
 mod guard;
 mod metrics;
 mod options;
+mod page;
 mod routes;
 mod wire;
 
