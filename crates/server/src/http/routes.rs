@@ -23,7 +23,8 @@ use crate::schema::Schemas;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{TokenSource, Worker, WorkerOptions};
 
-use super::body::read_json;
+use super::body::BodyReader;
+use super::confine::{Panicked, confine};
 use super::error::{HttpError, json as json_response};
 use super::generate::{self, Shape};
 use super::guard::Guard;
@@ -86,6 +87,7 @@ impl Ready {
 pub struct Server {
     options: ServerOptions,
     guard: Guard,
+    bodies: BodyReader,
     router: OnceLock<Router>,
     ready: OnceLock<Arc<Ready>>,
     pub(super) metrics: Metrics,
@@ -99,6 +101,7 @@ impl Server {
     pub fn new(options: ServerOptions, loopback: bool) -> Arc<Server> {
         let server = Arc::new(Server {
             guard: Guard::new(&options, loopback),
+            bodies: BodyReader::new(&options),
             options,
             router: OnceLock::new(),
             ready: OnceLock::new(),
@@ -192,9 +195,13 @@ impl Server {
                     *request.uri_mut() = uri;
                 }
                 request.extensions_mut().insert(wire.clone());
-                match router.clone().oneshot(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
+                match confine(router.clone().oneshot(request)).await {
+                    Ok(Ok(response)) => response,
+                    Ok(Err(never)) => match never {},
+                    Err(Panicked) => {
+                        HttpError::new(FailureKind::Internal, "answering failed by a bug")
+                            .response(&wire)
+                    }
                 }
             }
             (Ok(()), None) => {
@@ -212,6 +219,12 @@ impl Server {
             if let Some(allow) = allow {
                 response.headers_mut().insert(header::ALLOW, allow);
             }
+        } else if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
+            response = HttpError::new(
+                FailureKind::Invalid,
+                "the path or the query of the address is not well-formed UTF-8",
+            )
+            .response(&wire);
         }
         let label = if response.status() == StatusCode::NOT_FOUND {
             "other"
@@ -264,6 +277,11 @@ impl Server {
             headers: READ_HEADERS.iter().filter_map(header).collect(),
         }
     }
+}
+
+fn is_json(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind == "application/json")
 }
 
 fn now_unix() -> u64 {
@@ -415,7 +433,7 @@ async fn tokenize(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let request = utility::parse_tokenize(&body, &context)?;
         let tokenizer = ready.prompter.tokenizer();
@@ -458,7 +476,7 @@ async fn detokenize(call: Call, body: Body) -> Response {
     let (State(server), wire, _) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let tokenizer = ready.prompter.tokenizer();
         let ids = utility::parse_detokenize(&body, tokenizer.n_vocab())?;
         let text = tokenizer
@@ -473,7 +491,7 @@ async fn apply_template(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         let text = ready.prompter.text(&parsed.generation)?.text;
@@ -516,7 +534,7 @@ async fn post_chat(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         note_warnings(&server, &wire, &parsed.warnings);
@@ -530,7 +548,7 @@ async fn count_chat(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         let n = generate::count(&ready, parsed.generation).await?;
@@ -543,7 +561,7 @@ async fn post_completions(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = completions::parse(&body, &context)?;
         let shape = Shape::Completions(Box::new(parsed.reply));
@@ -556,7 +574,7 @@ async fn post_messages(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = messages::parse(&body, &context)?;
         note_warnings(&server, &wire, &parsed.warnings);
@@ -570,7 +588,7 @@ async fn count_messages(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = messages::parse(&body, &context)?;
         let n = generate::count(&ready, parsed.generation).await?;
@@ -583,7 +601,7 @@ async fn post_responses(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = {
             let stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
@@ -603,7 +621,7 @@ async fn count_responses(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = {
             let stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
