@@ -310,7 +310,10 @@ impl Pump {
         let mut last_write = Instant::now();
         loop {
             // What came meanwhile goes out as one piece.
-            while let Ok(event) = events.try_recv() {
+            while bytes.len() <= MAX_BACKLOG_BYTES
+                && !self.ended
+                && let Ok(event) = events.try_recv()
+            {
                 self.encode(&event, &mut bytes);
                 last_event = Instant::now();
             }
