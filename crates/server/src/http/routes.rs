@@ -374,7 +374,9 @@ async fn metrics(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>)
         return HttpError::new(FailureKind::NotFound, "metrics are off").response(&wire);
     }
     let answer = server.ready().map(|ready| {
-        let mut response = Response::new(Body::from(server.metrics.text(&ready.worker)));
+        let mut response = Response::new(Body::from(
+            server.metrics.text(&ready.worker, ready.facts.size_bytes),
+        ));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; version=0.0.4"),
