@@ -58,7 +58,7 @@ fn request(conversation: usize, turn: usize, replies: &[String]) -> Value {
         messages.push(json!({"role": "assistant", "content": reply}));
     }
     messages.push(json!({"role": "user", "content": question(conversation, turn)}));
-    let thinking = if conversation % 2 == 0 {
+    let thinking = if conversation.is_multiple_of(2) {
         "disabled"
     } else {
         "enabled"

@@ -231,7 +231,7 @@ fn lost() -> Failure {
 /// A reply that its client does not keep up with.
 fn too_slow() -> Failure {
     Failure {
-        kind: FailureKind::Unavailable,
+        kind: FailureKind::Internal,
         message: format!(
             "{} MiB of this reply wait to be read; the rest was given up",
             MAX_BACKLOG_BYTES >> 20

@@ -325,6 +325,7 @@ async fn what_waits_for_a_slow_client_is_bounded_and_its_end_says_why() {
     assert!(bytes.len() < 24 << 20, "{} bytes were kept", bytes.len());
     let end = String::from_utf8_lossy(&bytes[bytes.len() - 400..]);
     assert!(end.contains("wait to be read"), "{end}");
+    assert!(end.contains("\"code\":\"server_error\""), "{end}");
     assert!(end.ends_with("0\r\n\r\n"), "{end}");
     assert!(!end.contains("[DONE]"), "{end}");
 }
