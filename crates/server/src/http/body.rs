@@ -1,5 +1,6 @@
 //! Reading a request's body, within its limits.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +15,36 @@ use super::error::HttpError;
 use super::options::ServerOptions;
 use crate::generation::FailureKind;
 
-/// Bodies of the largest size that may be in memory at once, until they are parsed.
+/// Bodies of the largest size that may be in memory at once, until a prompt is made of them.
 const FULL_BODIES: usize = 4;
 /// Bodies longer than this are parsed where they hold up no other request.
 const LONG_BODY_BYTES: usize = 64 << 10;
+
+/// What a request takes of the room for bodies; dropping it gives it back.
+pub(crate) struct Room(
+    #[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>,
+);
+
+/// A body that was read.
+pub(crate) struct JsonBody {
+    value: Value,
+    room: Room,
+}
+
+impl JsonBody {
+    /// Forgets what was read. What was made of it still takes the room.
+    pub(crate) fn into_room(self) -> Room {
+        self.room
+    }
+}
+
+impl Deref for JsonBody {
+    type Target = Value;
+
+    fn deref(&self) -> &Value {
+        &self.value
+    }
+}
 
 /// Reads the bodies of all requests.
 pub(crate) struct BodyReader {
@@ -38,26 +65,24 @@ impl BodyReader {
     }
 
     /// A body as JSON, whatever its content type says.
-    pub(crate) async fn json(&self, body: Body) -> Result<Value, HttpError> {
-        let (bytes, taken) = self.bytes(body).await?;
-        if bytes.len() <= LONG_BODY_BYTES {
-            return parse(&bytes);
+    pub(crate) async fn json(&self, body: Body) -> Result<JsonBody, HttpError> {
+        let (bytes, room) = self.bytes(body).await?;
+        let is_short = bytes.len() <= LONG_BODY_BYTES;
+        let parse = move || {
+            let value = parse(&bytes)?;
+            Ok(JsonBody { value, room })
+        };
+        if is_short {
+            return parse();
         }
-        let parsed = tokio::task::spawn_blocking(move || {
-            let parsed = parse(&bytes);
-            drop((bytes, taken));
-            parsed
-        });
+        let parsed = tokio::task::spawn_blocking(parse);
         parsed.await.map_err(|_| {
             HttpError::new(FailureKind::Internal, "reading the body failed by a bug")
         })?
     }
 
     /// The bytes of a body, and the room that they take.
-    async fn bytes(
-        &self,
-        mut body: Body,
-    ) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), HttpError> {
+    async fn bytes(&self, mut body: Body) -> Result<(Vec<u8>, Room), HttpError> {
         // A client that says so, or waits to be told to go on, need not send it all.
         if body.size_hint().lower() > self.max_bytes as u64 {
             return Err(self.too_large());
@@ -77,7 +102,7 @@ impl BodyReader {
                 )
             })?;
             let Some(frame) = frame else {
-                return Ok((bytes, taken));
+                return Ok((bytes, Room(taken)));
             };
             let frame = frame.map_err(|e| {
                 HttpError::new(

@@ -17,6 +17,7 @@ use crate::api::{Frame, Logprobs, chat, completions, messages, responses};
 use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent};
 use crate::worker::{Job, Ticket};
 
+use super::body::Room;
 use super::error::{HttpError, json};
 use super::routes::{Ready, Server};
 use super::wire::Wire;
@@ -119,13 +120,14 @@ impl Shape {
     }
 }
 
-/// Runs a request and answers it.
+/// Runs a request and answers it. `room` is what its body takes.
 pub(super) async fn answer(
     server: Arc<Server>,
     ready: Arc<Ready>,
     wire: &Wire,
     generation: Generation,
     shape: Shape,
+    room: Room,
 ) -> Result<Response, HttpError> {
     let n_prompt_started = Instant::now();
     let generation = Arc::new(generation);
@@ -133,6 +135,8 @@ pub(super) async fn answer(
     let wanted = Arc::clone(&generation);
     let compiler = Arc::clone(&ready);
     let prepared = tokio::task::spawn_blocking(move || {
+        // Until the prompt is known to fit, it takes as much as the body that it came from.
+        let _room = room;
         let schema = match &wanted.schema {
             Some(schema) => Some(compiler.schemas()?.compile(schema)?),
             None => None,

@@ -541,7 +541,8 @@ async fn post_chat(call: Call, body: Body) -> Response {
         let parsed = chat::parse(&body, &context)?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Chat(Box::new(parsed.reply));
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -567,7 +568,8 @@ async fn post_completions(call: Call, body: Body) -> Response {
         let context = server.context(&ready, &wire, &headers);
         let parsed = completions::parse(&body, &context)?;
         let shape = Shape::Completions(Box::new(parsed.reply));
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -581,7 +583,8 @@ async fn post_messages(call: Call, body: Body) -> Response {
         let parsed = messages::parse(&body, &context)?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Messages(parsed.reply);
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -614,7 +617,8 @@ async fn post_responses(call: Call, body: Body) -> Response {
             shape: Box::new(parsed.reply),
             input: parsed.store.then_some(parsed.input),
         };
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
