@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use ds4_engine::store::{StoreCounts, StoreUsage};
 
-use crate::generation::{Finish, Outcome};
+use crate::generation::Outcome;
+use crate::log::finish_name;
 use crate::worker::Worker;
 
 /// Upper bounds of the buckets of durations of requests, in seconds.
@@ -129,14 +130,7 @@ impl Metrics {
 
     /// A reply is over; its first text came after `first_text`.
     pub(crate) fn finished(&self, outcome: &Outcome, first_text: Duration) {
-        let finish = match outcome.finish {
-            Finish::Stop => "stop",
-            Finish::StopString(_) => "stop_string",
-            Finish::ToolCalls => "tool_calls",
-            Finish::Length => "length",
-            Finish::ContextFull => "context_full",
-            Finish::Cancelled => "cancelled",
-        };
+        let finish = finish_name(&outcome.finish);
         self.with(|n| {
             *n.finishes.entry(finish).or_default() += 1;
             let usage = outcome.usage;
