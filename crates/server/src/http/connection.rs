@@ -61,6 +61,7 @@ impl BoundServer {
         let (read_timeout, write_stall) = (options.read_timeout, options.write_stall);
         let room = Arc::new(Semaphore::new(options.max_connections));
         let graceful = GracefulShutdown::new();
+        let half_close = !options.half_close_cancels;
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -85,6 +86,7 @@ impl BoundServer {
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
+                .half_close(half_close)
                 .header_read_timeout(read_timeout)
                 // More than is accepted, so that the refusal can say why.
                 .max_buf_size(2 * MAX_HEADER_BYTES)

@@ -4,6 +4,7 @@ mod bad_input;
 mod calls;
 mod connections;
 mod http;
+mod protocols;
 mod script;
 mod web;
 mod worker;
