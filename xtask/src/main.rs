@@ -3,12 +3,28 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: cargo xtask links    check that relative links in Markdown files lead somewhere";
+mod links;
+mod load;
+
+const USAGE: &str = "\
+usage: cargo xtask links    check that relative links in Markdown files lead somewhere
+       cargo xtask load [--clients N] [--minutes N] [--seed N] [--url URL [--pid PID]] [-- FLAGS]
+                            drive a server as many clients would, some of them badly, and say
+                            what it did; without --url it builds ds4-server and starts it with
+                            FLAGS (default: --parallel 4 --ctx 8192)";
 
 fn main() -> ExitCode {
-    match std::env::args().nth(1).as_deref() {
-        Some("links") => links(),
+    let mut args = std::env::args().skip(1);
+    match args.next().as_deref() {
+        Some("links") => links::run(),
+        Some("load") => match load::run(args) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("xtask load: {error}");
+                ExitCode::from(2)
+            }
+        },
         _ => {
             eprintln!("{USAGE}");
             ExitCode::from(2)
@@ -21,95 +37,4 @@ fn root() -> PathBuf {
         .parent()
         .expect("xtask lies in the root")
         .to_path_buf()
-}
-
-/// Every relative link of every Markdown file names an existing file.
-fn links() -> ExitCode {
-    let mut files = Vec::new();
-    collect(&root(), &mut files);
-    let mut n_links = 0;
-    let mut broken = Vec::new();
-    for file in &files {
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => text,
-            Err(error) => {
-                broken.push(format!("{}: {error}", file.display()));
-                continue;
-            }
-        };
-        for target in targets(&text) {
-            n_links += 1;
-            let path = file.parent().expect("a file has a folder").join(target);
-            if !path.exists() {
-                broken.push(format!("{}: no such file: {target}", file.display()));
-            }
-        }
-    }
-    for line in &broken {
-        eprintln!("{line}");
-    }
-    println!(
-        "{} Markdown files, {n_links} relative links, {} broken",
-        files.len(),
-        broken.len()
-    );
-    if broken.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(dir) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        let name = entry.file_name();
-        if path.is_dir() {
-            if name != "target" && !name.to_string_lossy().starts_with('.') {
-                collect(&path, files);
-            }
-        } else if path.extension().is_some_and(|e| e == "md") {
-            files.push(path);
-        }
-    }
-}
-
-/// The relative targets of `[text](target)` links, without their anchors.
-/// Links in code blocks do not count.
-fn targets(text: &str) -> Vec<&str> {
-    let mut found = Vec::new();
-    let mut in_code = false;
-    for line in text.lines() {
-        if line.trim_start().starts_with("```") {
-            in_code = !in_code;
-        }
-        if in_code {
-            continue;
-        }
-        let mut rest = line;
-        while let Some(at) = rest.find("](") {
-            rest = &rest[at + 2..];
-            let Some(end) = rest.find(')') else { break };
-            let target = rest[..end].split('#').next().unwrap_or("");
-            if !target.is_empty() && !target.contains(':') && !target.contains(' ') {
-                found.push(target);
-            }
-            rest = &rest[end..];
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_relative_links_outside_code_are_followed() {
-        let text = "[a](b.md#x) and [c](https://d.e) `x` [f](g/h.rs)\n```\n[no](no.md)\n```\n[anchor](#here)";
-        assert_eq!(targets(text), ["b.md", "g/h.rs"]);
-    }
 }

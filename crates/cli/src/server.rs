@@ -34,12 +34,16 @@ use tokio::sync::watch;
 use crate::args::{BackendArg, EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
 use crate::console::Console;
 use crate::error;
-use crate::interrupt;
+use crate::interrupt::EXIT_STATUS;
 use crate::model::{name_of, open_engine_of, open_file, revision_of};
 use crate::options::EngineOptions;
 use crate::protocol_args::ProtocolArgs;
 use crate::store_args::StoreArgs;
 use crate::switch::Switch;
+
+/// Exit status of a program that SIGTERM ended, as shells report it.
+#[cfg(unix)]
+const TERMINATED_STATUS: u8 = 143;
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
@@ -335,10 +339,18 @@ fn run(args: ServerArgs) -> Result<()> {
         "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens"
     ));
 
-    wait_for_signal(&runtime)?;
+    // Until here a signal ends the program at once: there is nothing to save.
+    let mut signals = {
+        let _entered = runtime.enter();
+        StopSignals::watch()?
+    };
+    runtime.block_on(signals.next());
+    runtime.spawn(async move {
+        let status = signals.next().await;
+        std::process::exit(i32::from(status));
+    });
     console.report("stopping; running requests may finish");
     let _ = stop.send(true);
-    interrupt::watch()?;
     runtime.block_on(serving).context("serving failed")?;
     server.join();
     Ok(())
@@ -384,24 +396,45 @@ fn tokenizer_hash(tokenizer: &Tokenizer) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// Waits for Ctrl+C, or for the signal by which services are stopped.
-fn wait_for_signal(runtime: &Runtime) -> Result<()> {
-    runtime.block_on(async {
+/// What tells a server to stop: Ctrl+C, or the signal by which services are stopped.
+struct StopSignals {
+    #[cfg(unix)]
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    /// Watches for them from now on. Needs to be called where the runtime is entered.
+    fn watch() -> Result<StopSignals> {
         #[cfg(unix)]
         {
-            let kind = tokio::signal::unix::SignalKind::terminate();
-            let mut terminate =
-                tokio::signal::unix::signal(kind).context("cannot watch for SIGTERM")?;
-            tokio::select! {
-                pressed = tokio::signal::ctrl_c() => pressed.context("cannot watch for Ctrl+C"),
-                _ = terminate.recv() => Ok(()),
-            }
+            use tokio::signal::unix::{SignalKind, signal};
+            Ok(StopSignals {
+                interrupt: signal(SignalKind::interrupt()).context("cannot watch for Ctrl+C")?,
+                terminate: signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?,
+            })
         }
         #[cfg(not(unix))]
-        tokio::signal::ctrl_c()
-            .await
-            .context("cannot watch for Ctrl+C")
-    })
+        Ok(StopSignals {})
+    }
+
+    /// Waits for the next one: the exit status of a program that it ends.
+    async fn next(&mut self) -> u8 {
+        #[cfg(unix)]
+        tokio::select! {
+            _ = self.interrupt.recv() => EXIT_STATUS,
+            _ = self.terminate.recv() => TERMINATED_STATUS,
+        }
+        #[cfg(not(unix))]
+        {
+            // One that cannot be watched for never comes.
+            if tokio::signal::ctrl_c().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            EXIT_STATUS
+        }
+    }
 }
 
 fn keys(args: &ServerArgs) -> Result<Vec<String>> {

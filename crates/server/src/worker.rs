@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ds4_engine::store::{Store, StoreCounts, StoreMeter, StoreUsage};
 use ds4_engine::{
     Constraint, Event, FinishReason, Request, RequestError, Reuse, Scheduler, SequenceId, SlotUse,
     StepError,
@@ -65,6 +66,10 @@ pub trait TokenSource: Send {
     }
     /// Keeps what the slots hold, before the program ends.
     fn save_all(&mut self) {}
+    /// What says how the store of states fares, if there is one.
+    fn store_meter(&self) -> Option<StoreMeter> {
+        None
+    }
 }
 
 impl TokenSource for Scheduler {
@@ -106,6 +111,9 @@ impl TokenSource for Scheduler {
     }
     fn save_all(&mut self) {
         Scheduler::save_all(self);
+    }
+    fn store_meter(&self) -> Option<StoreMeter> {
+        self.store().map(Store::meter)
     }
 }
 
@@ -200,6 +208,7 @@ struct Shared {
     stopping: AtomicBool,
     slots: Mutex<Vec<SlotView>>,
     counters: Counters,
+    store: Option<StoreMeter>,
 }
 
 /// What an accepted job is called.
@@ -263,7 +272,10 @@ impl Worker {
         options: WorkerOptions,
     ) -> std::io::Result<Worker> {
         let (commands, inbox) = mpsc::channel();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            store: source.store_meter(),
+            ..Shared::default()
+        });
         let mut body = Body {
             source,
             tokenizer,
@@ -379,6 +391,11 @@ impl Worker {
     /// Numbers for the metrics.
     pub fn counters(&self) -> &Counters {
         &self.shared.counters
+    }
+
+    /// How the store of states fares; `None` without one.
+    pub fn store(&self) -> Option<(StoreCounts, StoreUsage)> {
+        self.shared.store.as_ref()?.read()
     }
 
     /// Takes no more jobs; those that run may finish until `grace` is over.

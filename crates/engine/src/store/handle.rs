@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -311,6 +311,16 @@ impl State {
             self.notices.pop_front();
         }
         self.notices.push_back(notice);
+    }
+
+    fn usage(&self) -> StoreUsage {
+        StoreUsage {
+            n_points: self.index.points().len(),
+            n_blocks: self.index.blocks().len(),
+            n_bytes: self.index.n_bytes(),
+            n_other_bytes: self.n_other_bytes,
+            n_queued_bytes: self.queued_bytes,
+        }
     }
 
     pub(crate) fn is_paused(&self, now: SystemTime) -> bool {
@@ -834,14 +844,29 @@ impl Store {
 
     /// How full it is.
     pub fn usage(&self) -> StoreUsage {
-        let state = self.shared.state();
-        StoreUsage {
-            n_points: state.index.points().len(),
-            n_blocks: state.index.blocks().len(),
-            n_bytes: state.index.n_bytes(),
-            n_other_bytes: state.n_other_bytes,
-            n_queued_bytes: state.queued_bytes,
+        self.shared.state().usage()
+    }
+
+    /// What tells the same to other threads.
+    pub fn meter(&self) -> StoreMeter {
+        StoreMeter {
+            shared: Arc::downgrade(&self.shared),
         }
+    }
+}
+
+/// Says from any thread how a store fares, for as long as it is open.
+#[derive(Clone)]
+pub struct StoreMeter {
+    shared: Weak<Shared>,
+}
+
+impl StoreMeter {
+    /// Numbers since the store was opened, and how full it is; `None` once it is closed.
+    pub fn read(&self) -> Option<(StoreCounts, StoreUsage)> {
+        let shared = self.shared.upgrade()?;
+        let state = shared.state();
+        Some((state.counts, state.usage()))
     }
 }
 

@@ -35,8 +35,8 @@ mod writer;
 pub use file::{CHUNK_BYTES, Codec, Damage, MAX_HEAD_BYTES, MAX_TEXT_KEYS, Reason};
 pub use handle::{
     BUDGET_BYTES, Candidate, MIN_TOKENS, MatchedBy, Notice, PAUSE, PointSaved, QUEUE_BYTES,
-    SaveOptions, Saved, Store, StoreCounts, StoreError, StoreOptions, StoreUsage, TURN_ENDS_KEPT,
-    TextQuery, WRITE_BUDGET_BYTES_PER_DAY,
+    SaveOptions, Saved, Store, StoreCounts, StoreError, StoreMeter, StoreOptions, StoreUsage,
+    TURN_ENDS_KEPT, TextQuery, WRITE_BUDGET_BYTES_PER_DAY,
 };
 pub use index::{NotStored, YOUNG_BLOCK, YOUNG_POINT};
 pub use journal::read_journal_bytes;

@@ -9,16 +9,28 @@ use std::time::Duration;
 use axum::body::Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::TcpListener;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 
-use super::options::{MAX_HEADER_BYTES, READ_TIMEOUT};
+use super::options::MAX_HEADER_BYTES;
 use super::routes::Server;
+use super::socket::Socket;
 
 /// Pause after the system refused to accept a connection, which it does when it runs out of
 /// file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Time that connections have after the worker is done, to read what was sent to them.
 const DRAIN: Duration = Duration::from_secs(2);
+/// What a connection too many gets to read: it was not asked anything yet, so this is in the
+/// shape that most clients know.
+const FULL: &str = concat!(
+    "HTTP/1.1 503 Service Unavailable\r\n",
+    "content-type: application/json\r\ncontent-length: 140\r\n",
+    "retry-after: 5\r\nconnection: close\r\n\r\n",
+    r#"{"error":{"message":"too many connections are open; try again later","#,
+    r#""type":"unavailable_error","param":null,"code":"too_many_connections"}}"#,
+);
 
 /// A server that listens and does not answer yet.
 pub struct BoundServer {
@@ -45,8 +57,11 @@ impl BoundServer {
     /// Answers until `shutdown` is ready, then takes no more connections, lets running requests
     /// finish within the grace of the server's options, and returns.
     pub async fn serve(self, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
+        let options = server.options();
+        let (read_timeout, write_stall) = (options.read_timeout, options.write_stall);
+        let room = Arc::new(Semaphore::new(options.max_connections));
         let graceful = GracefulShutdown::new();
-        let half_close = !server.options().half_close_cancels;
+        let half_close = !options.half_close_cancels;
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -59,6 +74,11 @@ impl BoundServer {
             };
             // Events are small and must not wait for each other.
             let _ = stream.set_nodelay(true);
+            let socket = Socket::new(stream, write_stall);
+            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+                tokio::spawn(turn_away(socket));
+                continue;
+            };
             let server = Arc::clone(&server);
             let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
                 let server = Arc::clone(&server);
@@ -67,17 +87,27 @@ impl BoundServer {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .half_close(half_close)
-                .header_read_timeout(READ_TIMEOUT)
-                .max_buf_size(MAX_HEADER_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
+                .header_read_timeout(read_timeout)
+                // More than is accepted, so that the refusal can say why.
+                .max_buf_size(2 * MAX_HEADER_BYTES)
+                .serve_connection(TokioIo::new(socket), service);
             let connection = graceful.watch(connection);
             tokio::spawn(async move {
                 // What goes wrong on a connection is the client's to notice.
                 let _ = connection.await;
+                drop(place);
             });
         }
         drop(self.listener);
         let grace = server.shut_down();
         let _ = tokio::time::timeout(grace + DRAIN, graceful.shutdown()).await;
+    }
+}
+
+/// Says that there is no room for one more.
+async fn turn_away(mut socket: Socket<TcpStream>) {
+    // What goes wrong is the client's to notice.
+    if socket.write_all(FULL.as_bytes()).await.is_ok() {
+        let _ = socket.shutdown().await;
     }
 }

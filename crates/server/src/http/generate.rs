@@ -19,13 +19,15 @@ use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, Reply
 use crate::log::Client;
 use crate::worker::{Job, Ticket};
 
+use super::body::Room;
 use super::error::{HttpError, json};
-use super::options::WRITE_STALL;
 use super::routes::{Ready, Server};
 use super::wire::Wire;
 
 /// Pieces of a stream that wait for the client to read before the next are joined.
 const STREAM_PIECES: usize = 4;
+/// Bytes of a stream that may wait for its client.
+const MAX_BACKLOG_BYTES: usize = 4 << 20;
 /// How long a stream's headers wait for what the cache holds, which stands in one of them.
 const HEADER_WAIT: Duration = Duration::from_millis(100);
 /// The header that says what of a prompt was cached, and why not more.
@@ -145,18 +147,21 @@ impl Shape {
     }
 }
 
-/// Runs a request and answers it.
+/// Runs a request and answers it. `room` is what its body takes.
 pub(super) async fn answer(
     server: Arc<Server>,
     ready: Arc<Ready>,
     wire: &Wire,
     mut generation: Generation,
     mut shape: Shape,
+    room: Room,
 ) -> Result<Response, HttpError> {
     let n_prompt_started = Instant::now();
     let preparer = Arc::clone(&ready);
     let truncates = shape.truncates();
     let prepared = tokio::task::spawn_blocking(move || {
+        // Until the prompt is known to fit, it takes as much as the body that it came from.
+        let _room = room;
         let (schema, mut warnings) = match &generation.schema {
             Some(schema) => {
                 let (reader, warnings) = preparer.schemas()?.compile(schema)?;
@@ -321,6 +326,18 @@ fn lost() -> Failure {
     }
 }
 
+/// A reply that its client does not keep up with.
+fn too_slow() -> Failure {
+    Failure {
+        kind: FailureKind::Internal,
+        message: format!(
+            "{} MiB of this reply wait to be read; the rest was given up",
+            MAX_BACKLOG_BYTES >> 20
+        ),
+        param: None,
+    }
+}
+
 async fn stream(
     server: Arc<Server>,
     ready: Arc<Ready>,
@@ -355,12 +372,11 @@ async fn stream(
         server,
         ready,
         shape,
-        pieces,
         started: Instant::now(),
         first_text: None,
         ended: false,
     };
-    tokio::spawn(pump.run(first, events, ticket));
+    tokio::spawn(pump.run(first, events, ticket, pieces));
     response
 }
 
@@ -371,7 +387,6 @@ struct Pump {
     server: Arc<Server>,
     ready: Arc<Ready>,
     shape: Shape,
-    pieces: mpsc::Sender<Result<Bytes, Infallible>>,
     started: Instant,
     first_text: Option<Duration>,
     ended: bool,
@@ -379,13 +394,16 @@ struct Pump {
 
 impl Pump {
     /// Runs until the reply is over or nobody reads it any more. Dropping the ticket then stops
-    /// the work.
+    /// the work. Events are taken as they come, so that what waits for a slow client is counted
+    /// in one place.
     async fn run(
         mut self,
         first: Option<ReplyEvent>,
         mut events: UnboundedReceiver<ReplyEvent>,
         ticket: Ticket,
+        pieces: mpsc::Sender<Result<Bytes, Infallible>>,
     ) {
+        let mut ticket = Some(ticket);
         let mut bytes = Vec::new();
         for frame in self.encoder.open() {
             bytes.extend_from_slice(&frame.0);
@@ -398,35 +416,41 @@ impl Pump {
         let mut last_write = Instant::now();
         loop {
             // What came meanwhile goes out as one piece.
-            while let Ok(event) = events.try_recv() {
+            while bytes.len() <= MAX_BACKLOG_BYTES
+                && !self.ended
+                && let Ok(event) = events.try_recv()
+            {
                 self.encode(&event, &mut bytes);
                 last_event = Instant::now();
             }
-            if !bytes.is_empty() {
-                let piece = Bytes::from(std::mem::take(&mut bytes));
-                let sent = tokio::time::timeout(WRITE_STALL, self.pieces.send(Ok(piece))).await;
-                if !matches!(sent, Ok(Ok(()))) {
-                    break;
-                }
-                last_write = Instant::now();
+            if bytes.len() > MAX_BACKLOG_BYTES && !self.ended {
+                self.encode(&ReplyEvent::Failed(too_slow()), &mut bytes);
+            }
+            if self.ended && bytes.is_empty() {
+                break;
             }
             if self.ended {
-                break;
+                ticket.take();
             }
             let due = last_write + ping;
             tokio::select! {
-                event = events.recv() => {
+                room = pieces.reserve(), if !bytes.is_empty() => {
+                    let Ok(room) = room else { break };
+                    room.send(Ok(Bytes::from(std::mem::take(&mut bytes))));
+                    last_write = Instant::now();
+                }
+                event = events.recv(), if !self.ended => {
                     let event = event.unwrap_or_else(|| ReplyEvent::Failed(lost()));
                     self.encode(&event, &mut bytes);
                     last_event = Instant::now();
                 }
-                () = tokio::time::sleep_until(due), if !ping.is_zero() => {
+                () = tokio::time::sleep_until(due), if !ping.is_zero() && bytes.is_empty() => {
                     for frame in self.encoder.keep_alive(last_event.elapsed()) {
                         bytes.extend_from_slice(&frame.0);
                     }
                     last_write = Instant::now();
                 }
-                () = self.pieces.closed() => break,
+                () = pieces.closed() => break,
             }
         }
         drop(ticket);

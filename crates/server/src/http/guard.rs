@@ -68,7 +68,9 @@ impl Guard {
                 ));
             }
         }
-        let is_open = method == Method::OPTIONS || path == "/health" || page::is_part(path);
+        let is_open = method == Method::OPTIONS
+            || matches!(path, "/health" | "/healthz" | "/ping")
+            || page::is_part(path);
         if !self.keys.is_empty() && !is_open && !self.has_key(headers) {
             return Err(HttpError::new(
                 FailureKind::Unauthorised,

@@ -5,27 +5,43 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ds4_engine::store::{StoreCounts, StoreUsage};
+
 use crate::generation::Outcome;
 use crate::log::finish_name;
 use crate::worker::Worker;
 
-/// Upper bounds of the buckets of durations, in seconds.
-const BUCKETS: [f64; 12] = [
+/// Upper bounds of the buckets of durations of requests, in seconds.
+const REQUEST_BUCKETS: &[f64] = &[
     0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
+/// Upper bounds of the buckets of durations of tokens, in seconds.
+const TOKEN_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0,
+];
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Histogram {
-    counts: [u64; BUCKETS.len()],
+    bounds: &'static [f64],
+    counts: Vec<u64>,
     n: u64,
     sum: f64,
 }
 
 impl Histogram {
+    fn new(bounds: &'static [f64]) -> Histogram {
+        Histogram {
+            bounds,
+            counts: vec![0; bounds.len()],
+            n: 0,
+            sum: 0.0,
+        }
+    }
+
     fn add(&mut self, duration: Duration) {
         let seconds = duration.as_secs_f64();
-        for (count, bound) in self.counts.iter_mut().zip(BUCKETS) {
-            *count += u64::from(seconds <= bound);
+        for (count, bound) in self.counts.iter_mut().zip(self.bounds) {
+            *count += u64::from(seconds <= *bound);
         }
         self.n += 1;
         self.sum += seconds;
@@ -33,7 +49,7 @@ impl Histogram {
 
     fn write(&self, name: &str, help: &str, out: &mut String) {
         head(name, help, "histogram", out);
-        for (count, bound) in self.counts.iter().zip(BUCKETS) {
+        for (count, bound) in self.counts.iter().zip(self.bounds) {
             line(
                 &format!("{name}_bucket{{le=\"{bound}\"}}"),
                 *count as f64,
@@ -46,12 +62,14 @@ impl Histogram {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Numbers {
     /// By path and status.
     answers: BTreeMap<(String, u16), u64>,
     /// By name.
     finishes: BTreeMap<&'static str, u64>,
+    /// Replies and cached tokens by where the tokens came from.
+    sources: BTreeMap<&'static str, (u64, u64)>,
     n_prompt: u64,
     n_cached: u64,
     n_generated: u64,
@@ -61,8 +79,32 @@ struct Numbers {
     decode: Histogram,
     first_text: Histogram,
     render: Histogram,
+    token: Histogram,
     prefill_s: f64,
     decode_s: f64,
+}
+
+impl Default for Numbers {
+    fn default() -> Numbers {
+        let of_requests = || Histogram::new(REQUEST_BUCKETS);
+        Numbers {
+            answers: BTreeMap::new(),
+            finishes: BTreeMap::new(),
+            sources: BTreeMap::new(),
+            n_prompt: 0,
+            n_cached: 0,
+            n_generated: 0,
+            n_reasoning: 0,
+            queue: of_requests(),
+            prefill: of_requests(),
+            decode: of_requests(),
+            first_text: of_requests(),
+            render: of_requests(),
+            token: Histogram::new(TOKEN_BUCKETS),
+            prefill_s: 0.0,
+            decode_s: 0.0,
+        }
+    }
 }
 
 /// The counters of a server.
@@ -97,6 +139,12 @@ impl Metrics {
             n.n_generated += usage.n_generated as u64;
             n.n_reasoning += usage.n_reasoning as u64;
             let timings = &outcome.timings;
+            let source = n.sources.entry(timings.cache_source).or_default();
+            source.0 += 1;
+            source.1 += usage.n_cached as u64;
+            if let Ok(n_after_first @ 1..) = u32::try_from(usage.n_generated.saturating_sub(1)) {
+                n.token.add(timings.decode / n_after_first);
+            }
             n.queue.add(timings.queue);
             n.prefill.add(timings.prefill);
             n.decode.add(timings.decode);
@@ -109,7 +157,7 @@ impl Metrics {
     }
 
     /// All of them as text.
-    pub(crate) fn text(&self, worker: &Worker) -> String {
+    pub(crate) fn text(&self, worker: &Worker, weights_bytes: u64) -> String {
         use std::sync::atomic::Ordering::Relaxed;
         let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
         let n = &*numbers;
@@ -128,6 +176,24 @@ impl Metrics {
                 *count as f64,
                 &mut out,
             );
+        }
+        for (name, help, of) in [
+            (
+                "ds4_cache_replies_total",
+                "replies by where the cached part of their prompt came from",
+                (|counts| counts.0) as fn(&(u64, u64)) -> u64,
+            ),
+            (
+                "ds4_cache_tokens_total",
+                "prompt tokens that were cached, by where they came from",
+                |counts| counts.1,
+            ),
+        ] {
+            head(name, help, "counter", &mut out);
+            for (source, counts) in &n.sources {
+                let labels = format!("{name}{{source=\"{source}\"}}");
+                line(&labels, of(counts) as f64, &mut out);
+            }
         }
         let (running, waiting) = worker.load();
         let counters = worker.counters();
@@ -178,6 +244,24 @@ impl Metrics {
                 counters.n_failed.load(Relaxed) as f64,
             ),
             ("ds4_slots", "slots", "gauge", slots.len() as f64),
+            (
+                "ds4_slots_busy",
+                "slots in which a request runs",
+                "gauge",
+                slots.iter().filter(|s| s.request_id.is_some()).count() as f64,
+            ),
+            (
+                "ds4_queue_length",
+                "requests that wait for a slot",
+                "gauge",
+                waiting as f64,
+            ),
+            (
+                "ds4_weights_bytes",
+                "bytes of the weights",
+                "gauge",
+                weights_bytes as f64,
+            ),
             (
                 "ds4_slot_tokens",
                 "tokens in all slots",
@@ -250,10 +334,63 @@ impl Metrics {
                 "rendering and tokenizing a prompt",
                 &n.render,
             ),
+            (
+                "ds4_inter_token_seconds",
+                "from one token to the next, the mean of each reply",
+                &n.token,
+            ),
         ] {
             histogram.write(name, help, &mut out);
         }
+        if let Some((counts, usage)) = worker.store() {
+            store(&counts, &usage, &mut out);
+        }
         out
+    }
+}
+
+/// How the store of states fares.
+fn store(counts: &StoreCounts, usage: &StoreUsage, out: &mut String) {
+    for (name, help, value) in [
+        ("points_written", "states written", counts.n_points),
+        ("points_loaded", "states read back", counts.n_loaded),
+        (
+            "points_evicted",
+            "states that gave way to others",
+            counts.n_evicted,
+        ),
+        ("blocks_written", "blocks of rows written", counts.n_blocks),
+        (
+            "blocks_shared",
+            "blocks that a save found already stored",
+            counts.n_shared_blocks,
+        ),
+        ("written_bytes", "bytes written", counts.written_bytes),
+        ("read_bytes", "bytes read", counts.read_bytes),
+        ("files_damaged", "files found damaged", counts.n_quarantined),
+        (
+            "files_given_up",
+            "files that were not written, the queue or the disk being full",
+            counts.n_dropped,
+        ),
+    ] {
+        let name = format!("ds4_store_{name}_total");
+        head(&name, help, "counter", out);
+        line(&name, value as f64, out);
+    }
+    for (name, help, value) in [
+        ("points", "states of this model", usage.n_points as f64),
+        ("blocks", "blocks of this model", usage.n_blocks as f64),
+        ("bytes", "bytes of this model's files", usage.n_bytes as f64),
+        (
+            "queued_bytes",
+            "bytes that wait to be written",
+            usage.n_queued_bytes as f64,
+        ),
+    ] {
+        let name = format!("ds4_store_{name}");
+        head(&name, help, "gauge", out);
+        line(&name, value, out);
     }
 }
 

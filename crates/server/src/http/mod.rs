@@ -9,6 +9,7 @@
 //! then begins at once, before the prompt is computed, and never falls silent for long.
 
 mod body;
+mod confine;
 mod connection;
 mod error;
 mod generate;
@@ -17,11 +18,12 @@ mod metrics;
 mod options;
 mod page;
 mod routes;
+mod socket;
 mod wire;
 
 pub use connection::{BoundServer, bind};
 pub use options::{
-    Cors, DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_QUEUE, DEFAULT_MAX_TOKENS, DEFAULT_MODEL_ID,
-    MAX_HEADER_BYTES, ModelFacts, READ_TIMEOUT, ServerOptions, WRITE_STALL,
+    Cors, DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_QUEUE, DEFAULT_MAX_TOKENS,
+    DEFAULT_MODEL_ID, MAX_HEADER_BYTES, ModelFacts, READ_TIMEOUT, ServerOptions, WRITE_STALL,
 };
 pub use routes::Server;

@@ -22,10 +22,12 @@ pub const DEFAULT_MAX_QUEUE: usize = 64;
 pub const DEFAULT_MAX_BODY_BYTES: usize = 64 << 20;
 /// Bytes of a request's header block.
 pub const MAX_HEADER_BYTES: usize = 64 << 10;
-/// Longest silence of a client that is sending a request.
+/// Longest silence of a client that is sending a request, unless said otherwise.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time that a client may leave a stream unread.
+/// Longest time that a client may take nothing of its answer, unless said otherwise.
 pub const WRITE_STALL: Duration = Duration::from_secs(10);
+/// Connections at once unless said otherwise: half of the files that systems let a program open.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
 
 /// Which web pages may use the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,6 +85,13 @@ pub struct ServerOptions {
     pub allowed_hosts: Vec<String>,
     /// Bytes of a body.
     pub max_body_bytes: usize,
+    /// Longest silence of a client that is sending a request; one that has sent nothing of it
+    /// is disconnected then.
+    pub read_timeout: Duration,
+    /// Longest time that a client may take nothing of its answer before it counts as gone.
+    pub write_stall: Duration,
+    /// Connections at once.
+    pub max_connections: usize,
     /// Requests that can wait for a slot.
     pub max_queue: usize,
     /// Silence after which a stream says that it is alive; zero for never.
@@ -135,6 +144,9 @@ impl Default for ServerOptions {
             cors: Cors::Off,
             allowed_hosts: Vec::new(),
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
+            read_timeout: READ_TIMEOUT,
+            write_stall: WRITE_STALL,
+            max_connections: DEFAULT_MAX_CONNECTIONS,
             max_queue: DEFAULT_MAX_QUEUE,
             ping_interval: Duration::from_secs(5),
             nonstream_keepalive: false,

@@ -27,7 +27,8 @@ use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
-use super::body::read_json;
+use super::body::BodyReader;
+use super::confine::{Panicked, confine};
 use super::error::{HttpError, json as json_response};
 use super::generate::{self, Shape};
 use super::guard::Guard;
@@ -134,6 +135,7 @@ impl Ready {
 pub struct Server {
     options: ServerOptions,
     guard: Guard,
+    bodies: BodyReader,
     router: OnceLock<Router>,
     ready: OnceLock<Arc<Ready>>,
     pub(super) metrics: Metrics,
@@ -147,6 +149,7 @@ impl Server {
     pub fn new(options: ServerOptions, loopback: bool) -> Arc<Server> {
         let server = Arc::new(Server {
             guard: Guard::new(&options, loopback),
+            bodies: BodyReader::new(&options),
             options,
             router: OnceLock::new(),
             ready: OnceLock::new(),
@@ -243,9 +246,13 @@ impl Server {
                     *request.uri_mut() = uri;
                 }
                 request.extensions_mut().insert(wire.clone());
-                match router.clone().oneshot(request).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
+                match confine(router.clone().oneshot(request)).await {
+                    Ok(Ok(response)) => response,
+                    Ok(Err(never)) => match never {},
+                    Err(Panicked) => {
+                        HttpError::new(FailureKind::Internal, "answering failed by a bug")
+                            .response(&wire)
+                    }
                 }
             }
             (Ok(()), None) => {
@@ -263,6 +270,12 @@ impl Server {
             if let Some(allow) = allow {
                 response.headers_mut().insert(header::ALLOW, allow);
             }
+        } else if response.status() == StatusCode::BAD_REQUEST && !is_json(&response) {
+            response = HttpError::new(
+                FailureKind::Invalid,
+                "the path or the query of the address is not well-formed UTF-8",
+            )
+            .response(&wire);
         }
         let label = if response.status() == StatusCode::NOT_FOUND {
             "other"
@@ -317,6 +330,11 @@ impl Server {
             headers: READ_HEADERS.iter().filter_map(header).collect(),
         }
     }
+}
+
+fn is_json(response: &Response) -> bool {
+    let kind = response.headers().get(header::CONTENT_TYPE);
+    kind.is_some_and(|kind| kind == "application/json")
 }
 
 /// Names what a seed's effect depends on, as far as it is known here: this program's version, the
@@ -426,7 +444,9 @@ async fn metrics(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>)
         return HttpError::new(FailureKind::NotFound, "metrics are off").response(&wire);
     }
     let answer = server.ready().map(|ready| {
-        let mut response = Response::new(Body::from(server.metrics.text(&ready.worker)));
+        let mut response = Response::new(Body::from(
+            server.metrics.text(&ready.worker, ready.facts.size_bytes),
+        ));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("text/plain; version=0.0.4"),
@@ -505,7 +525,7 @@ async fn tokenize(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let request = utility::parse_tokenize(&body, &context)?;
         let tokenizer = ready.prompter.tokenizer();
@@ -548,7 +568,7 @@ async fn detokenize(call: Call, body: Body) -> Response {
     let (State(server), wire, _) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let tokenizer = ready.prompter.tokenizer();
         let ids = utility::parse_detokenize(&body, tokenizer.n_vocab())?;
         let text = tokenizer
@@ -563,7 +583,7 @@ async fn apply_template(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         let text = ready.prompter.text(&parsed.generation)?.text;
@@ -606,12 +626,13 @@ async fn post_chat(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Chat(Box::new(parsed.reply));
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -620,7 +641,7 @@ async fn count_chat(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         let n = generate::count(&ready, parsed.generation, false).await?;
@@ -633,11 +654,12 @@ async fn post_completions(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = completions::parse(&body, &context)?;
         let shape = Shape::Completions(Box::new(parsed.reply));
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -646,12 +668,13 @@ async fn post_messages(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = messages::parse(&body, &context)?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Messages(parsed.reply);
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -660,7 +683,7 @@ async fn count_messages(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = messages::parse(&body, &context)?;
         let n = generate::count(&ready, parsed.generation, false).await?;
@@ -673,7 +696,7 @@ async fn post_responses(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
         note_warnings(&server, &wire, &parsed.warnings);
@@ -682,7 +705,8 @@ async fn post_responses(call: Call, body: Body) -> Response {
             input: parsed.store.then_some(parsed.input),
             truncate: parsed.truncate,
         };
-        generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
+        let (server, room) = (Arc::clone(&server), body.into_room());
+        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
     };
     in_words(answer.await, &wire)
 }
@@ -691,7 +715,7 @@ async fn count_responses(call: Call, body: Body) -> Response {
     let (State(server), wire, headers) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
         let n = generate::count(&ready, parsed.generation, parsed.truncate).await?;
@@ -778,7 +802,7 @@ async fn control(call: Call, body: Body) -> Response {
     let (State(server), wire, _) = call;
     let answer = async {
         let ready = server.ready()?;
-        let body = read_json(body, server.options.max_body_bytes).await?;
+        let body = server.bodies.json(body).await?;
         let id = utility::parse_control(&body)?;
         if ready.worker.end_reasoning(&id) {
             Ok(json_response(&json!({"id": id, "success": true})))

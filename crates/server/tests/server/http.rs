@@ -534,7 +534,16 @@ async fn the_slots_the_props_and_the_metrics_tell_what_happened() {
         "ds4_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 2",
         "ds4_replies_total{finish=\"stop\"} 2",
         "ds4_first_text_seconds_count 2",
+        "ds4_cache_replies_total{source=\"memory\"} 1",
+        "ds4_cache_replies_total{source=\"none\"} 1",
+        "ds4_inter_token_seconds_count 2",
+        "ds4_slots 2",
+        "ds4_slots_busy 0",
+        "ds4_queue_length 0",
+        "ds4_cancelled_total 0",
+        "ds4_weights_bytes 2",
         "llamacpp:requests_processing 0",
+        "llamacpp:requests_deferred 0",
     ] {
         assert!(
             metrics.lines().any(|l| l == line),

@@ -1,6 +1,8 @@
 //! The server, with a source of tokens that says what a test wrote down, and with a real model.
 
+mod bad_input;
 mod calls;
+mod connections;
 mod http;
 mod protocols;
 mod script;

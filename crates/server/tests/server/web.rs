@@ -110,7 +110,7 @@ impl Web {
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
-        body: &str,
+        body: impl AsRef<[u8]>,
     ) -> Answer {
         let mut connection = self.open(method, path, headers, body).await;
         let mut bytes = Vec::new();
@@ -127,8 +127,9 @@ impl Web {
         method: &str,
         path: &str,
         headers: &[(&str, &str)],
-        body: &str,
+        body: impl AsRef<[u8]>,
     ) -> TcpStream {
+        let body = body.as_ref();
         let mut stream = TcpStream::connect(self.address).await.expect("it listens");
         let mut head = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n");
         if !headers.iter().any(|(name, _)| *name == "host") {
@@ -140,7 +141,7 @@ impl Web {
         head += &format!("content-length: {}\r\n\r\n", body.len());
         // A server that refuses may close before it has read everything.
         let _ = stream.write_all(head.as_bytes()).await;
-        let _ = stream.write_all(body.as_bytes()).await;
+        let _ = stream.write_all(body).await;
         stream
     }
 }
@@ -172,7 +173,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    fn parse(bytes: &[u8]) -> Answer {
+    pub(crate) fn parse(bytes: &[u8]) -> Answer {
         let text = String::from_utf8(bytes.to_vec()).expect("text");
         let (head, body) = text.split_once("\r\n\r\n").expect("a header block");
         let mut lines = head.lines();

@@ -437,6 +437,13 @@ impl Reader<'_> {
                 continue;
             }
             self.user_text(&mut texts);
+            if self.messages.iter().all(|m| m.role == Role::System) {
+                let place = block.path_of("tool_use_id");
+                let message = format!(
+                    "{place}: unknown tool_result tool_use_id; send the full conversation again."
+                );
+                return Err(invalid(&place, message));
+            }
             let id = call_id(block.str("tool_use_id")?);
             let content = self.result_text(&block)?;
             self.messages.push(Message::tool(id, content));

@@ -1,0 +1,145 @@
+//! Servers that are told to stop.
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpStream};
+
+use ds4_engine::store::verify;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::process::{Running, get, open, post};
+
+/// A reply that goes on until it is stopped.
+fn endless(content: &str) -> Value {
+    json!({"messages": [{"role": "user", "content": content}], "stream": true, "temperature": 0,
+           "ignore_eos": true, "max_tokens": 8000})
+}
+
+/// Reads until the text holds `what`, or to the end.
+fn read_until(stream: &mut TcpStream, what: &str) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 4096];
+    while what.is_empty() || !text.contains(what) {
+        match stream.read(&mut buffer) {
+            Ok(n) if n > 0 => text += &String::from_utf8_lossy(&buffer[..n]),
+            _ => break,
+        }
+    }
+    text
+}
+
+/// Whether every slot holds something worth keeping.
+fn has_begun(address: SocketAddr) -> bool {
+    let slots: Value = serde_json::from_str(&get(address, "/slots")).expect("JSON");
+    let mut slots = slots.as_array().expect("slots").iter();
+    slots.all(|slot| slot["n_past"].as_u64() >= Some(400))
+}
+
+#[test]
+fn a_server_told_to_stop_says_so_in_every_stream_and_keeps_what_was_computed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let flags = ["--parallel", "2", "--shutdown-grace", "0", "--chunk", "16"];
+    let mut server = Running::start(Some(folder.path()), &flags);
+    let address = server.address;
+    let words = "seven stones in the river ".repeat(40);
+    // One that speaks, one that reads a long prompt, and two that wait.
+    let mut speaking = open(address, "/v1/chat/completions", &endless(&words)).expect("open");
+    assert!(read_until(&mut speaking, "reasoning_content").contains("200 OK"));
+    let long = "a winter letter to the north ".repeat(1000);
+    let messages = json!({"messages": [{"role": "user", "content": long}], "stream": true,
+                          "max_tokens": 50});
+    let mut reading = open(address, "/v1/messages", &messages).expect("open");
+    read_until(&mut reading, "message_start");
+    let input = json!({"input": "hi", "stream": true});
+    let mut waiting = open(address, "/v1/responses", &input).expect("open");
+    read_until(&mut waiting, "response.created");
+    let whole = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5});
+    let asked = std::thread::spawn(move || post(address, "/v1/chat/completions", &whole));
+    while !get(address, "/health?verbose=1").contains("\"waiting\":2") || !has_begun(address) {
+        std::thread::yield_now();
+    }
+
+    server.signal(Signal::SIGTERM);
+    let end = read_until(&mut speaking, "");
+    assert!(end.contains("\"code\":\"server_shutdown\""), "{end}");
+    assert!(!end.contains("[DONE]"), "{end}");
+    let end = read_until(&mut reading, "");
+    assert!(end.contains("event: error"), "{end}");
+    assert!(end.contains("overloaded_error"), "{end}");
+    let end = read_until(&mut waiting, "");
+    assert!(end.contains("event: response.failed"), "{end}");
+    let (status, body) = asked.join().expect("a thread").expect("an answer");
+    assert_eq!((status, &body["error"]["code"]), (503, &json!("loading")));
+    assert!(server.ended().success(), "{}", server.log());
+    assert_eq!(
+        server.log().matches("shutting down").count(),
+        4,
+        "{}",
+        server.log()
+    );
+    let verified = verify(folder.path()).expect("the folder opens");
+    assert!(
+        verified.damaged.is_empty() && verified.n_good > 0,
+        "{verified:?}"
+    );
+
+    // What was computed of both prompts is there for the next server.
+    let server = Running::start(Some(folder.path()), &flags);
+    for (path, mut body) in [
+        ("/v1/chat/completions", endless(&words)),
+        ("/v1/messages", messages),
+    ] {
+        body["stream"] = json!(false);
+        body["max_tokens"] = json!(1);
+        let (status, answer) = post(server.address, path, &body).expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+        let usage = &answer["usage"];
+        let cached = usage["prompt_cache_hit_tokens"].as_u64();
+        let cached = cached.or(usage["cache_read_input_tokens"].as_u64());
+        assert!(cached >= Some(64), "{path}: {usage}");
+    }
+    assert_eq!(
+        server.log().matches("(disk)").count(),
+        2,
+        "{}",
+        server.log()
+    );
+    server.stop();
+}
+
+#[test]
+fn running_requests_may_finish_within_the_grace() {
+    let mut server = Running::start(None, &["--shutdown-grace", "60"]);
+    let mut body = endless("hi");
+    body["max_tokens"] = json!(200);
+    let mut stream = open(server.address, "/v1/chat/completions", &body).expect("open");
+    read_until(&mut stream, "reasoning_content");
+    server.signal(Signal::SIGTERM);
+    let end = read_until(&mut stream, "");
+    assert!(end.contains("[DONE]"), "{end}");
+    assert!(server.ended().success());
+}
+
+#[test]
+fn a_second_signal_ends_a_server_at_once() {
+    for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
+        let mut server = Running::start(None, &["--shutdown-grace", "3600", "--ctx", "65536"]);
+        let mut body = endless("hi");
+        body["max_tokens"] = json!(60_000);
+        let mut stream = open(server.address, "/v1/chat/completions", &body).expect("open");
+        read_until(&mut stream, "reasoning_content");
+        server.signal(signal);
+        server.await_log("stopping");
+        server.signal(signal);
+        assert_eq!(server.ended().code(), Some(status), "{signal}");
+    }
+}
+
+#[test]
+fn a_server_without_requests_stops_with_success() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut server = Running::start(None, &[]);
+        server.signal(signal);
+        assert!(server.ended().success(), "{signal}");
+    }
+}
