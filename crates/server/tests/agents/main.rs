@@ -6,7 +6,7 @@
 //! results that have come, as a model would. So an agent's own tools are called by their own names
 //! and schemas, whatever the built-in model could have done with them.
 //!
-//! [`needs`] runs always. To try a real agent, let the server run until it is stopped:
+//! To try a real agent, let the server run until it is stopped:
 //!
 //! ```text
 //! DS4_AGENTS_PORT=8000 cargo test -p ds4-server --test agents -- --ignored --nocapture
@@ -19,13 +19,16 @@
 //! - "Read the file PATH": reads it, and says the secret word that stands there after
 //!   "The secret word is";
 //! - "Create the file PATH" and "number of lines in PATH": reads and counts the lines of the
-//!   second in two calls at once, writes the number into the first, and says DONE.
+//!   second in two calls at once, writes the number into the first, and says DONE;
+//! - "Look at the image PATH": asks the agent to show it;
+//! - "Load the tool NAME": finds it with the agent's tool search, and calls it.
 //!
 //! Every request leaves its line on the standard error, with what of its prompt was cached.
 
 mod actor;
 mod play;
 mod stage;
+mod turns;
 
 use std::io::Write as _;
 

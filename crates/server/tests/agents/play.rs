@@ -6,7 +6,6 @@
 use ds4_text::markers;
 use serde_json::{Map, Value};
 
-const SCHEMAS: &str = "### Available Tool Schemas\n\n";
 const RESULT_OPEN: &str = "<tool_result>";
 const RESULT_CLOSE: &str = "</tool_result>";
 const SECRET: &str = "The secret word is ";
@@ -17,6 +16,8 @@ const TIME_LIMIT_MS: u64 = 20_000;
 enum Task<'a> {
     Hello,
     Read { path: &'a str },
+    Look { path: &'a str },
+    Load { tool: &'a str },
     Count { of: &'a str, into: &'a str },
 }
 
@@ -33,6 +34,7 @@ struct Wish<'a> {
     path: &'a str,
     content: &'a str,
     command: &'a str,
+    query: &'a str,
 }
 
 /// The reply to a prompt.
@@ -44,6 +46,8 @@ pub(crate) fn reply(prompt: &str) -> String {
         // Titles and summaries are asked for without tools.
         Some(_) if tools.is_empty() => "A file and what stands in it".to_owned(),
         Some((behind, Task::Read { path })) => read(path, &results(behind), &tools),
+        Some((behind, Task::Look { path })) => look(path, &results(behind), &tools),
+        Some((behind, Task::Load { tool })) => load(tool, &results(behind), &tools),
         Some((behind, Task::Count { of, into })) => count(of, into, &results(behind), &tools),
     };
     if prompt.ends_with(markers::THINK_OPEN) {
@@ -72,11 +76,36 @@ fn read(path: &str, results: &[&str], tools: &[Tool]) -> String {
     }
 }
 
+fn look(path: &str, results: &[&str], tools: &[Tool]) -> String {
+    if results.is_empty() {
+        let wish = Wish {
+            path,
+            ..Wish::default()
+        };
+        return calls("", &[(tool(tools, &VIEWERS), wish)]);
+    }
+    "I have seen what I can see of it.".to_owned()
+}
+
+fn load(name: &str, results: &[&str], tools: &[Tool]) -> String {
+    let wish = Wish {
+        query: &format!("select:{name}"),
+        ..Wish::default()
+    };
+    match results {
+        [] => calls("", &[(tool(tools, &SEARCHES), wish)]),
+        [_] => calls("", &[(tool(tools, &[name]), Wish::default())]),
+        [_, _, ..] => format!("I have called {name}."),
+    }
+}
+
 fn count(of: &str, into: &str, results: &[&str], tools: &[Tool]) -> String {
     let shell = tool(tools, &SHELLS);
     let number = |text: &&str| {
         let lines = text.lines().rev();
-        lines.map(str::trim).find_map(|line| line.parse::<u32>().ok())
+        lines
+            .map(str::trim)
+            .find_map(|line| line.parse::<u32>().ok())
     };
     match results {
         [] => {
@@ -100,6 +129,7 @@ fn count(of: &str, into: &str, results: &[&str], tools: &[Tool]) -> String {
                     path: into,
                     content: &n.to_string(),
                     command: &format!("printf %s {n} > '{into}'"),
+                    ..Wish::default()
                 };
                 let say = format!("There are {n} lines.");
                 calls(&say, &[(tool(tools, &WRITERS), wish)])
@@ -111,7 +141,11 @@ fn count(of: &str, into: &str, results: &[&str], tools: &[Tool]) -> String {
 
 /// Names of tools that read a file, the preferred first; a shell does too.
 const READERS: [&str; 5] = ["Read", "read", "exec_command", "shell", "bash"];
-/// Names of tools that write one.
+/// Names of tools that show an image.
+const VIEWERS: [&str; 3] = ["view_image", "Read", "read"];
+/// Names of tools that find other tools.
+const SEARCHES: [&str; 1] = ["ToolSearch"];
+/// Names of tools that write a file.
 const WRITERS: [&str; 5] = ["Write", "write", "exec_command", "shell", "bash"];
 /// Names of tools that run a command.
 const SHELLS: [&str; 4] = ["Bash", "bash", "exec_command", "shell"];
@@ -154,49 +188,51 @@ fn argument(name: &str, schema: &Value, required: bool, wish: &Wish) -> Option<V
     match name {
         "file_path" | "filePath" | "path" => wanted(wish.path),
         "content" => wanted(wish.content),
+        "query" => wanted(wish.query),
         "command" | "cmd" if schema["type"] == "array" => {
             Some(Value::from(vec!["bash", "-c", wish.command]))
         }
         "command" | "cmd" => wanted(wish.command),
         "timeout" if schema["type"] == "number" => Some(Value::from(TIME_LIMIT_MS)),
+        _ if required && matches!(schema["type"].as_str(), Some("number" | "integer")) => {
+            Some(Value::from(5))
+        }
         _ if required => Some(Value::from("what was asked — “for” you")),
         _ => None,
     }
 }
 
-/// The tools of a prompt; later ones are those that it loads on the way.
+/// The tools of a prompt, also those that were found on the way: each stands on a line of its own.
 fn tools(prompt: &str) -> Vec<Tool> {
-    let mut tools = Vec::new();
-    for behind in prompt.split(SCHEMAS).skip(1) {
-        for line in behind.lines().take_while(|line| !line.is_empty()) {
-            let Ok(function) = serde_json::from_str::<Value>(line) else {
-                continue;
-            };
-            let Some(name) = function["name"].as_str() else {
-                continue;
-            };
-            let schema = &function["parameters"];
-            let required = schema["required"].as_array().cloned().unwrap_or_default();
-            tools.push(Tool {
-                name: name.to_owned(),
-                parameters: schema["properties"].as_object().cloned().unwrap_or_default(),
-                required: required
-                    .iter()
-                    .filter_map(|name| Some(name.as_str()?.to_owned()))
-                    .collect(),
-            });
-        }
-    }
-    tools
+    let function = |line: &str| -> Option<Tool> {
+        let function: Value = serde_json::from_str(line).ok()?;
+        let schema = function.get("parameters")?;
+        let required = schema["required"].as_array().cloned().unwrap_or_default();
+        Some(Tool {
+            name: function["name"].as_str()?.to_owned(),
+            parameters: schema["properties"].as_object()?.clone(),
+            required: required
+                .iter()
+                .filter_map(|name| Some(name.as_str()?.to_owned()))
+                .collect(),
+        })
+    };
+    prompt
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .filter_map(|line| function(line.split(RESULT_CLOSE).next()?))
+        .collect()
 }
 
 /// The last request of a prompt that the play knows, with the text behind it.
 fn last_task(prompt: &str) -> Option<(&str, Task<'_>)> {
     const HELLO: &str = "Reply with one short sentence";
     const READ: &str = "Read the file ";
+    const LOOK: &str = "Look at the image ";
+    const LOAD: &str = "Load the tool ";
     const CREATE: &str = "Create the file ";
     const LINES: &str = "number of lines in ";
-    let last = [HELLO, READ, CREATE]
+    let last = [HELLO, READ, LOOK, LOAD, CREATE]
         .into_iter()
         .filter_map(|words| Some((prompt.rfind(words)?, words)))
         .max()?;
@@ -207,6 +243,12 @@ fn last_task(prompt: &str) -> Option<(&str, Task<'_>)> {
         READ => Task::Read {
             path: path(behind)?,
         },
+        LOOK => Task::Look {
+            path: path(behind)?,
+        },
+        LOAD => Task::Load {
+            tool: path(behind)?,
+        },
         _ => Task::Count {
             into: path(behind)?,
             of: path(behind.split_once(LINES)?.1)?,
@@ -215,7 +257,7 @@ fn last_task(prompt: &str) -> Option<(&str, Task<'_>)> {
     Some((behind, task))
 }
 
-/// The path at the beginning of a text, without the mark that ends the sentence.
+/// The path or name at the beginning of a text, without the mark that ends the sentence.
 fn path(text: &str) -> Option<&str> {
     let word = text.split([' ', '\n', '"', '<']).next()?;
     Some(word.trim_end_matches(['.', ',']))
