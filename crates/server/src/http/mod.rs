@@ -14,6 +14,7 @@ mod error;
 mod generate;
 mod guard;
 mod metrics;
+mod notices;
 mod options;
 mod routes;
 mod wire;

@@ -28,6 +28,7 @@ use super::error::{HttpError, json as json_response};
 use super::generate::{self, Shape};
 use super::guard::Guard;
 use super::metrics::Metrics;
+use super::notices::Notices;
 use super::options::{ModelFacts, ServerOptions};
 use super::wire::{Wire, canonical_path};
 
@@ -89,6 +90,7 @@ pub struct Server {
     router: OnceLock<Router>,
     ready: OnceLock<Arc<Ready>>,
     pub(super) metrics: Metrics,
+    notices: Notices,
     started: Instant,
     started_unix: u64,
 }
@@ -103,6 +105,7 @@ impl Server {
             router: OnceLock::new(),
             ready: OnceLock::new(),
             metrics: Metrics::default(),
+            notices: Notices::default(),
             started: Instant::now(),
             started_unix: now_unix(),
         });
@@ -706,7 +709,7 @@ async fn delete_response(
 }
 
 fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
-    for warning in warnings {
+    for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
         (server.options.note)(&format!("{} {warning}", wire.request_id));
     }
 }

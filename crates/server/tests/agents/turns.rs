@@ -1,5 +1,7 @@
 //! The play itself, by clients that ask as the agents do.
 
+use std::sync::{Arc, Mutex};
+
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -52,7 +54,9 @@ fn member_of_object(name: &str) -> Value {
 /// betas in the path, wishes that are not ours, deferred tools.
 #[tokio::test(flavor = "multi_thread")]
 async fn claude_codes_tools_are_called_and_those_it_finds_later_too() {
-    let stage = stage().await;
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&lines);
+    let stage = Stage::open(0, CONTEXT, move |line| log.lock().unwrap().push(line)).await;
     let tool = |name: &str, member: &str, deferred: bool| {
         json!({"name": name, "description": "x", "input_schema": member_of_object(member),
                "defer_loading": deferred})
@@ -142,6 +146,15 @@ async fn claude_codes_tools_are_called_and_those_it_finds_later_too() {
             .expect("a count");
     let n_cached = &called["usage"]["cache_read_input_tokens"];
     is_continued(&n_first.into(), &search["usage"]["output_tokens"], n_cached);
+
+    // What is left out of every request is said once; every request leaves a line.
+    let lines = lines.lock().unwrap();
+    let n = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(
+        (n("x-anthropic-"), n(" messages prompt=")),
+        (1, 6),
+        "{lines:#?}"
+    );
 }
 
 /// Codex has a shell for everything, keeps no state here, and sends back items as they were.
