@@ -282,8 +282,8 @@ impl Stream {
         frames
     }
 
-    /// A comment: clients hang up after minutes without a byte. `idle` is the time since the last
-    /// event of the reply.
+    /// A comment: clients hang up after minutes without a byte. `idle` is the time since the client
+    /// was last sent anything.
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
         self.chunks.keep_alive()
     }

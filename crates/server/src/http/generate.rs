@@ -292,13 +292,11 @@ impl Pump {
             self.encode(&event, &mut bytes);
         }
         let ping = self.server.options().ping_interval;
-        let mut last_event = Instant::now();
         let mut last_write = Instant::now();
         loop {
             // What came meanwhile goes out as one piece.
             while let Ok(event) = events.try_recv() {
                 self.encode(&event, &mut bytes);
-                last_event = Instant::now();
             }
             if !bytes.is_empty() {
                 let piece = Bytes::from(std::mem::take(&mut bytes));
@@ -316,10 +314,9 @@ impl Pump {
                 event = events.recv() => {
                     let event = event.unwrap_or_else(|| ReplyEvent::Failed(lost()));
                     self.encode(&event, &mut bytes);
-                    last_event = Instant::now();
                 }
                 () = tokio::time::sleep_until(due), if !ping.is_zero() => {
-                    for frame in self.encoder.keep_alive(last_event.elapsed()) {
+                    for frame in self.encoder.keep_alive(last_write.elapsed()) {
                         bytes.extend_from_slice(&frame.0);
                     }
                     last_write = Instant::now();
