@@ -263,6 +263,73 @@ pub fn a_fork_continues_as_its_origin<B: Backend>(make: &dyn Fn(&Geometry) -> B,
     }
 }
 
+/// A copy of a slot as it was at a frontier goes on from there, with the frontiers
+/// below it, and the slot itself stays as it is.
+pub fn a_fork_at_a_frontier_continues_from_there<B: Backend>(
+    make: &dyn Fn(&Geometry) -> B,
+    golden: &Golden,
+) {
+    let shape = test_shape(golden.tokens.len(), CacheRounding::Official);
+    let mut model = Model::open(&golden.gguf, make, shape);
+    let n_vocab = model.n_vocab();
+    let tokens = &golden.tokens;
+    let n = tokens.len();
+    for (below, at) in [(1, 3), (4, 127), (64, 128), (127, 131)] {
+        let name = |what: &str| format!("{}: {what} of {below} and {at}", golden.name);
+        let mut expected = Vec::new();
+        for cut in [below, at] {
+            model.session.clear(1);
+            model.feed(1, &tokens[..cut], &[usize::MAX]);
+            expected.push(model.feed(1, &tokens[cut..cut + 9], &[2]));
+        }
+        model.session.clear(1);
+        let mut frontiers = Vec::new();
+        for range in [0..below, below..at, at..n - 1] {
+            model.feed(1, &tokens[range], &[usize::MAX]);
+            let taken = model.session.frontier(&mut model.backend, 1);
+            frontiers.push(taken.expect("reads"));
+        }
+        // The target holds something longer and older.
+        model.session.clear(6);
+        model.feed(6, &tokens[..140.min(n)], &[usize::MAX]);
+        model
+            .session
+            .fork_at(&mut model.backend, &frontiers[1], 6)
+            .expect("a frontier of this timeline");
+        assert_eq!(model.session.len(6), at);
+        let carried = model.session.carry(&frontiers[0], 6).expect("below it");
+        model
+            .session
+            .carry(&frontiers[2], 6)
+            .expect_err("above what was copied");
+        let found = model.feed(6, &tokens[at..at + 9], &[2]);
+        assert_close(&name("the fork"), &found, &expected[1], n_vocab, 0.0);
+        model
+            .session
+            .restore(&mut model.backend, 6, &carried)
+            .expect("a frontier of the copy");
+        let found = model.feed(6, &tokens[below..below + 9], &[2]);
+        assert_close(&name("the lower one"), &found, &expected[0], n_vocab, 0.0);
+        model
+            .session
+            .carry(&frontiers[0], 6)
+            .expect_err("the copy was cut since");
+
+        // The origin goes on, and what is cut off it can be copied no more.
+        model
+            .session
+            .restore(&mut model.backend, 1, &frontiers[1])
+            .expect("untouched");
+        let found = model.feed(1, &tokens[at..at + 9], &[2]);
+        assert_close(&name("the origin"), &found, &expected[1], n_vocab, 0.0);
+        model.session.clear(1);
+        model
+            .session
+            .fork_at(&mut model.backend, &frontiers[0], 6)
+            .expect_err("its tokens are gone");
+    }
+}
+
 /// Cutting a slot back, within the rings or to a stored frontier, gives the
 /// logits of never having gone further.
 pub fn a_rewound_slot_forgets<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden) {
@@ -305,7 +372,25 @@ pub fn a_rewound_slot_forgets<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden:
         let what = format!("{}: a frontier at {cut}", golden.name);
         assert_close(&what, &found, &expected, n_vocab, 0.0);
 
+        // The frontier of an earlier length, read from rings that reach it, is the
+        // one that was taken there.
+        for n_more in [1, 4, 16] {
+            model.session.clear(0);
+            model.feed(0, head, &[usize::MAX]);
+            let then = model.session.frontier(&mut model.backend, 0);
+            model.feed(0, &tail[..n_more.min(tail.len())], &[3]);
+            let later = model.session.frontier_at(&mut model.backend, 0, cut);
+            assert_eq!(
+                later.expect("within the rings"),
+                then.expect("reads"),
+                "{}: the frontier at {cut}, {n_more} tokens later",
+                golden.name
+            );
+        }
+
         // A frontier whose tokens were replaced is refused.
+        model.session.clear(0);
+        model.feed(0, head, &[usize::MAX]);
         model.session.rewind(0, cut).expect("within the rings");
         let later = {
             model.feed(0, &tail[..2.min(tail.len())], &[1]);
@@ -365,6 +450,7 @@ pub fn every_property<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden
     chunks_do_not_change_logits(make, golden, tolerance);
     a_batch_of_eight_equals_each_alone(make, golden, tolerance);
     a_fork_continues_as_its_origin(make, golden);
+    a_fork_at_a_frontier_continues_from_there(make, golden);
     a_rewound_slot_forgets(make, golden);
     an_exported_slot_continues_elsewhere(make, make, golden, tolerance);
 }

@@ -295,6 +295,7 @@ impl Model {
                 protocol.bos,
             ],
             n_logprobs: options.n_logprobs,
+            ..Request::default()
         })?;
         let mut text = ReplyText {
             detokenizer: Detokenizer::new(&self.tokenizer),

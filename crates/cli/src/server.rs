@@ -16,7 +16,7 @@ use ds4_engine::store::{
     BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions,
     TurnLogOptions, WeightsFingerprint,
 };
-use ds4_engine::{CacheRounding, Engine, Scheduler};
+use ds4_engine::{CacheRounding, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -24,6 +24,7 @@ use ds4_server::http::{
     ServerOptions, bind,
 };
 use ds4_server::prompt::{PromptRules, ReasoningHistory};
+use ds4_server::trace::Trace;
 use ds4_server::turns::DEFAULT_MAX_CALL_IDS;
 use ds4_text::{Effort, MarkerText, Mode, Revision, Tokenizer};
 use sha2::{Digest as _, Sha256};
@@ -131,6 +132,10 @@ struct ServerArgs {
     #[arg(long, value_name = "TOKENS", default_value_t = MIN_TOKENS, hide_short_help = true)]
     kv_cache_min_tokens: usize,
 
+    /// Memory of every slot for places in its past to go back to; 0 for none
+    #[arg(long, value_name = "MIB", default_value_t = SNAPSHOT_BYTES >> 20)]
+    snapshot_mem: usize,
+
     /// Requests that can wait
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_QUEUE)]
     max_queue: usize,
@@ -146,6 +151,9 @@ struct ServerArgs {
     /// Whether /metrics answers
     #[arg(long, value_name = "on|off", default_value = "on")]
     metrics: Switch,
+    /// Append everything of every request to this file, its text included
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Call ids whose turns are remembered in the model's own tokens
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_CALL_IDS)]
     tool_memory_max_ids: usize,
@@ -224,6 +232,11 @@ fn run(args: ServerArgs) -> Result<()> {
             eprintln!("{line}");
         }
     });
+    if let Some(path) = &args.trace {
+        let trace =
+            Trace::open(path).with_context(|| format!("cannot open --trace {}", path.display()))?;
+        options.trace = Some(Arc::new(trace));
+    }
     // The names tell the release; the metadata's own name is known only after loading.
     options.prompt.revision = match args.prompt_revision {
         RevisionArg::Preview => Revision::Preview,
@@ -283,6 +296,10 @@ fn run(args: ServerArgs) -> Result<()> {
     };
     let n_context = facts.n_context;
     let n_slots = facts.n_slots;
+    let keeping = SchedulerOptions {
+        snapshot_bytes: args.snapshot_mem << 20,
+        ..SchedulerOptions::default()
+    };
     let (scheduler, turn_log) = match &args.kv_disk_dir {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
@@ -299,7 +316,7 @@ fn run(args: ServerArgs) -> Result<()> {
         }
     };
     server
-        .load(scheduler, tokenizer, facts, turn_log)
+        .load(scheduler.with_options(keeping), tokenizer, facts, turn_log)
         .context("cannot start the thread of the engine")?;
     console.report(&format!(
         "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens"

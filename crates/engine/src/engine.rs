@@ -343,6 +343,11 @@ impl Engine {
         self.shape.max_rows
     }
 
+    /// Tokens by which a slot can be cut back at any time.
+    pub fn rewind_rows(&self) -> usize {
+        self.shape.rewind_rows
+    }
+
     /// Appends the batch's tokens to their slots and returns the logits it
     /// asks for, `[n_outputs, n_vocab]`.
     pub fn step(&mut self, batch: &Batch) -> Result<&[f32], StepError> {
@@ -394,6 +399,30 @@ impl Engine {
         }
     }
 
+    /// Makes `to` a copy of slot `from` as it was at a frontier taken there; the
+    /// other slot stays as it is. On an error `to` is empty or as it was.
+    pub fn fork_at(
+        &mut self,
+        from: usize,
+        frontier: &Frontier,
+        to: usize,
+    ) -> Result<(), RestoreError> {
+        let forked = self.runner.fork_at(frontier, to);
+        // A device that fails half way leaves the target empty.
+        if self.runner.len(to) == 0 {
+            self.tokens[to].clear();
+        }
+        forked?;
+        self.tokens[to] = self.tokens[from][..frontier.len].to_vec();
+        Ok(())
+    }
+
+    /// A frontier of the slot that `to` was copied from, as one of `to`; see
+    /// [`ds4_model::Session::carry`].
+    pub fn carry(&self, frontier: &Frontier, to: usize) -> Result<Frontier, RewindError> {
+        self.runner.carry(frontier, to)
+    }
+
     /// Shortest length that [`Engine::rewind`] can cut a slot back to, other
     /// than 0.
     pub fn rewind_floor(&self, slot: usize) -> usize {
@@ -410,6 +439,11 @@ impl Engine {
     /// Takes what is needed to come back to this length later.
     pub fn frontier(&mut self, slot: usize) -> Result<Frontier, BackendError> {
         self.runner.frontier(slot)
+    }
+
+    /// The same for an earlier length, no earlier than [`Engine::rewind_floor`].
+    pub fn frontier_at(&mut self, slot: usize, len: usize) -> Result<Frontier, RestoreError> {
+        self.runner.frontier_at(slot, len)
     }
 
     /// Returns a slot to where a frontier was taken.

@@ -15,9 +15,12 @@ pub(crate) trait Runner: Send {
     fn len(&self, slot: usize) -> usize;
     fn clear(&mut self, slot: usize);
     fn fork(&mut self, from: usize, to: usize);
+    fn fork_at(&mut self, frontier: &Frontier, to: usize) -> Result<(), RestoreError>;
+    fn carry(&self, frontier: &Frontier, to: usize) -> Result<Frontier, RewindError>;
     fn rewind_floor(&self, slot: usize) -> usize;
     fn rewind(&mut self, slot: usize, len: usize) -> Result<(), RewindError>;
     fn frontier(&mut self, slot: usize) -> Result<Frontier, BackendError>;
+    fn frontier_at(&mut self, slot: usize, len: usize) -> Result<Frontier, RestoreError>;
     fn restore(&mut self, slot: usize, frontier: &Frontier) -> Result<(), RestoreError>;
     fn read_rows(
         &mut self,
@@ -75,6 +78,14 @@ where
         self.session.fork(&mut self.backend, from, to);
     }
 
+    fn fork_at(&mut self, frontier: &Frontier, to: usize) -> Result<(), RestoreError> {
+        self.session.fork_at(&mut self.backend, frontier, to)
+    }
+
+    fn carry(&self, frontier: &Frontier, to: usize) -> Result<Frontier, RewindError> {
+        self.session.carry(frontier, to)
+    }
+
     fn rewind_floor(&self, slot: usize) -> usize {
         self.session.rewind_floor(slot)
     }
@@ -85,6 +96,10 @@ where
 
     fn frontier(&mut self, slot: usize) -> Result<Frontier, BackendError> {
         self.session.frontier(&mut self.backend, slot)
+    }
+
+    fn frontier_at(&mut self, slot: usize, len: usize) -> Result<Frontier, RestoreError> {
+        self.session.frontier_at(&mut self.backend, slot, len)
     }
 
     fn restore(&mut self, slot: usize, frontier: &Frontier) -> Result<(), RestoreError> {

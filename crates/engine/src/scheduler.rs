@@ -6,46 +6,83 @@
 //!
 //! # What a request finds
 //!
-//! A slot keeps its tokens when its sequence ends. A new request takes the idle
-//! slot whose tokens share the longest prefix with its prompt, cut back to that
-//! prefix: within the rings, or to the longest frontier below it. Frontiers are
-//! taken while prompts are prefilled, at the last multiple of
-//! [`FRONTIER_STRIDE`] before the prompt's end, where they are small. When the
-//! cut would lose tokens and another slot is empty, the prefix is copied there
-//! and the longer slot stays.
+//! A slot keeps its tokens when its sequence ends, and snapshots of the places in
+//! its past that are worth going back to: where a request went on from, where a
+//! prompt ended, its anchors, every 4,096 tokens, and the multiples of 128 near the
+//! end that steps ended at. A prompt can begin at any of them, and at the last 64
+//! tokens, which the rings still hold. [`SchedulerOptions::snapshot_bytes`] bounds
+//! what they take.
+//!
+//! A request goes on where most of its prompt is: in a slot whose every token it
+//! has, in one whose last turn it does over, or in a copy of another's beginning,
+//! also of one that runs. What gives way is an empty slot, else the idle one that
+//! was used longest ago; a conversation is never cut short for a beginning that it
+//! shares with others while another slot can be had. A request whose prompt is being
+//! prefilled by another one waits for it and computes none of that part itself.
 //!
 //! # What is on disk
 //!
-//! With a store, a slot is saved where a prompt leaves a frontier, every
-//! [`SAVE_INTERVAL`] tokens of a long one, and where a sequence ends. A request whose prompt
-//! goes on from a stored state by at least [`MIN_LOAD_GAIN`] tokens more than
-//! from any idle slot is given that state instead. No failure of the store is
-//! one of a request.
+//! With a store, states are saved at anchors, every [`SAVE_INTERVAL`] tokens, when
+//! nothing has run in a slot for [`SchedulerOptions::idle_save`], before a slot is
+//! given up, and at the end. A request whose prompt goes on from a stored state is
+//! given it when reading it is faster than computing what the slots do not have, by
+//! the rates measured so far. No failure of the store is one of a request.
+
+mod choice;
+mod rates;
+mod saves;
+mod slot;
+mod snapshots;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use ds4_model::{BackendError, Batch, Frontier, Outputs, StepError};
+use ds4_model::{Batch, Outputs, StepError};
 
 use crate::engine::Engine;
 use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
-use crate::store::{NotStored, Reason, SaveOptions, SlotRows, Store};
+use crate::store::{NotStored, Store};
 
-/// Positions at which frontiers are taken are multiples of this: there the
-/// ratio-128 groups are empty.
-pub const FRONTIER_STRIDE: usize = 128;
-/// Frontiers kept for one slot; the oldest goes first.
-pub const MAX_FRONTIERS: usize = 4;
+use choice::{Start, n_alike};
+use rates::Rates;
+use slot::Slot;
+use snapshots::{Passage, Place, prompt_end};
+
+pub use rates::{MIN_LOAD_GAIN, READ_RATE};
+pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL};
+pub use snapshots::{
+    GENERATION_TOKENS, MIN_ANCHOR, RECENT_TOKENS, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL,
+    SNAPSHOT_STRIDE,
+};
+
 /// Rows of a prefill chunk in a step that also decodes, so that decoding stays
 /// responsive.
 pub const MIXED_CHUNK: usize = 128;
-/// Tokens of a prompt after which its state is saved, so that a long prefill that
-/// is interrupted does not begin at the beginning again.
-pub const SAVE_INTERVAL: usize = 8192;
-/// Tokens that a stored state must be ahead of the slots to be read.
-pub const MIN_LOAD_GAIN: usize = 256;
+/// Tokens that a running slot must have, or be about to have, more than the idle
+/// ones for a request to be begun as a copy of it.
+pub const MIN_COPY_GAIN: usize = 64;
 /// Requests that can wait for a slot.
 pub const MAX_WAITING: usize = 256;
+/// Tokens of [`Reuse::held_next`].
+const MAX_HELD_NEXT: usize = 8;
+
+/// How a scheduler keeps what was computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchedulerOptions {
+    /// Bytes of memory that the snapshots of one slot may take; 0 for none.
+    pub snapshot_bytes: usize,
+    /// How long nothing runs in a slot before its state goes to disk.
+    pub idle_save: Duration,
+}
+
+impl Default for SchedulerOptions {
+    fn default() -> SchedulerOptions {
+        SchedulerOptions {
+            snapshot_bytes: SNAPSHOT_BYTES,
+            idle_save: IDLE_SAVE,
+        }
+    }
+}
 
 /// Names a sequence for as long as the scheduler lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,6 +93,14 @@ pub struct SequenceId(pub u64);
 pub struct Request {
     /// The whole prompt.
     pub tokens: Vec<u32>,
+    /// Lengths of the prompt at which other conversations are likely to depart, in
+    /// ascending order: the end of the system text and its tools, and of what a
+    /// client puts before every first message. States there are kept for them.
+    pub anchors: Vec<usize>,
+    /// Names the client's conversation, if it has a name: of slots that hold as much
+    /// of a prompt, the conversation's own is taken, and a slot of another one is not
+    /// cut back.
+    pub affinity: Option<u64>,
     /// How to choose tokens.
     pub sampling: SamplingOptions,
     /// Most tokens to generate.
@@ -64,6 +109,25 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Number of likeliest tokens to report for every generated one.
     pub n_logprobs: Option<usize>,
+    /// Whether it may go on from what is kept, and is kept itself. If not, all of it
+    /// is computed, and its slot is emptied when it ends.
+    pub use_cache: bool,
+}
+
+impl Default for Request {
+    /// An empty prompt, and nothing to generate.
+    fn default() -> Request {
+        Request {
+            tokens: Vec::new(),
+            anchors: Vec::new(),
+            affinity: None,
+            sampling: SamplingOptions::default(),
+            max_tokens: 0,
+            stop_tokens: Vec::new(),
+            n_logprobs: None,
+            use_cache: true,
+        }
+    }
 }
 
 /// Why a request was refused.
@@ -182,17 +246,24 @@ pub enum Event {
 }
 
 /// What a sequence found when it got its slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reuse {
     /// Its slot.
     pub slot: usize,
-    /// Tokens of the prompt that some idle slot held, in order from the first.
+    /// Whether nothing was looked for, as the request asked.
+    pub ignored: bool,
+    /// The slot that it went on from, or else the idle one that held the most of the
+    /// prompt; what was cached is a copy when it is another than `slot`.
+    pub from: usize,
+    /// Tokens of the prompt that it held, in order from the first.
     pub n_shared: usize,
     /// Of them, tokens that did not have to be computed: a slot can be cut back
     /// only to certain lengths.
     pub n_cached: usize,
-    /// Tokens that the best slot held.
+    /// Tokens that it held.
     pub n_held: usize,
+    /// The first few of those that it held behind the shared ones.
+    pub held_next: Vec<u32>,
     /// Tokens that were read from disk; 0 when what the slots held was as good.
     pub n_loaded: usize,
     /// Why the store had no more, if there is one.
@@ -214,6 +285,9 @@ struct Waiting {
     id: SequenceId,
     request: Request,
     constraint: Constraint,
+    /// The sequence whose prompt begins like this one, and the tokens of it that this
+    /// one waits for. It runs, and what runs waits for nobody: no request waits for ever.
+    awaits: Option<(SequenceId, usize)>,
 }
 
 struct Sequence {
@@ -239,31 +313,42 @@ impl Sequence {
 /// An engine and the sequences that run on it.
 pub struct Scheduler {
     engine: Engine,
+    options: SchedulerOptions,
     running: Vec<Sequence>,
     waiting: VecDeque<Waiting>,
-    frontiers: Vec<Vec<Frontier>>,
+    slots: Vec<Slot>,
     cancelled: Vec<Event>,
-    last_used: Vec<u64>,
+    /// Counts how often a slot was taken or left.
+    clock: u64,
     next_id: u64,
     store: Option<Store>,
-    /// What went wrong with the store, for the log.
-    store_errors: Vec<String>,
+    rates: Rates,
+    /// What went wrong with what is kept, for the log.
+    notices: Vec<String>,
 }
 
 impl Scheduler {
     /// Takes over an engine.
     pub fn new(engine: Engine) -> Scheduler {
         Scheduler {
-            frontiers: (0..engine.n_slots()).map(|_| Vec::new()).collect(),
-            last_used: vec![0; engine.n_slots()],
+            slots: (0..engine.n_slots()).map(|_| Slot::default()).collect(),
             engine,
+            options: SchedulerOptions::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
             cancelled: Vec::new(),
+            clock: 0,
             next_id: 0,
             store: None,
-            store_errors: Vec::new(),
+            rates: Rates::default(),
+            notices: Vec::new(),
         }
+    }
+
+    /// Keeps what was computed otherwise than by default.
+    pub fn with_options(mut self, options: SchedulerOptions) -> Scheduler {
+        self.options = options;
+        self
     }
 
     /// Keeps states on disk too.
@@ -277,24 +362,19 @@ impl Scheduler {
         self.store.as_ref()
     }
 
-    /// What happened to the store that the log should say; each is told once.
+    /// What happened to the store and the snapshots that the log should say; each is
+    /// told once.
     pub fn take_store_notices(&mut self) -> Vec<String> {
-        let mut lines = std::mem::take(&mut self.store_errors);
+        let mut lines = std::mem::take(&mut self.notices);
         if let Some(store) = &self.store {
             lines.extend(store.take_notices().iter().map(|n| format!("{n:?}")));
         }
         lines
     }
 
-    /// Saves every slot and waits until it is written: what a server does before
-    /// it ends.
-    pub fn save_all(&mut self) {
-        for slot in 0..self.engine.n_slots() {
-            self.save(slot, Reason::Shutdown);
-        }
-        if let Some(store) = &self.store {
-            store.flush();
-        }
+    /// Bytes of memory that the snapshots of a slot take.
+    pub fn snapshot_bytes(&self, slot: usize) -> usize {
+        self.slots[slot].snapshots.n_bytes()
     }
 
     /// The engine.
@@ -333,6 +413,7 @@ impl Scheduler {
             id,
             request,
             constraint: Constraint::default(),
+            awaits: None,
         });
         Ok(id)
     }
@@ -353,7 +434,7 @@ impl Scheduler {
         }
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
             let sequence = self.running.remove(at);
-            self.save(sequence.slot, Reason::TurnEnd);
+            self.leave(sequence.slot);
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -398,7 +479,7 @@ impl Scheduler {
     /// What a running sequence found when it got its slot.
     pub fn reuse(&self, id: SequenceId) -> Option<Reuse> {
         let sequence = self.running.iter().find(|s| s.id == id)?;
-        Some(sequence.reuse)
+        Some(sequence.reuse.clone())
     }
 
     /// What every slot is doing, by number.
@@ -422,8 +503,7 @@ impl Scheduler {
         self.waiting.clear();
         self.cancelled.clear();
         for slot in 0..self.engine.n_slots() {
-            self.engine.clear(slot);
-            self.frontiers[slot].clear();
+            self.empty(slot);
         }
     }
 
@@ -432,50 +512,72 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty() && self.cancelled.is_empty()
     }
 
-    /// Runs one step and says what it did. On an error the sequences of the
-    /// step are gone, and their slots empty if the error says so; the others go on.
+    /// Runs one step and says what it did. When a sequence got its slot, or was
+    /// cancelled, that is said first, and nothing is computed. On an error the
+    /// sequences of the step are gone, and their slots are empty; the others go on.
     pub fn tick(&mut self) -> Result<Vec<Event>, StepError> {
         let mut events = std::mem::take(&mut self.cancelled);
-        self.admit(&mut events)?;
+        self.save_idle();
+        self.admit(&mut events);
+        if !events.is_empty() {
+            return Ok(events);
+        }
         let (batch, in_batch) = self.plan();
         if in_batch.is_empty() {
             return Ok(events);
         }
+        let passages = self.passages(&batch, &in_batch);
         let started = Instant::now();
         if let Err(error) = self.run(&batch, &in_batch, started, &mut events) {
             let failed: Vec<SequenceId> = in_batch.iter().map(|at| self.running[*at].id).collect();
             self.running.retain(|s| !failed.contains(&s.id));
             for segment in batch.segments() {
-                self.frontiers[segment.slot].clear();
+                self.empty(segment.slot);
             }
             return Err(error);
         }
-        self.take_frontiers(&batch)?;
-        self.save_progress(&batch);
+        self.keep_progress(&passages);
+        for passage in &passages {
+            if self.running.iter().all(|s| s.slot != passage.slot) {
+                self.leave(passage.slot);
+            }
+        }
         Ok(events)
     }
 
     /// Gives idle slots to waiting requests.
-    fn admit(&mut self, events: &mut Vec<Event>) -> Result<(), BackendError> {
-        while !self.waiting.is_empty() {
+    fn admit(&mut self, events: &mut Vec<Event>) {
+        loop {
             let idle: Vec<usize> = (0..self.engine.n_slots())
                 .filter(|slot| self.running.iter().all(|s| s.slot != *slot))
                 .collect();
             if idle.is_empty() {
-                return Ok(());
+                return;
             }
+            let Some(at) = (0..self.waiting.len()).find(|at| !self.awaits(*at)) else {
+                return;
+            };
+            let waiting = self.waiting.remove(at).expect("just found");
             let Waiting {
                 id,
                 request,
                 constraint,
-            } = self.waiting.pop_front().expect("not empty");
-            let reuse = match self.load(&idle, &request.tokens) {
-                Some(reuse) => reuse,
-                None => self.prepare_slot(&idle, &request.tokens)?,
-            };
+                ..
+            } = waiting;
+            let reuse = self.find(&idle, &request);
             let Reuse { slot, n_cached, .. } = reuse;
-            self.last_used[slot] = id.0 + 1;
             let n_total = request.tokens.len();
+            self.clock += 1;
+            let taken = &mut self.slots[slot];
+            taken.last_used = self.clock;
+            taken.affinity = request.affinity;
+            taken.turn_start = n_cached;
+            taken.prompt_end = prompt_end(n_total);
+            taken.unsaved_since = None;
+            taken.is_private = !request.use_cache;
+            if n_cached > 0 {
+                self.take_snapshot(slot, n_cached, Place::TurnEnd);
+            }
             events.push(Event::Prefill {
                 id,
                 n_done: n_cached,
@@ -498,194 +600,107 @@ impl Scheduler {
                 },
             });
         }
-        Ok(())
     }
 
-    /// Chooses a slot for a prompt and cuts it back to what they share. At least
-    /// the prompt's last token is left to compute: its logits are wanted.
-    fn prepare_slot(&mut self, idle: &[usize], prompt: &[u32]) -> Result<Reuse, BackendError> {
-        let (source, reusable) = idle
-            .iter()
-            .map(|slot| (*slot, self.reusable(*slot, prompt)))
-            .max_by_key(|(slot, reusable)| (*reusable, std::cmp::Reverse(self.last_used[*slot])))
-            .expect("an idle slot");
-        let loses = reusable < self.engine.len(source);
-        let (n_shared, n_held) = idle
-            .iter()
-            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
-            .max_by_key(|(shared, _)| *shared)
-            .expect("an idle slot");
-        let not_stored = |n_used| {
-            let store = self.store.as_ref()?;
-            Some(store.not_stored(prompt, n_used))
-        };
-        let not_stored = not_stored(reusable);
-        let reuse = |slot, n_cached| Reuse {
-            slot,
-            n_shared,
-            n_cached,
-            n_held,
-            n_loaded: 0,
-            not_stored,
-        };
-        let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
-        let least_recent = || idle.iter().copied().min_by_key(|s| self.last_used[*s]);
-        let slot = match (reusable, empty) {
-            (0, empty) => {
-                let slot = empty.or_else(least_recent).expect("an idle slot");
-                self.engine.clear(slot);
-                self.frontiers[slot].clear();
-                return Ok(reuse(slot, 0));
-            }
-            (_, Some(empty)) if loses && self.rewinds_without_frontier(source, reusable) => {
-                self.engine.fork(source, empty);
-                self.frontiers[empty].clear();
-                empty
-            }
-            _ => source,
-        };
-        self.cut(slot, reusable)?;
-        Ok(reuse(slot, reusable))
-    }
-
-    /// Reads the longest stored state that a prompt goes on from into an idle slot,
-    /// when that is worth it.
-    fn load(&mut self, idle: &[usize], prompt: &[u32]) -> Option<Reuse> {
-        let store = self.store.as_ref()?;
-        let held = |slot: &usize| self.reusable(*slot, prompt);
-        let best = idle.iter().map(held).max().unwrap_or(0);
-        let (n_shared, n_held) = idle
-            .iter()
-            .map(|slot| (self.shared(*slot, prompt), self.engine.len(*slot)))
-            .max_by_key(|(shared, _)| *shared)?;
-        let candidates = store.find(prompt, None);
-        let loaded = candidates
-            .iter()
-            .filter(|c| c.n_tokens >= best + MIN_LOAD_GAIN && c.n_tokens < prompt.len())
-            // What cannot be read is told in the store's notices.
-            .find_map(|c| store.load(c).ok())?;
-        let slot = idle
-            .iter()
-            .copied()
-            .find(|slot| self.engine.is_empty(*slot))
-            .or_else(|| idle.iter().copied().min_by_key(|s| self.last_used[*s]))?;
-        self.frontiers[slot].clear();
-        if let Err(error) = self.engine.import(slot, &loaded.tokens, &loaded.state) {
-            self.store_errors
-                .push(format!("a stored state cannot be used: {error}"));
-            self.engine.clear(slot);
-            return None;
+    /// Makes an idle slot hold as much of a prompt as can be had.
+    fn find(&mut self, idle: &[usize], request: &Request) -> Reuse {
+        let prompt = &request.tokens;
+        if !request.use_cache {
+            let (_, slot) = self.spare(idle, prompt, 0).expect("an idle slot");
+            self.save_given_up(slot);
+            self.empty(slot);
+            return Reuse {
+                slot,
+                from: slot,
+                ignored: true,
+                ..Reuse::default()
+            };
         }
-        let n_cached = loaded.tokens.len();
-        let store = self.store.as_ref()?;
-        Some(Reuse {
+        let nearest = idle.iter().max_by_key(|slot| {
+            let order = std::cmp::Reverse(**slot);
+            (self.shared(**slot, prompt), order)
+        });
+        let nearest = self.held(*nearest.expect("an idle slot"), prompt);
+        if let Some((slot, n_loaded)) = self.load(idle, request) {
+            return Reuse {
+                slot,
+                n_cached: n_loaded,
+                n_loaded,
+                not_stored: self.not_stored(prompt, n_loaded),
+                ..nearest
+            };
+        }
+        let start = self.choose(idle, request);
+        let found = match start {
+            Start::Fresh { .. } => nearest,
+            Start::Cut { slot: from, .. } | Start::Copy { from, .. } => self.held(from, prompt),
+        };
+        let given_up = match start {
+            Start::Fresh { slot } | Start::Copy { to: slot, .. } => Some((slot, 0)),
+            Start::Cut { slot, len } => {
+                let is_over = self.slots[slot].repeats_turn_from(len);
+                (!is_over).then_some((slot, len))
+            }
+        };
+        if let Some((slot, len)) = given_up
+            && self.shared(slot, prompt).max(len) < self.engine.len(slot)
+        {
+            self.save_given_up(slot);
+        }
+        let (slot, n_cached) = self.start(start);
+        Reuse {
             slot,
-            n_shared,
             n_cached,
-            n_held,
-            n_loaded: n_cached,
-            not_stored: Some(store.not_stored(prompt, n_cached)),
+            not_stored: self.not_stored(prompt, n_cached),
+            ..found
+        }
+    }
+
+    /// What a slot holds of a prompt.
+    fn held(&self, slot: usize, prompt: &[u32]) -> Reuse {
+        let (held, n_shared) = (self.engine.tokens(slot), self.shared(slot, prompt));
+        let next = held[n_shared..].iter().copied();
+        Reuse {
+            from: slot,
+            n_shared,
+            n_held: held.len(),
+            held_next: next.take(MAX_HELD_NEXT).collect(),
+            ..Reuse::default()
+        }
+    }
+
+    /// Whether a waiting request waits for a part of another's prompt, with which its
+    /// own begins. It does when it would otherwise compute that part a second time.
+    fn awaits(&mut self, at: usize) -> bool {
+        let Waiting {
+            request, awaits, ..
+        } = &self.waiting[at];
+        let runs = |id| self.running.iter().any(|s| s.id == id);
+        let source = match *awaits {
+            Some((id, n_awaited)) if runs(id) => Some((id, n_awaited)),
+            _ if !request.use_cache => None,
+            _ => {
+                let prompt = &request.tokens;
+                let held = (0..self.slots.len())
+                    .filter(|slot| !self.slots[*slot].is_private)
+                    .map(|slot| self.reusable(slot, prompt));
+                let now = held.max().unwrap_or(0);
+                self.running
+                    .iter()
+                    .filter(|s| s.is_prefilling() && s.request.use_cache)
+                    .map(|s| {
+                        let n_alike = n_alike(&s.request.tokens, prompt);
+                        (s.id, n_alike.min(prompt.len() - 1))
+                    })
+                    .filter(|(_, n_alike)| *n_alike >= now + MIN_COPY_GAIN)
+                    .max_by_key(|(id, n_alike)| (*n_alike, std::cmp::Reverse(*id)))
+            }
+        };
+        self.waiting[at].awaits = source;
+        source.is_some_and(|(id, n_awaited)| {
+            let mut running = self.running.iter();
+            running.any(|s| s.id == id && s.is_prefilling() && s.n_done < n_awaited)
         })
-    }
-
-    /// Saves what a step brought to a place worth coming back to.
-    fn save_progress(&mut self, batch: &Batch) {
-        if self.store.is_none() {
-            return;
-        }
-        let mut saves: Vec<(usize, Reason)> = Vec::new();
-        for segment in batch.segments() {
-            let slot = segment.slot;
-            let len = self.engine.len(slot);
-            let before = len - segment.tokens.len();
-            match self.running.iter().find(|s| s.slot == slot) {
-                // It ended in this step.
-                None => saves.push((slot, Reason::TurnEnd)),
-                Some(sequence) if len > sequence.request.tokens.len() => {}
-                // The prompt's last tokens say whether to think, and the next prompt may
-                // say otherwise: the place to come back to is before them.
-                Some(sequence) if len == frontier_mark(sequence.request.tokens.len()) => {
-                    saves.push((slot, Reason::TurnEnd));
-                }
-                Some(_) if len / SAVE_INTERVAL > before / SAVE_INTERVAL => {
-                    saves.push((slot, Reason::Interval));
-                }
-                Some(_) => {}
-            }
-        }
-        for (slot, reason) in saves {
-            self.save(slot, reason);
-        }
-    }
-
-    fn save(&mut self, slot: usize, reason: Reason) {
-        let Some(store) = &self.store else {
-            return;
-        };
-        let tokens = self.engine.tokens(slot).to_vec();
-        if tokens.is_empty() {
-            return;
-        }
-        let options = SaveOptions {
-            reason,
-            text_keys: &[],
-            wait: reason == Reason::Shutdown,
-        };
-        let mut rows = SlotRows {
-            engine: &mut self.engine,
-            slot,
-        };
-        if let Err(error) = store.save(&tokens, &mut rows, &options) {
-            self.store_errors
-                .push(format!("a state could not be saved: {error}"));
-        }
-    }
-
-    /// Longest prefix of `prompt` that a slot can be cut back to.
-    fn reusable(&self, slot: usize, prompt: &[u32]) -> usize {
-        let shared = self.shared(slot, prompt).min(prompt.len() - 1);
-        if shared == 0 || self.rewinds_without_frontier(slot, shared) {
-            return shared;
-        }
-        self.frontiers[slot]
-            .iter()
-            .map(|f| f.len)
-            .filter(|len| *len <= shared)
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// Tokens that a slot and a prompt begin with alike.
-    fn shared(&self, slot: usize, prompt: &[u32]) -> usize {
-        let tokens = self.engine.tokens(slot);
-        tokens
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count()
-    }
-
-    fn rewinds_without_frontier(&self, slot: usize, len: usize) -> bool {
-        len == self.engine.len(slot) || len >= self.engine.rewind_floor(slot)
-    }
-
-    /// Cuts a slot back to a length that [`Scheduler::reusable`] gave.
-    fn cut(&mut self, slot: usize, len: usize) -> Result<(), BackendError> {
-        if self.engine.rewind(slot, len).is_err() {
-            let restored = self.frontiers[slot]
-                .iter()
-                .find(|f| f.len == len)
-                .map(|frontier| self.engine.restore(slot, frontier));
-            match restored {
-                Some(Ok(())) => {}
-                Some(Err(ds4_model::RestoreError::Backend(error))) => return Err(error),
-                Some(Err(ds4_model::RestoreError::Rewind(_))) | None => {
-                    unreachable!("a length taken from the slot's own frontiers")
-                }
-            }
-        }
-        self.frontiers[slot].retain(|f| f.len <= len);
-        Ok(())
     }
 
     /// The rows of the next step, and which running sequences they belong to,
@@ -712,12 +727,7 @@ impl Scheduler {
                 continue;
             }
             let prompt = &sequence.request.tokens;
-            let mut end = prompt.len().min(sequence.n_done + room);
-            // A step ends where a frontier will be taken.
-            let mark = frontier_mark(prompt.len());
-            if sequence.n_done < mark && mark < end {
-                end = mark;
-            }
+            let end = self.chunk_end(sequence, room);
             let outputs = if end == prompt.len() {
                 Outputs::Last
             } else {
@@ -728,6 +738,50 @@ impl Scheduler {
             room -= end - sequence.n_done;
         }
         (batch, in_batch)
+    }
+
+    /// Where the next chunk of at most `room` tokens of a prompt ends: at the first
+    /// place where a state is wanted that the rings would not reach from further on,
+    /// otherwise where a snapshot is small.
+    fn chunk_end(&self, sequence: &Sequence, room: usize) -> usize {
+        let n_done = sequence.n_done;
+        let n_prompt = sequence.request.tokens.len();
+        let end = n_prompt.min(n_done + room);
+        let awaited = self.waiting.iter().filter_map(|w| w.awaits);
+        let awaited = awaited.filter(|(id, _)| *id == sequence.id);
+        let anchors = sequence.request.anchors.iter().copied();
+        let anchors =
+            anchors.filter(|at| *at >= MIN_ANCHOR && at + self.engine.rewind_rows() < end);
+        let places = awaited.map(|(_, n_awaited)| n_awaited).chain(anchors);
+        if let Some(place) = places.filter(|at| (n_done + 1..end).contains(at)).min() {
+            return place;
+        }
+        let stride = end / SNAPSHOT_STRIDE * SNAPSHOT_STRIDE;
+        if end < n_prompt && stride > n_done {
+            stride
+        } else {
+            end
+        }
+    }
+
+    /// What every segment of a batch will have passed.
+    fn passages(&self, batch: &Batch, in_batch: &[usize]) -> Vec<Passage> {
+        let segments = in_batch.iter().zip(batch.segments());
+        segments
+            .map(|(at, segment)| {
+                let request = &self.running[*at].request;
+                let from = self.engine.len(segment.slot);
+                let to = from + segment.tokens.len();
+                let passed = |at: &usize| (from + 1..=to).contains(at);
+                Passage {
+                    slot: segment.slot,
+                    from,
+                    to,
+                    n_prompt: request.tokens.len(),
+                    anchors: request.anchors.iter().copied().filter(passed).collect(),
+                }
+            })
+            .collect()
     }
 
     /// Runs a batch and gives every sequence its part.
@@ -742,6 +796,9 @@ impl Scheduler {
         let context = self.engine.context();
         let logits = self.engine.step(batch)?;
         let elapsed = started.elapsed();
+        if in_batch.iter().all(|at| self.running[*at].is_prefilling()) {
+            self.rates.note_prefill(batch.n_rows(), elapsed);
+        }
         let mut rows = logits.chunks_exact(n_vocab);
         let mut finished = Vec::new();
         for (at, segment) in in_batch.iter().zip(batch.segments()) {
@@ -799,33 +856,4 @@ impl Scheduler {
         self.running.retain(|s| !finished.contains(&s.id));
         Ok(())
     }
-
-    /// Takes the frontiers that the step just made possible.
-    fn take_frontiers(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        for segment in batch.segments() {
-            let len = self.engine.len(segment.slot);
-            let wanted = self.running.iter().any(|s| {
-                s.slot == segment.slot
-                    && len == frontier_mark(s.request.tokens.len())
-                    && len == s.n_done
-            });
-            let kept = &self.frontiers[segment.slot];
-            if wanted && kept.iter().all(|f| f.len != len) {
-                let frontier = self.engine.frontier(segment.slot)?;
-                let kept = &mut self.frontiers[segment.slot];
-                if kept.len() == MAX_FRONTIERS {
-                    kept.remove(0);
-                }
-                kept.push(frontier);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Where a prompt of this length leaves a frontier: the last multiple of
-/// [`FRONTIER_STRIDE`] that leaves at least the generation prompt, two tokens,
-/// to compute. 0 when there is none.
-fn frontier_mark(n_prompt: usize) -> usize {
-    n_prompt.saturating_sub(2) / FRONTIER_STRIDE * FRONTIER_STRIDE
 }

@@ -109,6 +109,8 @@ pub struct Generation {
     pub stream: bool,
     /// Key by which the client's requests belong together, if it has one.
     pub affinity: Option<String>,
+    /// Whether the prompt may go on from what is kept, and is kept for others.
+    pub use_cache: bool,
 }
 
 /// Tokens and where they were counted.
@@ -181,7 +183,8 @@ pub struct Timings {
     pub prefill: Duration,
     /// Generating.
     pub decode: Duration,
-    /// `none`, `memory`, `disk` ...: where the cached tokens came from.
+    /// Where the cached tokens came from: `none`, `memory` (the slot itself), `copy` (another
+    /// slot) or `disk`.
     pub cache_source: &'static str,
     /// Why the rest of the prompt was not cached, in words for the log.
     pub cache_miss: String,
@@ -207,6 +210,10 @@ pub enum ReplyEvent {
         n_prompt: usize,
         /// Of them, tokens that need not be computed.
         n_cached: usize,
+        /// Where those came from, as in [`Timings::cache_source`].
+        source: &'static str,
+        /// Why the rest was not cached, as in [`Timings::cache_miss`].
+        why: String,
     },
     /// A part of the prompt was computed.
     Progress {
@@ -283,7 +290,7 @@ pub enum FailureKind {
     Forbidden,
     /// Unknown path, model or response.
     NotFound,
-    /// Unknown `previous_response_id` or call id.
+    /// What the request goes on from was there when it came and is gone.
     Conflict,
     /// Too many requests wait.
     Overloaded,

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use ds4_text::{
-    Effort, MarkerText, Message, Mode, Prompt, RenderOptions, Revision, Role, Start, Tokenizer,
-    markers, render,
+    Effort, MarkerText, Message, Mode, Passage, Prompt, RenderOptions, Revision, Role, Start,
+    Tokenizer, markers, render,
 };
 
 use crate::generation::{Endpoint, Failure, FailureKind, Generation, PromptSource};
@@ -39,6 +39,9 @@ pub struct PromptRules {
 pub struct TokenPrompt {
     /// Its tokens.
     pub tokens: Vec<u32>,
+    /// Lengths at which other conversations are likely to depart: the ends of the system text
+    /// with its tools, and of what stands before the last message of the first turn.
+    pub anchors: Vec<usize>,
     /// What the model's first character belongs to.
     pub start: Start,
     /// Names its text, canonically rendered.
@@ -53,6 +56,29 @@ pub struct TokenPrompt {
     pub n_replayed: usize,
     /// Assistant messages that were rendered from text.
     pub n_rendered: usize,
+    /// Where its messages and their parts begin, ascending; none in raw text.
+    pub places: Vec<Place>,
+}
+
+/// Where a part of the conversation begins in the tokens of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Byte of all tokens' bytes together. Where turns stand in the model's own tokens, that is
+    /// another byte than that of the canonical text.
+    pub byte: usize,
+    /// Index of the message among those of the conversation.
+    pub message: usize,
+    /// What begins.
+    pub passage: Passage,
+}
+
+/// A prompt's tokens and what became of its parts.
+struct Encoded {
+    tokens: Vec<u32>,
+    n_replayed: usize,
+    /// For every replayed reply: where its text begins, and how many bytes its own tokens have more
+    /// (or, negative, less) than that text.
+    replays: Vec<(usize, isize)>,
 }
 
 /// Renders prompts.
@@ -138,7 +164,11 @@ impl Prompter {
     /// token.
     pub fn tokens(&self, generation: &Generation) -> Result<TokenPrompt, Failure> {
         let prompt = self.text(generation)?;
-        let (tokens, n_replayed) = self.encode_text(generation, &prompt);
+        let Encoded {
+            tokens,
+            n_replayed,
+            replays,
+        } = self.encode_text(generation, &prompt);
         let limit = self.context.saturating_sub(1);
         if tokens.len() > limit {
             return Err(overflow(generation.endpoint, tokens.len(), self.context));
@@ -155,8 +185,11 @@ impl Prompter {
             _ if thinking => Start::Reasoning,
             _ => Start::Content,
         };
+        let protocol = self.tokenizer.protocol();
+        let anchors = anchors(&tokens, protocol.user, protocol.assistant);
         Ok(TokenPrompt {
             tokens,
+            anchors,
             start,
             key: prompt_key(&prompt.text),
             thinking,
@@ -167,6 +200,7 @@ impl Prompter {
                 .any(|range| prompt.text[range.clone()].contains(markers::DSML)),
             n_replayed,
             n_rendered: prompt.replies.len() - n_replayed,
+            places: places(&prompt, &replays),
         })
     }
 
@@ -176,13 +210,17 @@ impl Prompter {
     /// Messages that have no rendering.
     pub fn encode(&self, generation: &Generation) -> Result<Vec<u32>, Failure> {
         let prompt = self.text(generation)?;
-        Ok(self.encode_text(generation, &prompt).0)
+        Ok(self.encode_text(generation, &prompt).tokens)
     }
 
-    fn encode_text(&self, generation: &Generation, prompt: &Prompt) -> (Vec<u32>, usize) {
+    fn encode_text(&self, generation: &Generation, prompt: &Prompt) -> Encoded {
         match &generation.prompt {
             PromptSource::Messages(messages) => self.with_turns(prompt, messages),
-            PromptSource::Text(_) => (self.tokenizer.encode_prompt(prompt), 0),
+            PromptSource::Text(_) => Encoded {
+                tokens: self.tokenizer.encode_prompt(prompt),
+                n_replayed: 0,
+                replays: Vec::new(),
+            },
         }
     }
 
@@ -202,12 +240,13 @@ impl Prompter {
     }
 
     /// Tokenizes around the turns that are remembered.
-    fn with_turns(&self, prompt: &Prompt, messages: &[Message]) -> (Vec<u32>, usize) {
+    fn with_turns(&self, prompt: &Prompt, messages: &[Message]) -> Encoded {
         let mut tokens = Vec::new();
         let mut n_replayed = 0;
         let mut written = 0;
         let mut hashed = 0;
         let mut keys = PrefixKeys::default();
+        let mut replays = Vec::new();
         for reply in &prompt.replies {
             let message = &messages[reply.message];
             let range = reply.range.clone();
@@ -228,13 +267,49 @@ impl Prompter {
             tokens.extend(self.tokenizer.encode_prompt(&part));
             tokens.extend_from_slice(&turn.tokens);
             written = range.end;
+            let lengths = turn
+                .tokens
+                .iter()
+                .map(|t| self.tokenizer.token_bytes(*t).len());
+            let n_bytes: usize = lengths.sum();
+            replays.push((range.start, n_bytes as isize - range.len() as isize));
             n_replayed += 1;
         }
         if let Some(rest) = prompt.tail(written) {
             tokens.extend(self.tokenizer.encode_prompt(&rest));
         }
-        (tokens, n_replayed)
+        Encoded {
+            tokens,
+            n_replayed,
+            replays,
+        }
     }
+}
+
+/// Where the parts of a prompt stand among its tokens' bytes.
+fn places(prompt: &Prompt, replays: &[(usize, isize)]) -> Vec<Place> {
+    let place = |landmark: &ds4_text::Landmark| {
+        let before = replays.iter().take_while(|(start, _)| *start < landmark.at);
+        let more: isize = before.map(|(_, more)| more).sum();
+        Place {
+            byte: landmark.at.saturating_add_signed(more),
+            message: landmark.message,
+            passage: landmark.passage,
+        }
+    };
+    prompt.landmarks.iter().map(place).collect()
+}
+
+/// The first user's marker, and the last one before the assistant first speaks. In a client's text
+/// markers are no marker tokens.
+fn anchors(tokens: &[u32], user: u32, assistant: u32) -> Vec<usize> {
+    let first_turn = tokens.iter().position(|t| *t == assistant);
+    let before = &tokens[..first_turn.unwrap_or(tokens.len())];
+    let first = before.iter().position(|t| *t == user);
+    let last = before.iter().rposition(|t| *t == user);
+    let mut anchors: Vec<usize> = first.into_iter().chain(last).filter(|at| *at > 0).collect();
+    anchors.dedup();
+    anchors
 }
 
 /// The failure of a prompt that is too long, in the words that clients look for.
@@ -263,4 +338,23 @@ fn in_openai_words(found: usize, context: usize, what: &str) -> String {
         "This model's maximum context length is {context} tokens. However, your {what} resulted \
          in {found} tokens. Please reduce the length of the {what}."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversations_depart_at_the_users_of_the_first_turn() {
+        const BOS: u32 = 0;
+        const USER: u32 = 1;
+        const ASSISTANT: u32 = 2;
+        let anchors = |tokens: &[u32]| anchors(tokens, USER, ASSISTANT);
+        assert_eq!(anchors(&[BOS, 7, 7, USER, 8, ASSISTANT, 9]), [3]);
+        assert_eq!(anchors(&[BOS, 7, USER, 8, USER, 9, ASSISTANT, 9]), [2, 4]);
+        let later = [BOS, 7, USER, 8, ASSISTANT, 9, USER, 8, ASSISTANT];
+        assert_eq!(anchors(&later), [2]);
+        assert_eq!(anchors(&[BOS, 7, 7]), [0; 0]);
+        assert_eq!(anchors(&[USER, 7, 7]), [0; 0]);
+    }
 }

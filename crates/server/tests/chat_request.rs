@@ -290,10 +290,26 @@ fn what_is_not_done_is_refused_by_name() {
 fn unknown_members_are_ignored() {
     good(json!({
         "user": "u", "metadata": {"a": 1}, "store": true, "service_tier": "auto",
-        "safety_identifier": "s", "prediction": {}, "verbosity": "low", "cache_prompt": true,
+        "safety_identifier": "s", "prediction": {}, "verbosity": "low",
         "web_search_options": {}, "never_heard_of": [1, {"a": null}],
         "stream_options": {"include_obfuscation": false},
     }));
+}
+
+#[test]
+fn a_request_may_ask_to_use_no_cache() {
+    for (body, expected) in [
+        (json!({}), true),
+        (json!({"cache_prompt": true}), true),
+        (json!({"cache_prompt": false}), false),
+    ] {
+        assert_eq!(good(body.clone()).generation.use_cache, expected, "{body}");
+    }
+    refused(
+        json!({"cache_prompt": 1}),
+        FailureKind::Invalid,
+        "cache_prompt",
+    );
 }
 
 #[test]

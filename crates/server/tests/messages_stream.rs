@@ -230,6 +230,8 @@ fn pings_are_sent_before_and_during_a_reply() {
     stream.event(&ReplyEvent::Started {
         n_prompt: 9,
         n_cached: 0,
+        source: "none",
+        why: String::new(),
     });
     assert_eq!(stream.keep_alive(Duration::from_secs(400)), ping);
 }

@@ -104,6 +104,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         ignore_eos: fields.flag("ignore_eos", false)?,
         stream: fields.flag("stream", false)?,
         affinity: choices::affinity(&fields, context)?,
+        use_cache: fields.flag("cache_prompt", true)?,
     };
     let reply = ReplyShape {
         envelope: Envelope::new("cmpl-", model, context),

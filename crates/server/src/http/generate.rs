@@ -14,7 +14,8 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::{Frame, Logprobs, chat, completions, messages, responses};
-use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent};
+use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Usage};
+use crate::log::Client;
 use crate::worker::{Job, Ticket};
 
 use super::error::{HttpError, json};
@@ -100,6 +101,15 @@ impl Encoder {
 }
 
 impl Shape {
+    fn reply_id(&self) -> &str {
+        match self {
+            Shape::Chat(shape) => &shape.envelope.id,
+            Shape::Completions(shape) => &shape.envelope.id,
+            Shape::Messages(shape) => &shape.id,
+            Shape::Responses { shape, .. } => &shape.id,
+        }
+    }
+
     fn complete(&self, outcome: &Outcome, logprobs: &Logprobs) -> Value {
         match self {
             Shape::Chat(shape) => chat::complete(outcome, logprobs, shape),
@@ -136,9 +146,10 @@ pub(super) async fn answer(
             Some(schema) => Some(compiler.schemas()?.compile(schema)?),
             None => None,
         };
-        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema))
+        let calls = compiler.call_reader(&wanted);
+        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema, calls))
     });
-    let (prompt, schema) = prepared.await.map_err(|_| {
+    let (prompt, schema, calls) = prepared.await.map_err(|_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
@@ -147,9 +158,12 @@ pub(super) async fn answer(
     server.metrics.render_ms(n_prompt_started.elapsed());
     let (events, ticket) = ready.worker.submit(Job {
         request_id: wire.request_id.clone(),
+        reply_id: shape.reply_id().to_owned(),
+        client: Client::new(wire.user_agent.as_deref(), generation.affinity.as_deref()),
         generation: Arc::clone(&generation),
         prompt,
         schema,
+        calls,
     })?;
     if generation.stream {
         Ok(stream(server, ready, shape, events, ticket).await)
@@ -198,12 +212,12 @@ async fn whole(
                     ready.keep(input, &body);
                 }
                 let mut response = json(&body);
-                put_cache_header(
-                    &mut response,
-                    outcome.usage.n_prompt,
-                    outcome.usage.n_cached,
-                    Some(&outcome.timings.cache_miss),
-                );
+                let Usage {
+                    n_prompt, n_cached, ..
+                } = outcome.usage;
+                let timings = &outcome.timings;
+                let (source, why) = (timings.cache_source, &timings.cache_miss);
+                put_cache_header(&mut response, n_prompt, n_cached, source, why);
                 return Ok(response);
             }
             ReplyEvent::Failed(failure) => return Err(failure.into()),
@@ -238,8 +252,14 @@ async fn stream(
     let first = first.ok().flatten();
     let (pieces, body) = mpsc::channel::<Result<Bytes, Infallible>>(STREAM_PIECES);
     let mut response = Response::new(Body::from_stream(ReceiverStream::new(body)));
-    if let Some(ReplyEvent::Started { n_prompt, n_cached }) = &first {
-        put_cache_header(&mut response, *n_prompt, *n_cached, None);
+    if let Some(ReplyEvent::Started {
+        n_prompt,
+        n_cached,
+        source,
+        why,
+    }) = &first
+    {
+        put_cache_header(&mut response, *n_prompt, *n_cached, source, why);
     }
     let headers = response.headers_mut();
     for (name, value) in [
@@ -360,11 +380,14 @@ impl Pump {
     }
 }
 
-fn put_cache_header(response: &mut Response, n_prompt: usize, n_cached: usize, why: Option<&str>) {
-    let mut value = format!("cached={n_cached}; prompt={n_prompt}");
-    if let Some(why) = why.filter(|why| !why.is_empty()) {
-        value = format!("{value}; why={why:?}");
-    }
+fn put_cache_header(
+    response: &mut Response,
+    n_prompt: usize,
+    n_cached: usize,
+    source: &str,
+    why: &str,
+) {
+    let value = format!("cached={n_cached}; prompt={n_prompt}; source={source}; why={why:?}");
     if let Ok(value) = HeaderValue::from_str(&value) {
         let headers = response.headers_mut();
         headers.insert(header::HeaderName::from_static(CACHE_HEADER), value);

@@ -9,6 +9,7 @@ use ds4_text::{Effort, Mode};
 use crate::generation::Thinking;
 use crate::log::RequestLine;
 use crate::prompt::PromptRules;
+use crate::trace::Trace;
 
 /// The id under which the model is served unless said otherwise.
 pub const DEFAULT_MODEL_ID: &str = "deepseek-v4-flash";
@@ -95,6 +96,8 @@ pub struct ServerOptions {
     pub log: Arc<dyn Fn(&RequestLine) + Send + Sync>,
     /// Reads what else is worth knowing, one line at a time.
     pub note: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Where everything of a request is written, its text included; nowhere if not told.
+    pub trace: Option<Arc<Trace>>,
 }
 
 impl Default for ServerOptions {
@@ -131,6 +134,7 @@ impl Default for ServerOptions {
             max_call_ids: crate::turns::DEFAULT_MAX_CALL_IDS,
             log: Arc::new(|_| {}),
             note: Arc::new(|_| {}),
+            trace: None,
         }
     }
 }

@@ -16,12 +16,14 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
-use crate::generation::{Failure, FailureKind};
+use crate::calls::{CallReader, CallVocabulary};
+use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
+use crate::log::endpoint_name;
 use crate::prompt::Prompter;
 use crate::schema::Schemas;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{TokenSource, Worker, WorkerOptions};
+use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::read_json;
 use super::error::{HttpError, json as json_response};
@@ -57,6 +59,8 @@ pub(super) struct Ready {
     facts: ModelFacts,
     /// Made when the first schema comes: it takes a while.
     schemas: OnceLock<Result<Schemas, String>>,
+    /// Made when the first tool is declared.
+    calls: OnceLock<Arc<CallVocabulary>>,
     stored: Mutex<responses::MemoryStore>,
 }
 
@@ -71,6 +75,15 @@ impl Ready {
             message: format!("this model's vocabulary cannot follow schemas: {reason}"),
             param: None,
         })
+    }
+
+    /// What keeps a request's calls well-formed, if it may make any.
+    pub(super) fn call_reader(&self, generation: &Generation) -> Option<CallReader> {
+        if generation.tools.is_empty() {
+            return None;
+        }
+        let make = || Arc::new(CallVocabulary::new(self.prompter.tokenizer()));
+        CallReader::new(Arc::clone(self.calls.get_or_init(make)), generation)
     }
 
     /// Keeps a response for clients that refer to it.
@@ -136,6 +149,7 @@ impl Server {
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
         let _ = self.ready.set(Arc::new(Ready {
@@ -143,6 +157,7 @@ impl Server {
             prompter: Prompter::new(tokenizer, turns, self.options.prompt, facts.n_context),
             facts,
             schemas: OnceLock::new(),
+            calls: OnceLock::new(),
             stored: Mutex::new(responses::MemoryStore::new(
                 MAX_STORED_RESPONSES,
                 MAX_STORED_BYTES,
@@ -301,6 +316,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/models/{*name}", get(one_model))
         .route("/v1/chat/completions", post(post_chat))
         .route("/v1/chat/completions/input_tokens", post(count_chat))
+        .route("/v1/chat/completions/control", post(control))
         .route("/v1/completions", post(post_completions))
         .route("/v1/messages", post(post_messages))
         .route("/v1/messages/count_tokens", post(count_messages))
@@ -405,13 +421,33 @@ async fn slots(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -
                     "n_past": slot.n_tokens,
                     "cache_tokens": slot.n_tokens,
                     "next_token": {"n_decoded": slot.n_decoded},
-                    "last_prompt": slot.story,
+                    "last_prompt": slot.last.as_ref().map_or("", |last| &last.why),
+                    "last_request": slot.last.as_ref().map(last_request),
                 })
             })
             .collect();
         json_response(&Value::from(rows))
     });
     in_words(answer, &wire)
+}
+
+/// The story of a slot's request.
+fn last_request(last: &SlotRequest) -> Value {
+    json!({
+        "id": last.request_id,
+        "endpoint": endpoint_name(last.endpoint),
+        "client": last.client.name,
+        "session": last.client.session,
+        "prompt_tokens": last.usage.n_prompt,
+        "cached_tokens": last.usage.n_cached,
+        "cache_source": last.source,
+        "why": last.why,
+        "generated_tokens": last.usage.n_generated,
+        "reasoning_tokens": last.usage.n_reasoning,
+        "prefill_per_second": last.prefill_rate,
+        "decode_per_second": last.decode_rate,
+        "finish": last.finish,
+    })
 }
 
 async fn tokenize(call: Call, body: Body) -> Response {
@@ -690,6 +726,25 @@ async fn cancel(
         }
     });
     in_words(answer, &wire)
+}
+
+/// Ends the reasoning of a reply that is being streamed, as llama.cpp has it.
+async fn control(call: Call, body: Body) -> Response {
+    let (State(server), wire, _) = call;
+    let answer = async {
+        let ready = server.ready()?;
+        let body = read_json(body, server.options.max_body_bytes).await?;
+        let id = utility::parse_control(&body)?;
+        if ready.worker.end_reasoning(&id) {
+            Ok(json_response(&json!({"id": id, "success": true})))
+        } else {
+            Err(HttpError::new(
+                FailureKind::NotFound,
+                format!("no request {id} is running or waiting"),
+            ))
+        }
+    };
+    in_words(answer.await, &wire)
 }
 
 async fn delete_response(

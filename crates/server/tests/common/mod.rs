@@ -84,7 +84,12 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new(n_prompt: usize, n_cached: usize) -> Writer {
         Writer {
-            events: vec![ReplyEvent::Started { n_prompt, n_cached }],
+            events: vec![ReplyEvent::Started {
+                n_prompt,
+                n_cached,
+                source: "memory",
+                why: String::new(),
+            }],
             outcome: Outcome {
                 finish: Finish::Stop,
                 reasoning: String::new(),

@@ -1,5 +1,6 @@
 //! The server, with a source of tokens that says what a test wrote down, and with a real model.
 
+mod calls;
 mod http;
 mod script;
 mod web;

@@ -231,7 +231,9 @@ impl Stream {
             return frames;
         }
         match event {
-            ReplyEvent::Started { n_prompt, n_cached } => {
+            ReplyEvent::Started {
+                n_prompt, n_cached, ..
+            } => {
                 self.start(*n_prompt, *n_cached, &mut frames);
             }
             ReplyEvent::Progress { .. } => {}

@@ -112,6 +112,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         ignore_eos: false,
         stream: fields.flag("stream", false)?,
         affinity: affinity(&fields, context)?,
+        use_cache: fields.flag("cache_prompt", true)?,
     };
     let reply = ReplyShape {
         id: format!("msg_{}", (context.new_id)()),

@@ -193,6 +193,7 @@ pub fn parse_with_store(
         ignore_eos: false,
         stream: wants_stream,
         affinity: affinity(&fields, context)?,
+        use_cache: fields.flag("cache_prompt", true)?,
     };
     Ok(Parsed {
         generation,

@@ -1,91 +1,16 @@
-//! What requests see of a scheduler, on a small golden model.
+//! What requests see of a scheduler.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use ds4_conformance::golden::{self, Golden};
 use ds4_conformance::network::argmax;
-use ds4_engine::store::{
-    CompatInputs, CompatKey, SlotLayout, Store, StoreOptions, WeightsFingerprint,
-};
 use ds4_engine::{
-    BackendKind, Batch, CacheRounding, Constraint, Engine, Event, FinishReason, OpenError,
-    OpenOptions, Outputs, Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId,
-    Timings, TokenSet,
+    Batch, Constraint, Engine, FinishReason, OpenError, Outputs, RequestError, Reuse, Scheduler,
+    SequenceId, TokenSet,
 };
 
-fn model() -> Golden {
-    golden::committed().swap_remove(0)
-}
-
-fn options(n_slots: usize, context: usize) -> OpenOptions {
-    let mut options = OpenOptions::new("golden");
-    options.backend = BackendKind::Reference;
-    options.context = Some(context);
-    options.n_slots = n_slots;
-    options.chunk = 64;
-    options
-}
-
-fn open(golden: &Golden, n_slots: usize, context: usize) -> Engine {
-    Engine::from_gguf(&golden.gguf, &options(n_slots, context), &mut |_| {}).expect("opens")
-}
-
-fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
-    Request {
-        tokens: tokens.to_vec(),
-        sampling: SamplingOptions::greedy(),
-        max_tokens,
-        stop_tokens: Vec::new(),
-        n_logprobs: None,
-    }
-}
-
-/// What a sequence said and how it ended.
-type Replies = HashMap<SequenceId, (Vec<u32>, Option<(FinishReason, Timings)>)>;
-
-fn collect(events: Vec<Event>, replies: &mut Replies) {
-    for event in events {
-        match event {
-            Event::Prefill { .. } => {}
-            Event::Token { id, token, .. } => replies.entry(id).or_default().0.push(token),
-            Event::Finished {
-                id,
-                reason,
-                timings,
-            } => {
-                replies.entry(id).or_default().1 = Some((reason, timings));
-            }
-        }
-    }
-}
-
-fn run(scheduler: &mut Scheduler) -> Replies {
-    let mut replies = Replies::new();
-    while !scheduler.is_idle() {
-        collect(
-            scheduler.tick().expect("the reference does not fail"),
-            &mut replies,
-        );
-    }
-    replies
-}
-
-/// Greedy decoding by hand.
-fn by_hand(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
-    engine.clear(0);
-    let mut next = prompt.to_vec();
-    let mut reply = Vec::new();
-    while reply.len() < n {
-        for part in std::mem::take(&mut next).chunks(64) {
-            let mut batch = Batch::new();
-            batch.push(0, part, Outputs::Last);
-            next = vec![argmax(engine.step(&batch).expect("fits")) as u32];
-        }
-        reply.extend_from_slice(&next);
-    }
-    reply
-}
+use crate::harness::{
+    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, with_store,
+};
 
 #[test]
 fn sequences_say_the_same_alone_and_among_others() {
@@ -187,6 +112,8 @@ fn a_cancelled_prefill_stops_within_a_chunk_and_is_not_lost() {
     let mut scheduler = Scheduler::new(open(&golden, 1, 270));
     let prompt = &golden.tokens[..260];
     let id = scheduler.submit(greedy(prompt, 4)).unwrap();
+    // It gets its slot, then its first chunk.
+    scheduler.tick().unwrap();
     scheduler.tick().unwrap();
     scheduler.cancel(id);
     let mut replies = Replies::new();
@@ -338,8 +265,8 @@ fn a_running_sequence_says_what_its_slot_held() {
             n_shared: 10,
             n_cached: 10,
             n_held: 40,
-            n_loaded: 0,
-            not_stored: None,
+            held_next: golden.tokens[10..18].to_vec(),
+            ..Reuse::default()
         })
     );
     assert_eq!(scheduler.slots()[0].sequence, Some(id));
@@ -349,31 +276,104 @@ fn a_running_sequence_says_what_its_slot_held() {
     assert_eq!(scheduler.slots()[0].n_tokens, 0);
 }
 
+/// Runs until a sequence has generated so many tokens.
+fn run_until(scheduler: &mut Scheduler, id: SequenceId, n: usize, replies: &mut Replies) {
+    while replies.get(&id).map_or(0, |r| r.0.len()) < n {
+        collect(scheduler.tick().expect("no failure"), replies);
+    }
+}
+
+#[test]
+fn a_retry_computes_nothing_that_the_first_try_computes() {
+    let golden = model();
+    let prompt = long_prompt(&golden, 300);
+    let expected = by_hand(&mut open(&golden, 1, 512), &prompt, 100);
+    // While the first is prefilling, just behind that, and when it has said more than the rings
+    // hold: the place to come back to is then before the generation prompt.
+    for (n_said, n_cached) in [(0, 299), (1, 299), (10, 299), (90, 298)] {
+        let mut scheduler = Scheduler::new(open(&golden, 2, 512));
+        let first = scheduler.submit(greedy(&prompt, 100)).unwrap();
+        let mut replies = Replies::new();
+        collect(scheduler.tick().unwrap(), &mut replies);
+        run_until(&mut scheduler, first, n_said, &mut replies);
+        let retry = scheduler.submit(greedy(&prompt, 20)).unwrap();
+        collect(scheduler.tick().unwrap(), &mut replies);
+        assert_eq!(
+            scheduler.reuse(retry).is_some(),
+            n_said > 0,
+            "it waits while the first is prefilling"
+        );
+        for (id, reply) in run(&mut scheduler) {
+            let all = replies.entry(id).or_default();
+            all.0.extend(reply.0);
+            all.1 = reply.1;
+        }
+        let of = |id: SequenceId| (replies[&id].0.clone(), replies[&id].1.expect("an end").1);
+        let ((first, _), (retry, timings)) = (of(first), of(retry));
+        assert_eq!(first, expected, "after {n_said}");
+        assert_eq!(retry, expected[..20], "after {n_said}");
+        assert_eq!(timings.n_cached, n_cached, "after {n_said}");
+    }
+}
+
+#[test]
+fn a_retry_goes_on_in_the_slot_of_a_first_try_that_is_given_up() {
+    let golden = model();
+    let prompt = long_prompt(&golden, 300);
+    let mut scheduler = Scheduler::new(open(&golden, 2, 512));
+    let first = scheduler.submit(greedy(&prompt, 9)).unwrap();
+    scheduler.tick().unwrap();
+    scheduler.tick().unwrap();
+    let retries: Vec<SequenceId> = (0..2)
+        .map(|_| scheduler.submit(greedy(&prompt, 9)).unwrap())
+        .collect();
+    scheduler.tick().unwrap();
+    scheduler.cancel(first);
+    scheduler.tick().unwrap();
+    let reuse = scheduler.reuse(retries[0]).expect("it runs");
+    assert_eq!((reuse.slot, reuse.n_cached), (0, 128), "{reuse:?}");
+    assert!(scheduler.reuse(retries[1]).is_none(), "waits for the other");
+    let replies = run(&mut scheduler);
+    let expected = by_hand(&mut open(&golden, 1, 512), &prompt, 9);
+    for id in &retries {
+        assert_eq!(replies[id].0, expected);
+    }
+    assert_eq!(replies[&retries[1]].1.unwrap().1.n_cached, 299);
+}
+
+#[test]
+fn requests_that_are_alike_wait_for_each_other_and_all_end() {
+    let golden = model();
+    let mut scheduler = Scheduler::new(open(&golden, 3, 512));
+    let mut engine = open(&golden, 1, 512);
+    let common = long_prompt(&golden, 150);
+    let asked: Vec<(SequenceId, Vec<u32>)> = (0..8)
+        .map(|i| {
+            let mut prompt = common.clone();
+            // Two of each.
+            prompt.extend((0..100).map(|k| golden.tokens[(k * 7 + i / 2 * 3) % 170]));
+            (scheduler.submit(greedy(&prompt, 6)).unwrap(), prompt)
+        })
+        .collect();
+    let replies = run(&mut scheduler);
+    let mut n_computed = 0;
+    for (id, prompt) in &asked {
+        let (reply, end) = &replies[id];
+        assert_eq!(reply, &by_hand(&mut engine, prompt, 6), "{id:?}");
+        n_computed += prompt.len() - end.expect("an end").1.n_cached;
+    }
+    assert!(
+        n_computed <= 150 + 4 * 100 + 4 * 130,
+        "what is common is computed about once: {n_computed}"
+    );
+}
+
 #[test]
 fn a_prompt_goes_on_from_disk_after_a_restart() {
     let golden = model();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let started = |golden: &Golden| {
-        let engine = open(golden, 1, 1024);
-        let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
-        let inputs = CompatInputs {
-            geometry: engine.geometry(),
-            weights: WeightsFingerprint::of(&golden.gguf),
-            tokenizer: [0; 32],
-            numerics_class: "test",
-        };
-        let key = CompatKey::new(&inputs, &layout.clone().with_block_tokens(128));
-        let options = StoreOptions {
-            min_tokens: 16,
-            max_tokens: engine.context(),
-            ..StoreOptions::default()
-        };
-        let layout = layout.with_block_tokens(128);
-        let store = Store::open(folder.path(), options, key, layout).expect("a store");
-        Scheduler::new(engine).with_store(store)
-    };
-    let prompt: Vec<u32> = golden.tokens.iter().copied().cycle().take(600).collect();
-    let mut scheduler = started(&golden);
+    let prompt = long_prompt(&golden, 600);
+    let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&prompt, 20)).unwrap();
     let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
     scheduler.save_all();
@@ -382,7 +382,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
     let mut longer = prompt.clone();
     longer.extend_from_slice(&reply);
     longer.extend_from_slice(&golden.tokens[..9]);
-    let mut scheduler = started(&golden);
+    let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&longer, 5)).unwrap();
     scheduler.tick().unwrap();
     let reuse = scheduler.reuse(id).expect("it runs");
