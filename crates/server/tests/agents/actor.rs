@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ds4_engine::{
     Constraint, Event, Request, RequestError, Reuse, Scheduler, SequenceId, SlotUse, StepError,
@@ -18,8 +19,6 @@ struct Role {
     /// Tokens to say, the end-of-sentence token last.
     lines: Vec<u32>,
     n_said: usize,
-    /// What the worker admits.
-    admitted: Constraint,
 }
 
 /// A scheduler whose sequences say the lines of a play.
@@ -48,17 +47,8 @@ impl Actor {
         let Some(role) = self.roles.get(&id) else {
             return;
         };
-        let mut constraint = role.admitted.clone();
+        let mut constraint = Constraint::default();
         if let Some(&next) = role.lines.get(role.n_said) {
-            let is_admitted = !constraint.forbidden.contains(&next)
-                && constraint.allowed.is_none_or(|set| set.contains(next));
-            if !is_admitted {
-                self.notices.push(format!(
-                    "the server does not admit token {next}, number {} of the lines",
-                    role.n_said
-                ));
-                return;
-            }
             let mut only = TokenSet::empty(self.tokenizer.n_vocab());
             only.insert(next);
             constraint.allowed = Some(Arc::new(only));
@@ -74,25 +64,37 @@ impl TokenSource for Actor {
         let mut lines = self.tokenizer.encode(&(self.play)(&text));
         lines.push(self.tokenizer.protocol().eos);
         let id = self.scheduler.submit(request)?;
-        let role = Role {
-            lines,
-            n_said: 0,
-            admitted: Constraint::default(),
-        };
+        let role = Role { lines, n_said: 0 };
         self.roles.insert(id, role);
         self.prompt(id);
         Ok(id)
     }
 
     fn constrain(&mut self, id: SequenceId, constraint: Constraint) {
-        if let Some(role) = self.roles.get_mut(&id) {
-            role.admitted = constraint;
+        let next = self.roles.get(&id).and_then(|r| r.lines.get(r.n_said));
+        let refused = next.filter(|next| {
+            let allowed = constraint.allowed.as_ref();
+            constraint.forbidden.contains(next) || allowed.is_some_and(|set| !set.contains(**next))
+        });
+        match refused {
+            None => self.prompt(id),
+            Some(next) => {
+                let notice = format!("the server does not admit token {next} of the lines");
+                self.notices.push(notice);
+                self.scheduler.constrain(id, constraint);
+            }
         }
-        self.prompt(id);
     }
 
     fn force(&mut self, id: SequenceId, tokens: &[u32]) {
+        // What the server says for the model is no line any more.
+        if let Some(role) = self.roles.get_mut(&id)
+            && role.lines[role.n_said..].starts_with(tokens)
+        {
+            role.n_said += tokens.len();
+        }
         self.scheduler.force(id, tokens);
+        self.prompt(id);
     }
 
     fn cancel(&mut self, id: SequenceId) {
@@ -144,6 +146,10 @@ impl TokenSource for Actor {
         let mut notices = std::mem::take(&mut self.notices);
         notices.extend(self.scheduler.take_store_notices());
         notices
+    }
+
+    fn save_idle(&mut self) -> Option<Duration> {
+        TokenSource::save_idle(&mut self.scheduler)
     }
 
     fn save_all(&mut self) {

@@ -172,7 +172,7 @@ fn calls(text: &str, wishes: &[(Option<&Tool>, Wish)]) -> String {
             };
             let (is_string, value) = match value {
                 Value::String(text) => (true, text),
-                other => (false, format!(" {other}")),
+                other => (false, other.to_string()),
             };
             out += &format!(
                 "<{dsml}parameter name=\"{name}\" string=\"{is_string}\">{value}</{dsml}parameter>\n"
