@@ -290,7 +290,12 @@ fn a_long_silence_is_broken_by_events_and_a_short_one_by_comments() {
     let mut frames = stream.open();
     let mut n_events = Vec::new();
     for seconds in (5..=100).step_by(5) {
-        let kept = stream.keep_alive(Duration::from_secs(seconds));
+        // What the client does not read of is no sign of life.
+        frames.extend(stream.event(&ReplyEvent::Progress {
+            n_done: seconds,
+            n_prompt: 1000,
+        }));
+        let kept = stream.keep_alive(Duration::from_secs(5));
         assert_eq!(kept.len(), 1);
         let events = read_frames(&kept);
         if let Some(event) = events.first() {
@@ -306,7 +311,8 @@ fn a_long_silence_is_broken_by_events_and_a_short_one_by_comments() {
         logprobs: Vec::new(),
     }));
     assert!(read_frames(&stream.keep_alive(Duration::from_secs(25))).is_empty());
-    frames.extend(stream.keep_alive(Duration::from_secs(30)));
+    frames.extend(stream.keep_alive(Duration::from_secs(5)));
+    assert_eq!(read_frames(&frames[frames.len() - 1..]).len(), 1);
     let mut writer = Writer::new(9, 0);
     writer.content("Hi");
     let script = writer.finish(Finish::Stop);

@@ -336,8 +336,8 @@ impl Stream {
         frames
     }
 
-    /// A sign of life: clients hang up after minutes without a byte. `idle` is the time since the last
-    /// event of the reply.
+    /// A sign of life: clients hang up after minutes without a byte. `idle` is the time since the
+    /// client was last sent anything.
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
         let empty = self.choice("", Value::Null);
         self.chunks.keep_alive(self.shape.ping, empty)

@@ -412,7 +412,6 @@ impl Pump {
             self.encode(&event, &mut bytes);
         }
         let ping = self.server.options().ping_interval;
-        let mut last_event = Instant::now();
         let mut last_write = Instant::now();
         loop {
             // What came meanwhile goes out as one piece.
@@ -421,7 +420,6 @@ impl Pump {
                 && let Ok(event) = events.try_recv()
             {
                 self.encode(&event, &mut bytes);
-                last_event = Instant::now();
             }
             if bytes.len() > MAX_BACKLOG_BYTES && !self.ended {
                 self.encode(&ReplyEvent::Failed(too_slow()), &mut bytes);
@@ -442,10 +440,9 @@ impl Pump {
                 event = events.recv(), if !self.ended => {
                     let event = event.unwrap_or_else(|| ReplyEvent::Failed(lost()));
                     self.encode(&event, &mut bytes);
-                    last_event = Instant::now();
                 }
                 () = tokio::time::sleep_until(due), if !ping.is_zero() && bytes.is_empty() => {
-                    for frame in self.encoder.keep_alive(last_event.elapsed()) {
+                    for frame in self.encoder.keep_alive(last_write.elapsed()) {
                         bytes.extend_from_slice(&frame.0);
                     }
                     last_write = Instant::now();

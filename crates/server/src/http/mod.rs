@@ -15,6 +15,7 @@ mod error;
 mod generate;
 mod guard;
 mod metrics;
+mod notices;
 mod options;
 mod page;
 mod routes;

@@ -33,6 +33,7 @@ use super::error::{HttpError, json as json_response};
 use super::generate::{self, Shape};
 use super::guard::Guard;
 use super::metrics::Metrics;
+use super::notices::Notices;
 use super::options::{ModelFacts, ServerOptions};
 use super::page;
 use super::wire::{Wire, canonical_path};
@@ -139,6 +140,7 @@ pub struct Server {
     router: OnceLock<Router>,
     ready: OnceLock<Arc<Ready>>,
     pub(super) metrics: Metrics,
+    notices: Notices,
     started: Instant,
     started_unix: u64,
 }
@@ -154,6 +156,7 @@ impl Server {
             router: OnceLock::new(),
             ready: OnceLock::new(),
             metrics: Metrics::default(),
+            notices: Notices::default(),
             started: Instant::now(),
             started_unix: now_unix(),
         });
@@ -850,7 +853,7 @@ async fn delete_response(
 }
 
 fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
-    for warning in warnings {
+    for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
         (server.options.note)(&format!("{} {warning}", wire.request_id));
     }
 }

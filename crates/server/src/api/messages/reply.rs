@@ -279,7 +279,7 @@ impl Stream {
     }
 
     /// A ping: agents hang up after minutes without a byte, also while they wait in the queue.
-    /// `idle` is the time since the last event of the reply.
+    /// `idle` is the time since the client was last sent anything.
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
         match self.ended {
             true => Vec::new(),

@@ -351,8 +351,8 @@ pub struct Stream {
     /// Items that are done, in output order.
     output: Vec<Value>,
     item: Option<OpenItem>,
-    /// Length of the silence at which the next real event is due.
-    event_due: Duration,
+    /// How long the client has read comments only.
+    silence: Duration,
     response: Option<Value>,
 }
 
@@ -366,7 +366,7 @@ impl Stream {
             ended: false,
             output: Vec::new(),
             item: None,
-            event_due: EVENT_INTERVAL,
+            silence: Duration::ZERO,
             response: None,
         }
     }
@@ -401,20 +401,21 @@ impl Stream {
             ReplyEvent::Failed(failure) => self.fail(failure, &mut frames),
         }
         if !frames.is_empty() {
-            self.event_due = EVENT_INTERVAL;
+            self.silence = Duration::ZERO;
         }
         frames
     }
 
     /// A comment, or every 30 s a repeated `response.in_progress`: one agent does not count
-    /// comments as a sign of life. `idle` is the time since the last event of the reply.
+    /// comments as a sign of life. `idle` is the time since the client was last sent anything.
     pub fn keep_alive(&mut self, idle: Duration) -> Vec<Frame> {
         let mut frames = Vec::new();
         if self.ended {
             return frames;
         }
-        if self.opened && idle >= self.event_due {
-            self.event_due = idle + EVENT_INTERVAL;
+        self.silence += idle;
+        if self.opened && self.silence >= EVENT_INTERVAL {
+            self.silence = Duration::ZERO;
             self.in_progress(&mut frames);
         } else {
             frames.push(Frame::comment("ping"));
