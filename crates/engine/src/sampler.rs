@@ -159,6 +159,19 @@ impl TokenSet {
         self.words[token as usize / 32] |= 1 << (token % 32);
     }
 
+    /// Number of tokens in it.
+    pub fn len(&self) -> usize {
+        self.words
+            .iter()
+            .map(|word| word.count_ones() as usize)
+            .sum()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
     /// Whether a token is in it; one beyond the vocabulary is not.
     pub fn contains(&self, token: u32) -> bool {
         self.words

@@ -74,6 +74,19 @@ pub enum PromptSource {
     Messages(Vec<Message>),
     /// Raw text, continued as it is.
     Text(String),
+    /// Tokens, continued as they are.
+    Tokens(Vec<u32>),
+}
+
+/// A JSON schema that content must follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputSchema {
+    /// The schema.
+    pub schema: Value,
+    /// Whether keywords that cannot be enforced are refused rather than left out.
+    pub strict: bool,
+    /// Where it stands in the request, in the protocol's spelling.
+    pub place: String,
 }
 
 /// A request after its protocol's words are gone.
@@ -93,8 +106,8 @@ pub struct Generation {
     pub tool_choice: ToolChoice,
     /// Whether more than one call is allowed in a reply.
     pub parallel_tool_calls: bool,
-    /// JSON schema that the content must follow.
-    pub schema: Option<Value>,
+    /// What the content must look like.
+    pub schema: Option<OutputSchema>,
     /// How to choose tokens.
     pub sampling: SamplingOptions,
     /// Most tokens to generate; `None` for all that is left.
@@ -109,6 +122,8 @@ pub struct Generation {
     pub stream: bool,
     /// Key by which the client's requests belong together, if it has one.
     pub affinity: Option<String>,
+    /// Whether the prompt may go on from what is kept, and is kept for others.
+    pub use_cache: bool,
 }
 
 /// Tokens and where they were counted.
@@ -181,7 +196,8 @@ pub struct Timings {
     pub prefill: Duration,
     /// Generating.
     pub decode: Duration,
-    /// `none`, `memory`, `disk` ...: where the cached tokens came from.
+    /// Where the cached tokens came from: `none`, `memory` (the slot itself), `copy` (another
+    /// slot) or `disk`.
     pub cache_source: &'static str,
     /// Why the rest of the prompt was not cached, in words for the log.
     pub cache_miss: String,
@@ -207,6 +223,10 @@ pub enum ReplyEvent {
         n_prompt: usize,
         /// Of them, tokens that need not be computed.
         n_cached: usize,
+        /// Where those came from, as in [`Timings::cache_source`].
+        source: &'static str,
+        /// Why the rest was not cached, as in [`Timings::cache_miss`].
+        why: String,
     },
     /// A part of the prompt was computed.
     Progress {
@@ -275,15 +295,22 @@ pub enum FailureKind {
     Invalid,
     /// A wish we do not grant.
     Unsupported,
+    /// Content that this model cannot read, where it is not to be left out.
+    UnsupportedContent,
     /// The prompt is longer than the context.
-    ContextOverflow,
+    ContextOverflow {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Tokens of the context.
+        n_context: usize,
+    },
     /// No or a wrong key.
     Unauthorised,
     /// Origin or host refused.
     Forbidden,
     /// Unknown path, model or response.
     NotFound,
-    /// Unknown `previous_response_id` or call id.
+    /// What the request goes on from was there when it came and is gone.
     Conflict,
     /// Too many requests wait.
     Overloaded,

@@ -5,6 +5,7 @@
 //! into its own JSON and events. Wire types live in [`api`] and nowhere else.
 
 pub mod api;
+pub mod calls;
 pub mod generation;
 pub mod http;
 pub mod id;
@@ -13,5 +14,8 @@ pub mod prompt;
 pub mod reply;
 pub mod schema;
 pub mod stop_strings;
+mod story;
+pub mod trace;
+pub mod truncate;
 pub mod turns;
 pub mod worker;

@@ -5,6 +5,62 @@ use std::time::Duration;
 
 use crate::generation::{Endpoint, Failure, Finish, Timings, Usage};
 
+/// Characters of a client's name or session that are logged.
+const MAX_NAME_CHARS: usize = 64;
+
+/// Who asks, as far as the request says: fit to stand in a line of a log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Client {
+    /// The first product of the User-Agent header; empty when there is none.
+    pub name: String,
+    /// The key by which the client's requests belong together; empty when there is none.
+    pub session: String,
+}
+
+impl Client {
+    /// From a User-Agent header and an affinity key. Only printable ASCII is taken, up to the
+    /// first blank, and 64 characters.
+    pub fn new(user_agent: Option<&str>, affinity: Option<&str>) -> Client {
+        let word = |text: Option<&str>| -> String {
+            let text = text.unwrap_or_default().trim_start();
+            let printable = text.chars().take_while(char::is_ascii_graphic);
+            printable.take(MAX_NAME_CHARS).collect()
+        };
+        Client {
+            name: word(user_agent),
+            session: word(affinity),
+        }
+    }
+}
+
+/// The API of an endpoint, in a word.
+pub(crate) fn endpoint_name(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Chat => "chat",
+        Endpoint::Completions => "completions",
+        Endpoint::Messages => "messages",
+        Endpoint::Responses => "responses",
+    }
+}
+
+/// How a reply ended, in a word.
+pub(crate) fn finish_name(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::StopString(_) => "stop_string",
+        Finish::ToolCalls => "tool_calls",
+        Finish::Length => "length",
+        Finish::ContextFull => "context_full",
+        Finish::Cancelled => "cancelled",
+    }
+}
+
+/// Items in a second; `None` when there is nothing to divide.
+pub(crate) fn rate(n: usize, duration: Duration) -> Option<f64> {
+    let rate = n as f64 / duration.as_secs_f64();
+    (n > 0 && rate.is_finite()).then_some(rate)
+}
+
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -21,6 +77,8 @@ pub struct RequestLine<'a> {
     pub request_id: &'a str,
     /// Where it came in.
     pub endpoint: Endpoint,
+    /// Who asked.
+    pub client: &'a Client,
     /// Its tokens.
     pub usage: Usage,
     /// Its time, and why what was computed was not cached.
@@ -37,14 +95,8 @@ fn seconds(duration: Duration) -> String {
     format!("{:.2}s", duration.as_secs_f64())
 }
 
-/// Items in a second; `-` when there is nothing to divide.
-fn rate(n: usize, duration: Duration) -> String {
-    let rate = n as f64 / duration.as_secs_f64();
-    if n == 0 || !rate.is_finite() {
-        "-".to_owned()
-    } else {
-        format!("{rate:.1}")
-    }
+fn shown(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
 }
 
 impl fmt::Display for RequestLine<'_> {
@@ -56,18 +108,20 @@ impl fmt::Display for RequestLine<'_> {
             n_reasoning,
         } = self.usage;
         let t = self.timings;
-        let endpoint = match self.endpoint {
-            Endpoint::Chat => "chat",
-            Endpoint::Completions => "completions",
-            Endpoint::Messages => "messages",
-            Endpoint::Responses => "responses",
-        };
+        write!(f, "{} {}", self.request_id, endpoint_name(self.endpoint))?;
+        for (name, value) in [
+            ("client", &self.client.name),
+            ("session", &self.client.session),
+        ] {
+            if !value.is_empty() {
+                write!(f, " {name}={value}")?;
+            }
+        }
         write!(
             f,
-            "{} {endpoint} prompt={n_prompt} cached={n_cached} ({}) generated={n_generated} \
+            " prompt={n_prompt} cached={n_cached} ({}) generated={n_generated} \
              reasoning={n_reasoning} replayed={}/{} queue={} prefill={} ({} t/s) decode={} \
              ({} t/s) ",
-            self.request_id,
             if t.cache_source.is_empty() {
                 "none"
             } else {
@@ -77,21 +131,13 @@ impl fmt::Display for RequestLine<'_> {
             self.n_replayed + self.n_rendered,
             seconds(t.queue),
             seconds(t.prefill),
-            rate(n_prompt - n_cached, t.prefill),
+            shown(rate(n_prompt - n_cached, t.prefill)),
             seconds(t.decode),
-            rate(n_generated.saturating_sub(1), t.decode),
+            shown(rate(n_generated.saturating_sub(1), t.decode)),
         )?;
         match &self.ending {
             Ending::Finished(finish) => {
-                let finish = match finish {
-                    Finish::Stop => "stop",
-                    Finish::StopString(_) => "stop_string",
-                    Finish::ToolCalls => "tool_calls",
-                    Finish::Length => "length",
-                    Finish::ContextFull => "context_full",
-                    Finish::Cancelled => "cancelled",
-                };
-                write!(f, "finish={finish}")?;
+                write!(f, "finish={}", finish_name(finish))?;
             }
             Ending::Failed(failure) => {
                 write!(f, "failed={:?} {:?}", failure.kind, failure.message)?

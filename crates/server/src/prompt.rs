@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use ds4_text::{
-    Effort, MarkerText, Message, Mode, Prompt, RenderOptions, Revision, Role, Start, Tokenizer,
-    markers, render,
+    Effort, MarkerText, Message, Mode, Passage, Prompt, RenderOptions, Revision, Role, Start,
+    Tokenizer, markers, render,
 };
 
 use crate::generation::{Endpoint, Failure, FailureKind, Generation, PromptSource};
@@ -44,7 +44,7 @@ pub struct TokenPrompt {
     pub anchors: Vec<usize>,
     /// What the model's first character belongs to.
     pub start: Start,
-    /// Names its text, canonically rendered.
+    /// Names its text, canonically rendered, or the tokens that the client sent.
     pub key: PromptKey,
     /// Whether the text ends in `<think>`.
     pub thinking: bool,
@@ -56,6 +56,29 @@ pub struct TokenPrompt {
     pub n_replayed: usize,
     /// Assistant messages that were rendered from text.
     pub n_rendered: usize,
+    /// Where its messages and their parts begin, ascending; none in raw text.
+    pub places: Vec<Place>,
+}
+
+/// Where a part of the conversation begins in the tokens of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Byte of all tokens' bytes together. Where turns stand in the model's own tokens, that is
+    /// another byte than that of the canonical text.
+    pub byte: usize,
+    /// Index of the message among those of the conversation.
+    pub message: usize,
+    /// What begins.
+    pub passage: Passage,
+}
+
+/// A prompt's tokens and what became of its parts.
+struct Encoded {
+    tokens: Vec<u32>,
+    n_replayed: usize,
+    /// For every replayed reply: where its text begins, and how many bytes its own tokens have more
+    /// (or, negative, less) than that text.
+    replays: Vec<(usize, isize)>,
 }
 
 /// Renders prompts.
@@ -95,6 +118,17 @@ impl Prompter {
     pub fn text(&self, generation: &Generation) -> Result<Prompt, Failure> {
         let messages = match &generation.prompt {
             PromptSource::Messages(messages) => messages,
+            PromptSource::Tokens(tokens) => {
+                let text = self.tokenizer.decode(tokens).map_err(|e| Failure {
+                    kind: FailureKind::Invalid,
+                    message: format!("prompt: {e}."),
+                    param: Some("prompt".to_owned()),
+                })?;
+                return Ok(Prompt {
+                    text,
+                    ..Prompt::default()
+                });
+            }
             PromptSource::Text(text) => {
                 let bos = if text.starts_with(markers::BOS) {
                     ""
@@ -141,18 +175,22 @@ impl Prompter {
     /// token.
     pub fn tokens(&self, generation: &Generation) -> Result<TokenPrompt, Failure> {
         let prompt = self.text(generation)?;
-        let (tokens, n_replayed) = self.encode_text(generation, &prompt);
+        let Encoded {
+            tokens,
+            n_replayed,
+            replays,
+        } = self.encode_text(generation, &prompt);
         let limit = self.context.saturating_sub(1);
         if tokens.len() > limit {
             return Err(overflow(generation.endpoint, tokens.len(), self.context));
         }
         let open = match &generation.prompt {
             PromptSource::Messages(messages) => messages.last().filter(|m| m.open_ended),
-            PromptSource::Text(_) => None,
+            PromptSource::Text(_) | PromptSource::Tokens(_) => None,
         };
         let thinking = prompt.text.ends_with(markers::THINK_OPEN);
         let start = match (&generation.prompt, open) {
-            (PromptSource::Text(_), _) => Start::WithinContent,
+            (PromptSource::Text(_) | PromptSource::Tokens(_), _) => Start::WithinContent,
             (_, Some(message)) if !message.content.is_empty() => Start::WithinContent,
             (_, Some(_)) if generation.thinking.mode == Mode::Thinking => Start::WithinReasoning,
             _ if thinking => Start::Reasoning,
@@ -164,7 +202,11 @@ impl Prompter {
             tokens,
             anchors,
             start,
-            key: prompt_key(&prompt.text),
+            key: match &generation.prompt {
+                // Their text may be that of other tokens; no rendered prompt reads like a list.
+                PromptSource::Tokens(tokens) => prompt_key(&format!("{tokens:?}")),
+                PromptSource::Messages(_) | PromptSource::Text(_) => prompt_key(&prompt.text),
+            },
             thinking,
             effort: self.effort(generation),
             mentions_dsml: prompt
@@ -173,6 +215,7 @@ impl Prompter {
                 .any(|range| prompt.text[range.clone()].contains(markers::DSML)),
             n_replayed,
             n_rendered: prompt.replies.len() - n_replayed,
+            places: places(&prompt, &replays),
         })
     }
 
@@ -182,13 +225,22 @@ impl Prompter {
     /// Messages that have no rendering.
     pub fn encode(&self, generation: &Generation) -> Result<Vec<u32>, Failure> {
         let prompt = self.text(generation)?;
-        Ok(self.encode_text(generation, &prompt).0)
+        Ok(self.encode_text(generation, &prompt).tokens)
     }
 
-    fn encode_text(&self, generation: &Generation, prompt: &Prompt) -> (Vec<u32>, usize) {
+    fn encode_text(&self, generation: &Generation, prompt: &Prompt) -> Encoded {
         match &generation.prompt {
             PromptSource::Messages(messages) => self.with_turns(prompt, messages),
-            PromptSource::Text(_) => (self.tokenizer.encode_prompt(prompt), 0),
+            PromptSource::Text(_) => Encoded {
+                tokens: self.tokenizer.encode_prompt(prompt),
+                n_replayed: 0,
+                replays: Vec::new(),
+            },
+            PromptSource::Tokens(tokens) => Encoded {
+                tokens: tokens.clone(),
+                n_replayed: 0,
+                replays: Vec::new(),
+            },
         }
     }
 
@@ -208,12 +260,13 @@ impl Prompter {
     }
 
     /// Tokenizes around the turns that are remembered.
-    fn with_turns(&self, prompt: &Prompt, messages: &[Message]) -> (Vec<u32>, usize) {
+    fn with_turns(&self, prompt: &Prompt, messages: &[Message]) -> Encoded {
         let mut tokens = Vec::new();
         let mut n_replayed = 0;
         let mut written = 0;
         let mut hashed = 0;
         let mut keys = PrefixKeys::default();
+        let mut replays = Vec::new();
         for reply in &prompt.replies {
             let message = &messages[reply.message];
             let range = reply.range.clone();
@@ -234,13 +287,37 @@ impl Prompter {
             tokens.extend(self.tokenizer.encode_prompt(&part));
             tokens.extend_from_slice(&turn.tokens);
             written = range.end;
+            let lengths = turn
+                .tokens
+                .iter()
+                .map(|t| self.tokenizer.token_bytes(*t).len());
+            let n_bytes: usize = lengths.sum();
+            replays.push((range.start, n_bytes as isize - range.len() as isize));
             n_replayed += 1;
         }
         if let Some(rest) = prompt.tail(written) {
             tokens.extend(self.tokenizer.encode_prompt(&rest));
         }
-        (tokens, n_replayed)
+        Encoded {
+            tokens,
+            n_replayed,
+            replays,
+        }
     }
+}
+
+/// Where the parts of a prompt stand among its tokens' bytes.
+fn places(prompt: &Prompt, replays: &[(usize, isize)]) -> Vec<Place> {
+    let place = |landmark: &ds4_text::Landmark| {
+        let before = replays.iter().take_while(|(start, _)| *start < landmark.at);
+        let more: isize = before.map(|(_, more)| more).sum();
+        Place {
+            byte: landmark.at.saturating_add_signed(more),
+            message: landmark.message,
+            passage: landmark.passage,
+        }
+    };
+    prompt.landmarks.iter().map(place).collect()
 }
 
 /// The first user's marker, and the last one before the assistant first speaks. In a client's text
@@ -270,7 +347,10 @@ fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
         Endpoint::Responses => (in_openai_words(found, context, "messages"), "input"),
     };
     Failure {
-        kind: FailureKind::ContextOverflow,
+        kind: FailureKind::ContextOverflow {
+            n_prompt: found,
+            n_context: context,
+        },
         message,
         param: Some(param.to_owned()),
     }

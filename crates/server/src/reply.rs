@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ds4_engine::{Constraint, FinishReason, TokenLogprobs, TokenSet};
 use ds4_text::{EndReason, Event, Phase, ReplyParser, Start, Tokenizer, ToolSchemas, Utf8Stream};
 
+use crate::calls::{CallReader, MARKUP_OPEN};
 use crate::generation::{
     Call, Failure, FailureKind, Finish, Generation, ReplyEvent, TokenLogprob, ToolChoice,
 };
@@ -16,8 +17,12 @@ use crate::turns::Turn;
 
 /// What opens a block of calls, up to the name.
 const CALL_OPENING: &str = "\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"";
+/// The tag that opens a block.
+const BLOCK_OPEN: &str = "<｜DSML｜tool_calls>";
 /// What stands behind the name.
 const NAME_CLOSING: &str = "\">\n";
+/// Bytes at the end of a reply in which the beginning of a block is looked for.
+const OPENING_BYTES: usize = 512;
 /// What closes a block behind a call.
 const BLOCK_CLOSING: &str = "\n</｜DSML｜tool_calls>";
 
@@ -66,6 +71,8 @@ pub struct ReplyInProgress {
     text: String,
     tokens: Vec<u32>,
     in_reasoning: bool,
+    /// Reasoning tokens after which it is ended.
+    budget: Option<usize>,
     n_reasoning: usize,
     reasoning: String,
     content: String,
@@ -73,8 +80,10 @@ pub struct ReplyInProgress {
     malformed: Option<String>,
     /// Tokens whose text has not been let through.
     held_logprobs: Vec<TokenLogprob>,
-    /// Names of which one must come, and how much of it has.
-    naming: Option<(Vec<String>, Vec<u8>)>,
+    /// What keeps a block of calls well-formed.
+    block: Option<CallReader>,
+    /// The last bytes, while no block has begun.
+    tail: Vec<u8>,
     /// Whether the block of calls was opened on the model's behalf.
     opened: bool,
     schema: Option<SchemaReader>,
@@ -87,6 +96,7 @@ impl ReplyInProgress {
         tokenizer: Arc<Tokenizer>,
         prompt: TokenPrompt,
         schema: Option<SchemaReader>,
+        block: Option<CallReader>,
     ) -> ReplyInProgress {
         let tools: ToolSchemas = if generation.tool_choice == ToolChoice::None {
             ToolSchemas::default()
@@ -104,19 +114,36 @@ impl ReplyInProgress {
             text: String::new(),
             tokens: Vec::new(),
             in_reasoning: matches!(prompt.start, Start::Reasoning | Start::WithinReasoning),
+            budget: generation.thinking.budget,
             n_reasoning: 0,
             reasoning: String::new(),
             content: String::new(),
             calls: Vec::new(),
             malformed: None,
             held_logprobs: Vec::new(),
-            naming: None,
+            block,
+            tail: Vec::new(),
             opened: false,
             schema,
             generation,
             tokenizer,
             prompt,
         }
+    }
+
+    /// The tokens so far, those forced included.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Their text, without the beginning of an unfinished character.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Of the tokens, those of reasoning.
+    pub fn n_reasoning(&self) -> usize {
+        self.n_reasoning
     }
 
     /// Tokens that the reply begins with whatever the model would say: a call that must be made
@@ -146,15 +173,15 @@ impl ReplyInProgress {
         if self.generation.ignore_eos {
             forbidden.extend(stop_tokens(&self.tokenizer));
         }
+        let allowed = match &mut self.block {
+            Some(block) if block.has_begun() => block.admitted(),
+            _ if phase == Phase::Content => self.schema_allows(!no_tools).map(Arc::new),
+            _ => None,
+        };
         Constraint {
             greedy: phase == Phase::Markup,
             forbidden,
-            allowed: match &self.naming {
-                Some((names, so_far)) => Some(continuations(&self.tokenizer, names, so_far)),
-                None if phase == Phase::Content => self.schema_allows(!no_tools),
-                None => None,
-            }
-            .map(Arc::new),
+            allowed,
         }
     }
 
@@ -200,17 +227,7 @@ impl ReplyInProgress {
                 schema.push(token);
             }
         }
-        if let Some((names, so_far)) = &mut self.naming {
-            so_far.extend_from_slice(self.tokenizer.token_bytes(token));
-            let done = names.iter().any(|name| {
-                so_far.starts_with(name.as_bytes()) && so_far.ends_with(NAME_CLOSING.as_bytes())
-            });
-            if done {
-                self.naming = None;
-            }
-        }
-        let budget = self.generation.thinking.budget;
-        if self.in_reasoning && budget.is_some_and(|budget| self.n_reasoning >= budget) {
+        if self.in_reasoning && self.budget.is_some_and(|budget| self.n_reasoning >= budget) {
             let close = self.tokenizer.protocol().think_close;
             self.take_forced(&[close], &mut step);
         }
@@ -220,10 +237,12 @@ impl ReplyInProgress {
         step
     }
 
-    /// Ends the reasoning, if it is going on.
+    /// Ends the reasoning, if it is going on: at once, or with the first token.
     pub fn end_reasoning(&mut self) -> Step {
         let mut step = Step::default();
-        if self.in_reasoning && !self.tokens.is_empty() {
+        if self.tokens.is_empty() {
+            self.budget = Some(0);
+        } else if self.in_reasoning {
             let close = self.tokenizer.protocol().think_close;
             self.take_forced(&[close], &mut step);
             if !step.ends {
@@ -325,21 +344,17 @@ impl ReplyInProgress {
             return;
         }
         self.opened = true;
-        let names: Vec<String> = if names.is_empty() {
-            self.generation
-                .tools
-                .iter()
-                .map(|t| t.name.clone())
-                .collect()
-        } else {
-            names.clone()
-        };
+        let all: Vec<String> = self
+            .generation
+            .tools
+            .iter()
+            .map(|t| t.name.clone())
+            .collect();
+        let names = if names.is_empty() { &all } else { names };
         let mut text = CALL_OPENING.to_owned();
         if let [name] = names.as_slice() {
             text.push_str(name);
             text.push_str(NAME_CLOSING);
-        } else {
-            self.naming = Some((names, Vec::new()));
         }
         let tokens = self.tokenizer.encode(&text);
         self.take_forced(&tokens, step);
@@ -381,6 +396,7 @@ impl ReplyInProgress {
         self.text.push_str(&text);
         let events = self.parser.push(&text);
         self.read(events, step);
+        self.follow_block(token);
         self.in_reasoning = match self.parser.phase() {
             Phase::Reasoning => true,
             // A tag in the reasoning may still turn out to be text.
@@ -390,6 +406,42 @@ impl ReplyInProgress {
         if matches!(self.parser.phase(), Phase::Markup | Phase::Value) {
             // Tokens of calls are not reported.
             self.held_logprobs.clear();
+        }
+    }
+
+    /// Reads a token with what keeps a block well-formed: from the block's first marker on, or, where
+    /// that may be text (in reasoning, or when the client's own text has it), from where the
+    /// parser takes it for a block.
+    fn follow_block(&mut self, token: u32) {
+        let Some(block) = &mut self.block else {
+            return;
+        };
+        let bytes = self.tokenizer.token_bytes(token);
+        let admitted = if block.has_begun() {
+            block.push(bytes)
+        } else {
+            let n_before = self.tail.len();
+            self.tail.extend_from_slice(bytes);
+            let last = |text: &str| {
+                let mut all = self.tail.windows(text.len());
+                all.rposition(|window| window == text.as_bytes())
+            };
+            let begins = if self.in_reasoning || self.prompt.mentions_dsml {
+                last(BLOCK_OPEN).filter(|_| self.parser.is_in_block())
+            } else {
+                last(MARKUP_OPEN).filter(|at| at + MARKUP_OPEN.len() > n_before)
+            };
+            let admitted = begins.is_none_or(|at| {
+                let behind = at + MARKUP_OPEN.len();
+                block.push(&self.tail[behind..])
+            });
+            let n_old = self.tail.len().saturating_sub(OPENING_BYTES);
+            self.tail.drain(..n_old);
+            admitted
+        };
+        if !admitted {
+            // Written in another way, which only the parser reads.
+            self.block = None;
         }
     }
 
@@ -485,21 +537,4 @@ pub fn stop_tokens(tokenizer: &Tokenizer) -> Vec<u32> {
         protocol.assistant,
         protocol.bos,
     ]
-}
-
-/// Tokens by which one of the names, closed, can go on.
-fn continuations(tokenizer: &Tokenizer, names: &[String], so_far: &[u8]) -> TokenSet {
-    let mut set = TokenSet::empty(tokenizer.n_vocab());
-    let rests: Vec<Vec<u8>> = names
-        .iter()
-        .map(|name| format!("{name}{NAME_CLOSING}").into_bytes())
-        .filter_map(|name| name.strip_prefix(so_far).map(<[u8]>::to_vec))
-        .collect();
-    for token in 0..tokenizer.n_vocab() as u32 {
-        let bytes = tokenizer.token_bytes(token);
-        if !bytes.is_empty() && rests.iter().any(|rest| rest.starts_with(bytes)) {
-            set.insert(token);
-        }
-    }
-    set
 }

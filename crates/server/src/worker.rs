@@ -13,21 +13,24 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ds4_engine::store::NotStored;
 use ds4_engine::{
     Constraint, Event, FinishReason, Request, RequestError, Reuse, Scheduler, SequenceId, SlotUse,
     StepError,
 };
 use ds4_text::Tokenizer;
+use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::calls::CallReader;
 use crate::generation::{
-    Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Timings, Usage,
+    Endpoint, Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Timings, Usage,
 };
-use crate::log::{Ending, RequestLine};
+use crate::log::{Client, Ending, RequestLine, finish_name, rate};
 use crate::prompt::TokenPrompt;
 use crate::reply::{ReplyInProgress, Step, stop_tokens};
 use crate::schema::SchemaReader;
+use crate::story;
+use crate::trace::{self, Trace};
 use crate::turns::Turns;
 
 /// Where tokens come from: the scheduler, or a script in tests.
@@ -119,22 +122,30 @@ pub struct WorkerOptions {
     pub log: Arc<dyn Fn(&RequestLine) + Send + Sync>,
     /// Reads what else is worth knowing.
     pub note: Arc<dyn Fn(&str) + Send + Sync>,
+    /// Where everything of a request is written, its text included.
+    pub trace: Option<Arc<Trace>>,
 }
 
 /// A request that is ready to run.
 pub struct Job {
     /// Id of the request.
     pub request_id: String,
+    /// Id of its reply in the client's words.
+    pub reply_id: String,
+    /// Who asks.
+    pub client: Client,
     /// What is wanted.
     pub generation: Arc<Generation>,
     /// The prompt.
     pub prompt: TokenPrompt,
     /// What the content must follow.
     pub schema: Option<SchemaReader>,
+    /// What its calls must follow.
+    pub calls: Option<CallReader>,
 }
 
 /// What a slot does, for whoever looks from outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SlotView {
     /// Tokens in it.
     pub n_tokens: usize,
@@ -142,8 +153,31 @@ pub struct SlotView {
     pub request_id: Option<String>,
     /// Tokens that this request has generated.
     pub n_decoded: usize,
-    /// Why the request that ran last had to compute what it computed.
-    pub story: String,
+    /// That request, or the one that ran last.
+    pub last: Option<SlotRequest>,
+}
+
+/// The story of a slot's request, so far or to its end.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotRequest {
+    /// Id of the request.
+    pub request_id: String,
+    /// Where it came in.
+    pub endpoint: Endpoint,
+    /// Who asked.
+    pub client: Client,
+    /// Tokens of its prompt, of those in the slot when it began, and where they came from.
+    pub usage: Usage,
+    /// Where they came from, as in [`Timings::cache_source`].
+    pub source: &'static str,
+    /// Why the rest was not cached.
+    pub why: String,
+    /// Prompt tokens computed in a second, once the prompt is.
+    pub prefill_rate: Option<f64>,
+    /// Tokens generated in a second.
+    pub decode_rate: Option<f64>,
+    /// How it ended, in a word; `None` while it runs.
+    pub finish: Option<&'static str>,
 }
 
 /// Numbers that only grow, for the metrics.
@@ -159,8 +193,8 @@ pub struct Counters {
 
 #[derive(Default)]
 struct Shared {
-    /// Ids of the requests that run or wait.
-    requests: Mutex<Vec<String>>,
+    /// The requests that run or wait.
+    requests: Mutex<Vec<Accepted>>,
     in_flight: AtomicUsize,
     running: AtomicUsize,
     stopping: AtomicBool,
@@ -168,11 +202,17 @@ struct Shared {
     counters: Counters,
 }
 
+/// What an accepted job is called.
+struct Accepted {
+    number: u64,
+    request_id: String,
+    reply_id: String,
+}
+
 enum Command {
     Run(Box<Pending>),
     Cancel(u64),
-    EndReasoning(String),
-    CancelRequest(String),
+    EndReasoning(u64),
     Shutdown { deadline: Instant },
 }
 
@@ -195,7 +235,6 @@ pub struct Worker {
 /// A job that was accepted. Dropping it cancels the job, if it is not over.
 pub struct Ticket {
     number: u64,
-    request_id: String,
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
 }
@@ -204,9 +243,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let requests = self.shared.requests.lock();
         let mut requests = requests.unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = requests.iter().position(|id| *id == self.request_id) {
-            requests.swap_remove(at);
-        }
+        requests.retain(|accepted| accepted.number != self.number);
         drop(requests);
         self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
         // A worker that is gone has nothing left to cancel.
@@ -235,7 +272,7 @@ impl Worker {
             inbox,
             shared: Arc::clone(&shared),
             running: HashMap::new(),
-            stories: Vec::new(),
+            last: Vec::new(),
             deadline: None,
         };
         body.publish();
@@ -281,7 +318,6 @@ impl Worker {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let ticket = Ticket {
             number,
-            request_id: job.request_id.clone(),
             commands: self.commands.clone(),
             shared: Arc::clone(&self.shared),
         };
@@ -289,7 +325,11 @@ impl Worker {
             .requests
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(job.request_id.clone());
+            .push(Accepted {
+                number,
+                request_id: job.request_id.clone(),
+                reply_id: job.reply_id.clone(),
+            });
         let pending = Pending {
             number,
             job,
@@ -302,20 +342,25 @@ impl Worker {
         Ok((receiver, ticket))
     }
 
-    /// Ends the reasoning of a running request. Unknown ids are left alone.
-    pub fn end_reasoning(&self, request_id: &str) {
-        let _ = self
-            .commands
-            .send(Command::EndReasoning(request_id.to_owned()));
+    /// Ends the reasoning of a request, by its id or its reply's; whether there was one. A reply
+    /// that is not reasoning is left alone.
+    pub fn end_reasoning(&self, id: &str) -> bool {
+        self.tell(id, Command::EndReasoning)
     }
 
-    /// Ends a request; whether one of this id ran or waited.
-    pub fn cancel(&self, request_id: &str) -> bool {
+    /// Ends a request, by its id or its reply's; whether one ran or waited.
+    pub fn cancel(&self, id: &str) -> bool {
+        self.tell(id, Command::Cancel)
+    }
+
+    /// Sends a command to the oldest request of an id.
+    fn tell(&self, id: &str, command: fn(u64) -> Command) -> bool {
         let requests = self.shared.requests.lock();
         let requests = requests.unwrap_or_else(PoisonError::into_inner);
-        let found = requests.iter().any(|id| id == request_id);
-        let command = Command::CancelRequest(request_id.to_owned());
-        found && self.commands.send(command).is_ok()
+        let found = requests
+            .iter()
+            .find(|accepted| accepted.request_id == id || accepted.reply_id == id);
+        found.is_some_and(|accepted| self.commands.send(command(accepted.number)).is_ok())
     }
 
     /// Requests that run, and that wait.
@@ -385,13 +430,16 @@ struct Running {
     submitted: Instant,
     started: Option<Started>,
     first_token: Option<Instant>,
+    /// What held for its tokens, for the trace.
+    constraints: Vec<Value>,
 }
 
 struct Started {
     at: Instant,
+    slot: Option<usize>,
     n_cached: usize,
     source: &'static str,
-    story: String,
+    why: String,
 }
 
 struct Body<S> {
@@ -402,8 +450,8 @@ struct Body<S> {
     inbox: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     running: HashMap<SequenceId, Running>,
-    /// For every slot, why its last request computed what it computed.
-    stories: Vec<String>,
+    /// For every slot, its last request that ended.
+    last: Vec<Option<SlotRequest>>,
     deadline: Option<Instant>,
 }
 
@@ -427,13 +475,13 @@ impl<S: TokenSource> Body<S> {
                     Some(due) => self.inbox.recv_timeout(due),
                 };
                 match received {
-                    Ok(command) => self.obey(command),
+                    Ok(command) => self.try_to_obey(command),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
             while let Ok(command) = self.inbox.try_recv() {
-                self.obey(command);
+                self.try_to_obey(command);
             }
             if self.deadline.is_some_and(|at| Instant::now() >= at) {
                 self.give_up_all();
@@ -457,6 +505,13 @@ impl<S: TokenSource> Body<S> {
         }
     }
 
+    fn try_to_obey(&mut self, command: Command) {
+        // Whoever waits for a reply that was not begun learns that nobody makes it.
+        if catch_unwind(AssertUnwindSafe(|| self.obey(command))).is_err() {
+            (self.options.note)("a request could not be begun or ended, by a bug");
+        }
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Run(pending) => self.begin(*pending),
@@ -468,18 +523,9 @@ impl<S: TokenSource> Body<S> {
                     self.publish();
                 }
             }
-            Command::CancelRequest(request_id) => {
-                let mut all = self.running.iter();
-                let found = all.find(|(_, r)| r.job.request_id == request_id);
-                if let Some(id) = found.map(|(id, _)| *id) {
-                    self.source.cancel(id);
-                    self.end(id, Some(FinishReason::Cancelled));
-                    self.publish();
-                }
-            }
-            Command::EndReasoning(request_id) => {
+            Command::EndReasoning(number) => {
                 let mut running = self.running.iter_mut();
-                let found = running.find(|(_, r)| r.job.request_id == request_id);
+                let found = running.find(|(_, r)| r.number == number);
                 if let Some((&id, running)) = found {
                     let step = running.reply.end_reasoning();
                     self.follow(id, step);
@@ -501,6 +547,7 @@ impl<S: TokenSource> Body<S> {
             Arc::clone(&self.tokenizer),
             job.prompt.clone(),
             job.schema.take(),
+            job.calls.take(),
         );
         let opening = reply.opening();
         let mut tokens = job.prompt.tokens.clone();
@@ -519,9 +566,9 @@ impl<S: TokenSource> Body<S> {
                 .unwrap_or(self.options.default_max_tokens),
             stop_tokens,
             n_logprobs: job.generation.n_top_logprobs,
+            use_cache: job.generation.use_cache,
             anchors: job.prompt.anchors.clone(),
             affinity: job.generation.affinity.as_deref().map(affinity),
-            ..Request::default()
         };
         let id = match self.source.submit(request) {
             Ok(id) => id,
@@ -529,7 +576,12 @@ impl<S: TokenSource> Body<S> {
                 let failure = Failure {
                     kind: match error {
                         RequestError::QueueFull => FailureKind::Overloaded,
-                        RequestError::PromptTooLong { .. } => FailureKind::ContextOverflow,
+                        RequestError::PromptTooLong { found, context } => {
+                            FailureKind::ContextOverflow {
+                                n_prompt: found,
+                                n_context: context,
+                            }
+                        }
                         _ => FailureKind::Invalid,
                     },
                     message: error.to_string(),
@@ -541,8 +593,12 @@ impl<S: TokenSource> Body<S> {
             }
         };
         let constraint = reply.constraint();
+        let mut constraints = Vec::new();
         if constraint != Constraint::default() {
             self.source.constrain(id, constraint.clone());
+            if self.options.trace.is_some() {
+                constraints.push(trace::constraint(0, &constraint));
+            }
         }
         let running = Running {
             number,
@@ -554,6 +610,7 @@ impl<S: TokenSource> Body<S> {
             submitted,
             started: None,
             first_token: None,
+            constraints,
         };
         self.running.insert(id, running);
     }
@@ -563,7 +620,14 @@ impl<S: TokenSource> Body<S> {
         match catch_unwind(AssertUnwindSafe(|| self.source.tick())) {
             Ok(Ok(events)) => {
                 for event in events {
-                    self.dispatch(event, began);
+                    let (Event::Prefill { id, .. }
+                    | Event::Token { id, .. }
+                    | Event::Finished { id, .. }) = event;
+                    let done = catch_unwind(AssertUnwindSafe(|| self.dispatch(event, began)));
+                    if done.is_err() {
+                        self.source.cancel(id);
+                        self.fail(id, internal("reading the reply failed by a bug"));
+                    }
                 }
             }
             Ok(Err(error)) => {
@@ -601,7 +665,6 @@ impl<S: TokenSource> Body<S> {
                 ..
             } => {
                 let reuse = self.source.reuse(id);
-                let reuse = reuse.as_ref();
                 let Some(running) = self.running.get_mut(&id) else {
                     return;
                 };
@@ -609,23 +672,24 @@ impl<S: TokenSource> Body<S> {
                 let n_prompt = running.job.prompt.tokens.len();
                 let n_cached = n_cached.min(n_prompt);
                 if running.started.is_none() {
-                    let story = story(n_prompt, n_cached, reuse, &running.job.prompt);
-                    if let Some(reuse) = reuse {
-                        let n_slots = self.stories.len().max(reuse.slot + 1);
-                        self.stories.resize(n_slots, String::new());
-                        self.stories[reuse.slot].clone_from(&story);
-                    }
+                    let source = story::source(n_cached, reuse.as_ref());
+                    let prompt = &running.job.prompt;
+                    let why = reuse.as_ref().map_or_else(String::new, |reuse| {
+                        story::why(prompt, &self.tokenizer, n_cached, reuse)
+                    });
                     running.started = Some(Started {
                         at: began.max(running.submitted),
+                        slot: reuse.as_ref().map(|reuse| reuse.slot),
                         n_cached,
-                        source: match reuse {
-                            Some(reuse) if reuse.n_loaded > 0 => "disk",
-                            _ if n_cached > 0 => "memory",
-                            _ => "none",
-                        },
-                        story,
+                        source,
+                        why: why.clone(),
                     });
-                    running.send(vec![ReplyEvent::Started { n_prompt, n_cached }]);
+                    running.send(vec![ReplyEvent::Started {
+                        n_prompt,
+                        n_cached,
+                        source,
+                        why,
+                    }]);
                     let opening = std::mem::take(&mut running.opening);
                     running.send(opening);
                 } else {
@@ -642,14 +706,8 @@ impl<S: TokenSource> Body<S> {
                     return;
                 };
                 running.first_token.get_or_insert_with(Instant::now);
-                let reply = &mut running.reply;
-                match catch_unwind(AssertUnwindSafe(|| reply.push(token, logprobs))) {
-                    Ok(step) => self.follow(id, step),
-                    Err(_) => {
-                        self.source.cancel(id);
-                        self.fail(id, internal("reading the reply failed by a bug"));
-                    }
-                }
+                let step = running.reply.push(token, logprobs);
+                self.follow(id, step);
             }
             Event::Finished { id, reason, .. } => self.end(id, Some(reason)),
         }
@@ -671,6 +729,11 @@ impl<S: TokenSource> Body<S> {
         }
         let constraint = running.reply.constraint();
         if constraint != running.constraint {
+            if self.options.trace.is_some() {
+                let n_generated = running.reply.tokens().len();
+                let line = trace::constraint(n_generated, &constraint);
+                running.constraints.push(line);
+            }
             running.constraint = constraint.clone();
             self.source.constrain(id, constraint);
         }
@@ -681,6 +744,7 @@ impl<S: TokenSource> Body<S> {
         let Some(running) = self.running.remove(&id) else {
             return;
         };
+        let mut shown = running.view();
         let Running {
             job,
             events,
@@ -688,12 +752,18 @@ impl<S: TokenSource> Body<S> {
             submitted,
             started,
             first_token,
+            constraints,
             ..
         } = running;
         let reason = reason.unwrap_or(FinishReason::Stop);
+        let said = self.options.trace.is_some().then(|| {
+            let text = reply.text().to_owned();
+            (reply.tokens().to_vec(), text)
+        });
         let Ok(ended) = catch_unwind(AssertUnwindSafe(|| reply.finish(reason))) else {
             let failure = internal("finishing the reply failed by a bug");
-            self.lose(&job, &events, failure);
+            let (tokens, text) = said.unwrap_or_default();
+            self.lose(&job, &events, (&tokens, &text), failure);
             return;
         };
         let now = Instant::now();
@@ -711,7 +781,7 @@ impl<S: TokenSource> Body<S> {
             prefill: first_token - started_at,
             decode: now - first_token,
             cache_source: started.as_ref().map_or("none", |s| s.source),
-            cache_miss: started.map_or_else(String::new, |s| s.story),
+            cache_miss: started.as_ref().map_or_else(String::new, |s| s.why.clone()),
         };
         if let Some(turn) = ended.turn {
             self.turns
@@ -719,6 +789,7 @@ impl<S: TokenSource> Body<S> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(turn);
         }
+        let calls = said.is_some().then(|| ended.calls.clone());
         let mut all = ended.events;
         let ending = match ended.finish {
             Ok(finish) => {
@@ -744,9 +815,35 @@ impl<S: TokenSource> Body<S> {
                 Ending::Failed(failure)
             }
         };
+        if let Some((tokens, text)) = said {
+            self.write_trace(&trace::Record {
+                job: &job,
+                prompt: self.text_of(&job.prompt.tokens),
+                usage,
+                timings: &timings,
+                constraints: &constraints,
+                tokens: &tokens,
+                text: &text,
+                calls: calls.as_deref().unwrap_or_default(),
+                ending: &ending,
+            });
+        }
+        if let Some(slot) = started.and_then(|started| started.slot) {
+            shown.finish = Some(match &ending {
+                Ending::Finished(finish) => finish_name(finish),
+                Ending::Failed(_) => "failed",
+            });
+            shown.usage = usage;
+            shown.decode_rate = rate(usage.n_generated.saturating_sub(1), timings.decode);
+            if self.last.len() <= slot {
+                self.last.resize(slot + 1, None);
+            }
+            self.last[slot] = Some(shown);
+        }
         (self.options.log)(&RequestLine {
             request_id: &job.request_id,
             endpoint: job.generation.endpoint,
+            client: &job.client,
             usage,
             timings: &timings,
             n_replayed: job.prompt.n_replayed,
@@ -761,29 +858,69 @@ impl<S: TokenSource> Body<S> {
 
     fn fail(&mut self, id: SequenceId, failure: Failure) {
         if let Some(running) = self.running.remove(&id) {
-            self.lose(&running.job, &running.events, failure);
+            let said = (running.reply.tokens(), running.reply.text());
+            self.lose(&running.job, &running.events, said, failure);
         }
     }
 
-    fn lose(&self, job: &Job, events: &UnboundedSender<ReplyEvent>, failure: Failure) {
+    /// Reports a reply that cannot be finished, after it said these tokens and their text.
+    fn lose(
+        &self,
+        job: &Job,
+        events: &UnboundedSender<ReplyEvent>,
+        said: (&[u32], &str),
+        failure: Failure,
+    ) {
         self.shared
             .counters
             .n_failed
             .fetch_add(1, Ordering::Relaxed);
+        let usage = Usage {
+            n_prompt: job.prompt.tokens.len(),
+            ..Usage::default()
+        };
+        let ending = Ending::Failed(failure.clone());
+        if self.options.trace.is_some() {
+            self.write_trace(&trace::Record {
+                job,
+                prompt: self.text_of(&job.prompt.tokens),
+                usage,
+                timings: &Timings::default(),
+                constraints: &[],
+                tokens: said.0,
+                text: said.1,
+                calls: &[],
+                ending: &ending,
+            });
+        }
         (self.options.log)(&RequestLine {
             request_id: &job.request_id,
             endpoint: job.generation.endpoint,
-            usage: Usage {
-                n_prompt: job.prompt.tokens.len(),
-                ..Usage::default()
-            },
+            client: &job.client,
+            usage,
             timings: &Timings::default(),
             n_replayed: job.prompt.n_replayed,
             n_rendered: job.prompt.n_rendered,
-            ending: Ending::Failed(failure.clone()),
+            ending,
         });
         // Whoever asked may be gone.
         let _ = events.send(ReplyEvent::Failed(failure));
+    }
+
+    fn text_of(&self, tokens: &[u32]) -> String {
+        let bytes = tokens
+            .iter()
+            .map(|token| self.tokenizer.token_bytes(*token));
+        let bytes: Vec<u8> = bytes.flatten().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn write_trace(&self, record: &trace::Record) {
+        if let Some(trace) = &self.options.trace
+            && let Err(error) = trace.write(record)
+        {
+            (self.options.note)(&format!("the trace cannot be written: {error}"));
+        }
     }
 
     fn give_up_all(&mut self) {
@@ -804,14 +941,17 @@ impl<S: TokenSource> Body<S> {
             .slots()
             .into_iter()
             .enumerate()
-            .map(|(slot, used)| SlotView {
-                n_tokens: used.n_tokens,
-                request_id: used
-                    .sequence
-                    .and_then(|id| self.running.get(&id))
-                    .map(|r| r.job.request_id.clone()),
-                n_decoded: used.n_decoded,
-                story: self.stories.get(slot).cloned().unwrap_or_default(),
+            .map(|(slot, used)| {
+                let running = used.sequence.and_then(|id| self.running.get(&id));
+                SlotView {
+                    n_tokens: used.n_tokens,
+                    request_id: running.map(|r| r.job.request_id.clone()),
+                    n_decoded: used.n_decoded,
+                    last: match running {
+                        Some(running) => Some(running.view()),
+                        None => self.last.get(slot).cloned().flatten(),
+                    },
+                }
             })
             .collect();
         *self
@@ -823,6 +963,33 @@ impl<S: TokenSource> Body<S> {
 }
 
 impl Running {
+    /// What is known of it by now.
+    fn view(&self) -> SlotRequest {
+        let now = Instant::now();
+        let n_prompt = self.job.prompt.tokens.len();
+        let started = self.started.as_ref();
+        let n_cached = started.map_or(0, |s| s.n_cached);
+        let usage = Usage {
+            n_prompt,
+            n_cached,
+            n_generated: self.reply.tokens().len(),
+            n_reasoning: self.reply.n_reasoning(),
+        };
+        let prefill = started.zip(self.first_token).map(|(s, first)| first - s.at);
+        let decode = self.first_token.map(|first| now - first);
+        SlotRequest {
+            request_id: self.job.request_id.clone(),
+            endpoint: self.job.generation.endpoint,
+            client: self.job.client.clone(),
+            usage,
+            source: started.map_or("none", |s| s.source),
+            why: started.map_or_else(String::new, |s| s.why.clone()),
+            prefill_rate: prefill.and_then(|time| rate(n_prompt - n_cached, time)),
+            decode_rate: decode.and_then(|time| rate(usage.n_generated.saturating_sub(1), time)),
+            finish: None,
+        }
+    }
+
     fn send(&self, events: Vec<ReplyEvent>) {
         for event in events {
             // Whoever asked may be gone; its ticket says so in a moment.
@@ -836,53 +1003,4 @@ fn affinity(key: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     key.hash(&mut hasher);
     hasher.finish()
-}
-
-/// Why the part of a prompt that was not cached had to be computed.
-fn story(n_prompt: usize, n_cached: usize, reuse: Option<&Reuse>, prompt: &TokenPrompt) -> String {
-    let Some(reuse) = reuse else {
-        return String::new();
-    };
-    let n_new = n_prompt - n_cached;
-    let from_text = match prompt.n_rendered {
-        0 => String::new(),
-        n => format!("; {n} assistant message(s) are not turns that this server remembers"),
-    };
-    let on_disk = match reuse.not_stored {
-        None => String::new(),
-        Some(NotStored::NoPoint { n_same: 0 }) => "; the disk has nothing like it".to_owned(),
-        Some(NotStored::NoPoint { n_same }) => format!(
-            "; the disk has {n_same} of its tokens, and no state between there and token {n_cached}"
-        ),
-        Some(NotStored::Evicted { n_tokens }) => {
-            format!("; its state on disk up to token {n_tokens} gave way to others")
-        }
-        Some(NotStored::OtherModel) => "; the disk has states of another model only".to_owned(),
-        Some(NotStored::FirstDifference { at }) => {
-            format!("; what is on disk differs at token {at}")
-        }
-    };
-    if reuse.n_loaded > 0 {
-        format!("{n_new} new: the prompt goes on from disk{on_disk}{from_text}")
-    } else if reuse.n_held == 0 {
-        format!("{n_new} new: the idle slots are empty{on_disk}")
-    } else if reuse.n_shared == 0 {
-        format!("{n_new} new: no idle slot begins like this prompt{on_disk}")
-    } else if reuse.n_shared < reuse.n_held && reuse.n_shared < n_prompt {
-        let back = match reuse.n_shared - n_cached.min(reuse.n_shared) {
-            0 => String::new(),
-            n => format!(", and the slot goes back by {n} more to where its state was kept"),
-        };
-        format!(
-            "{n_new} new: the prompt departs from the slot at token {} of {}{back}{on_disk}{from_text}",
-            reuse.n_shared, reuse.n_held
-        )
-    } else if n_cached < reuse.n_shared.min(n_prompt - 1) {
-        format!(
-            "{n_new} new: the slot goes back from token {} to {n_cached}, where its state was kept",
-            reuse.n_shared
-        )
-    } else {
-        format!("{n_new} new: the prompt goes on where the slot ends")
-    }
 }

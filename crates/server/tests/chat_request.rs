@@ -33,7 +33,7 @@ fn good(body: Value) -> Parsed {
 fn messages(messages: Value) -> Vec<Message> {
     match good(json!({"messages": messages})).generation.prompt {
         PromptSource::Messages(messages) => messages,
-        PromptSource::Text(_) => panic!("a conversation"),
+        PromptSource::Text(_) | PromptSource::Tokens(_) => panic!("a conversation"),
     }
 }
 
@@ -290,10 +290,26 @@ fn what_is_not_done_is_refused_by_name() {
 fn unknown_members_are_ignored() {
     good(json!({
         "user": "u", "metadata": {"a": 1}, "store": true, "service_tier": "auto",
-        "safety_identifier": "s", "prediction": {}, "verbosity": "low", "cache_prompt": true,
+        "safety_identifier": "s", "prediction": {}, "verbosity": "low",
         "web_search_options": {}, "never_heard_of": [1, {"a": null}],
         "stream_options": {"include_obfuscation": false},
     }));
+}
+
+#[test]
+fn a_request_may_ask_to_use_no_cache() {
+    for (body, expected) in [
+        (json!({}), true),
+        (json!({"cache_prompt": true}), true),
+        (json!({"cache_prompt": false}), false),
+    ] {
+        assert_eq!(good(body.clone()).generation.use_cache, expected, "{body}");
+    }
+    refused(
+        json!({"cache_prompt": 1}),
+        FailureKind::Invalid,
+        "cache_prompt",
+    );
 }
 
 #[test]
@@ -396,7 +412,8 @@ fn structured_output_is_never_ignored() {
         json!({"structured_outputs": {"json": schema}}),
     ] {
         let generation = good(body.clone()).generation;
-        assert_eq!(generation.schema.as_ref(), Some(&schema), "{body}");
+        let found = generation.schema.as_ref().expect("a schema");
+        assert_eq!((&found.schema, found.strict), (&schema, true), "{body}");
         let PromptSource::Messages(messages) = &generation.prompt else {
             panic!("a conversation");
         };
@@ -407,7 +424,8 @@ fn structured_output_is_never_ignored() {
         );
     }
     let object = good(json!({"response_format": {"type": "json_object"}})).generation;
-    assert_eq!(object.schema, Some(json!({"type": "object"})));
+    let found = object.schema.as_ref().expect("a schema");
+    assert_eq!(found.schema, json!({"type": "object"}));
     let PromptSource::Messages(messages) = &object.prompt else {
         panic!("a conversation");
     };

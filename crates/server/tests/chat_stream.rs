@@ -20,6 +20,7 @@ fn shape() -> ReplyShape {
             created: 1_790_000_000,
             model: "deepseek-v4-flash".to_owned(),
             system_fingerprint: Some("fp_1".to_owned()),
+            ..Envelope::default()
         },
         usage: UsageReport::OwnChunk,
         custom_tools: BTreeSet::from(["apply_patch".to_owned()]),
@@ -323,6 +324,8 @@ fn comments_keep_the_connection_alive_before_and_during_a_reply() {
     stream.event(&ReplyEvent::Started {
         n_prompt: 9,
         n_cached: 0,
+        source: "none",
+        why: String::new(),
     });
     assert_eq!(stream.keep_alive(Duration::from_secs(400)), comment);
 }
@@ -333,6 +336,8 @@ fn progress_is_told_when_asked_for() {
         ReplyEvent::Started {
             n_prompt: 90,
             n_cached: 30,
+            source: "memory",
+            why: String::new(),
         },
         ReplyEvent::Progress {
             n_done: 60,

@@ -19,6 +19,7 @@ fn shape(thinking: ThinkingDisplay) -> ReplyShape {
         request_id: "req_1".to_owned(),
         thinking,
         signature: "sig-1".to_owned(),
+        warnings: Vec::new(),
     }
 }
 
@@ -230,6 +231,8 @@ fn pings_are_sent_before_and_during_a_reply() {
     stream.event(&ReplyEvent::Started {
         n_prompt: 9,
         n_cached: 0,
+        source: "none",
+        why: String::new(),
     });
     assert_eq!(stream.keep_alive(Duration::from_secs(400)), ping);
 }

@@ -44,7 +44,7 @@ mod vocabulary;
 pub use detokenizer::{Detokenizer, Utf8Stream};
 pub use message::{Message, Role, Task, ToolCall};
 pub use parse::{EndReason, Event, ParsedCall, Phase, Reply, ReplyParser, Start, ToolSchemas};
-pub use prompt::{MarkerText, Prompt, ReplySpan};
+pub use prompt::{Landmark, MarkerText, Passage, Prompt, ReplySpan};
 pub use render::{Effort, Mode, RenderError, RenderOptions, Revision, render};
 pub use strict::{StrictError, parse_strict};
 pub use tokenizer::{Tokenizer, UnknownToken};

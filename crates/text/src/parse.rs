@@ -196,6 +196,11 @@ impl ReplyParser {
         }
     }
 
+    /// Whether a block of calls has begun and has not ended.
+    pub fn is_in_block(&self) -> bool {
+        !matches!(self.state, State::Text(_) | State::Done)
+    }
+
     /// Reads more text and returns what became known.
     pub fn push(&mut self, text: &str) -> Vec<Event> {
         if matches!(self.state, State::Done) {

@@ -32,6 +32,43 @@ pub struct Prompt {
     pub marker_text: MarkerText,
     /// Where the assistant messages stand.
     pub replies: Vec<ReplySpan>,
+    /// Where the parts of the conversation begin, ascending. Empty for raw text.
+    pub landmarks: Vec<Landmark>,
+}
+
+/// Where a part of the conversation begins in a prompt. It ends where the next one begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Landmark {
+    /// Byte of the text.
+    pub at: usize,
+    /// Index of the message among those rendered; of an [`Passage::Opening`], that of the message
+    /// before it.
+    pub message: usize,
+    /// What begins.
+    pub passage: Passage,
+}
+
+/// What a part of a prompt is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// The begin marker and the effort text.
+    Head,
+    /// The text of a system or developer message.
+    System,
+    /// Its tool schemas.
+    Tools,
+    /// Its response format.
+    ResponseFormat,
+    /// A user's text.
+    User,
+    /// A tool result.
+    ToolResult,
+    /// A reminder.
+    Reminder,
+    /// The markers by which the model is asked for a reply, a think marker last.
+    Opening,
+    /// A reply of the model.
+    Reply,
 }
 
 /// Where an assistant message stands in a prompt.
@@ -68,10 +105,17 @@ impl Prompt {
             .replies
             .iter()
             .filter(|reply| range.start <= reply.range.start && reply.range.end <= range.end);
+        let landmarks = self.landmarks.iter().filter(|l| range.contains(&l.at));
         Some(Prompt {
             text,
             untrusted: untrusted.collect(),
             marker_text: self.marker_text,
+            landmarks: landmarks
+                .map(|landmark| Landmark {
+                    at: landmark.at - range.start,
+                    ..*landmark
+                })
+                .collect(),
             replies: replies
                 .map(|reply| ReplySpan {
                     message: reply.message,
@@ -79,6 +123,15 @@ impl Prompt {
                 })
                 .collect(),
         })
+    }
+
+    /// Notes that a part begins here.
+    pub(crate) fn landmark(&mut self, message: usize, passage: Passage) {
+        self.landmarks.push(Landmark {
+            at: self.text.len(),
+            message,
+            passage,
+        });
     }
 
     /// Appends text of the template.

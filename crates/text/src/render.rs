@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 use crate::message::{Message, Role, Task};
-use crate::prompt::{MarkerText, Prompt, ReplySpan};
+use crate::prompt::{MarkerText, Passage, Prompt, ReplySpan};
 use crate::{dsml, json, markers};
 
 const TOOLS_BEFORE_SCHEMAS: &str = r#"## Tools
@@ -162,6 +162,7 @@ pub fn render(messages: &[Message], options: &RenderOptions) -> Result<Prompt, R
         ..Prompt::default()
     };
     if options.bos && n_context == 0 {
+        prompt.landmark(0, Passage::Head);
         prompt.template(markers::BOS);
     }
     if options.mode == Mode::Thinking && drop_thinking {
@@ -211,7 +212,14 @@ struct Turn<'a> {
 }
 
 #[derive(Clone, Copy)]
-enum Part<'a> {
+struct Part<'a> {
+    /// The message's index in the list it came from.
+    message: usize,
+    content: PartContent<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum PartContent<'a> {
     Text(&'a str),
     Result(&'a Message),
 }
@@ -221,11 +229,18 @@ fn merge(messages: &[Message]) -> Vec<Turn<'_>> {
     let mut turns: Vec<Turn> = Vec::new();
     for (index, message) in messages.iter().enumerate() {
         let open = turns.last_mut().filter(|turn| turn.role == Role::User);
-        let (role, part, task) = match message.role {
-            Role::Tool => (Role::User, Some(Part::Result(message)), None),
-            Role::User => (Role::User, Some(Part::Text(&message.content)), message.task),
+        let (role, content, task) = match message.role {
+            Role::Tool => (Role::User, Some(PartContent::Result(message)), None),
+            Role::User => {
+                let text = PartContent::Text(&message.content);
+                (Role::User, Some(text), message.task)
+            }
             other => (other, None, message.task),
         };
+        let part = content.map(|content| Part {
+            message: index,
+            content,
+        });
         match (open, part) {
             // A turn that carries a task takes results, but no more text.
             (Some(turn), Some(part)) if turn.task.is_none() || message.role == Role::Tool => {
@@ -253,22 +268,18 @@ fn order_results(turns: &mut [Turn]) {
             // A call without an id is not referred to.
             order.remove("");
         }
-        let mut results: Vec<&Message> = Vec::new();
+        let mut results: Vec<(usize, Part)> = Vec::new();
         for part in &turn.parts {
-            if let Part::Result(message) = part {
-                results.push(message);
+            if let PartContent::Result(message) = part.content {
+                let position = order.get(message.tool_call_id.as_str());
+                results.push((position.copied().unwrap_or(0), *part));
             }
         }
-        results.sort_by_key(|message| {
-            let position = order.get(message.tool_call_id.as_str());
-            position.copied().unwrap_or(0)
-        });
-        let slots = turn.parts.iter_mut().filter_map(|part| match part {
-            Part::Result(slot) => Some(slot),
-            Part::Text(_) => None,
-        });
-        for (slot, message) in slots.zip(results) {
-            *slot = message;
+        results.sort_by_key(|(position, _)| *position);
+        let is_result = |part: &&mut Part| matches!(part.content, PartContent::Result(_));
+        let slots = turn.parts.iter_mut().filter(is_result);
+        for (slot, (_, part)) in slots.zip(results) {
+            *slot = part;
         }
     }
 }
@@ -302,31 +313,37 @@ impl Writer<'_> {
         let message = turn.source;
         match turn.role {
             Role::System => {
+                prompt.landmark(turn.message, Passage::System);
                 prompt.client(&message.content);
-                write_tools_and_format(message, prompt);
+                write_tools_and_format(message, turn.message, prompt);
             }
             Role::Developer => {
                 if message.content.is_empty() {
                     return Err(RenderError::EmptyDeveloper { turn: index });
                 }
+                prompt.landmark(turn.message, Passage::System);
                 prompt.template(markers::USER);
                 prompt.client(&message.content);
-                write_tools_and_format(message, prompt);
+                write_tools_and_format(message, turn.message, prompt);
             }
             Role::User | Role::Tool => {
-                prompt.template(markers::USER);
                 for (i, part) in turn.parts.iter().enumerate() {
-                    if i > 0 {
-                        prompt.template(PART_BREAK);
-                    }
+                    let passage = match part.content {
+                        PartContent::Text(_) => Passage::User,
+                        PartContent::Result(_) => Passage::ToolResult,
+                    };
+                    prompt.landmark(part.message, passage);
+                    prompt.template(if i == 0 { markers::USER } else { PART_BREAK });
                     write_part(*part, prompt);
                 }
             }
             Role::LatestReminder => {
+                prompt.landmark(turn.message, Passage::Reminder);
                 prompt.template(markers::LATEST_REMINDER);
                 prompt.client(&message.content);
             }
             Role::Assistant => {
+                prompt.landmark(turn.message, Passage::Reply);
                 let start = prompt.text.len();
                 let answers_task = index > 0 && self.turns[index - 1].task.is_some();
                 let is_recent = self.last_user.is_none_or(|last| index > last);
@@ -365,7 +382,9 @@ impl Writer<'_> {
                 markers::THINK_CLOSE
             }
         };
+        let message = turn.parts.last().map_or(turn.message, |part| part.message);
         if let Some(task) = turn.task {
+            prompt.landmark(message, Passage::Opening);
             if task == Task::Action {
                 prompt.template(markers::ASSISTANT);
                 prompt.template(think(self.thinking));
@@ -373,6 +392,7 @@ impl Writer<'_> {
             prompt.template(task.marker());
         } else if matches!(turn.role, Role::User | Role::Developer) {
             let is_last = self.last_user.is_none_or(|last| index >= last);
+            prompt.landmark(message, Passage::Opening);
             prompt.template(markers::ASSISTANT);
             prompt.template(think(self.thinking && (!self.drop_thinking || is_last)));
         }
@@ -380,9 +400,9 @@ impl Writer<'_> {
 }
 
 fn write_part(part: Part, prompt: &mut Prompt) {
-    match part {
-        Part::Text(text) => prompt.client(text),
-        Part::Result(message) => {
+    match part.content {
+        PartContent::Text(text) => prompt.client(text),
+        PartContent::Result(message) => {
             let content = match prompt.marker_text {
                 MarkerText::Allow => Cow::Borrowed(message.content.as_str()),
                 MarkerText::Defuse => message
@@ -397,8 +417,9 @@ fn write_part(part: Part, prompt: &mut Prompt) {
     }
 }
 
-fn write_tools_and_format(message: &Message, prompt: &mut Prompt) {
+fn write_tools_and_format(message: &Message, index: usize, prompt: &mut Prompt) {
     if !message.tools.is_empty() {
+        prompt.landmark(index, Passage::Tools);
         prompt.template("\n\n");
         prompt.template(TOOLS_BEFORE_SCHEMAS);
         for (i, tool) in message.tools.iter().enumerate() {
@@ -414,6 +435,7 @@ fn write_tools_and_format(message: &Message, prompt: &mut Prompt) {
         .as_ref()
         .filter(|v| says_something(v))
     {
+        prompt.landmark(index, Passage::ResponseFormat);
         prompt.template("\n\n");
         prompt.template(RESPONSE_FORMAT);
         prompt.client(&json::to_string(schema));

@@ -3,7 +3,9 @@
 mod common;
 
 use common::{json, read, rows, str, testdata};
-use ds4_text::{MarkerText, Message, Mode, Prompt, RenderOptions, Role, ToolCall, door, render};
+use ds4_text::{
+    MarkerText, Message, Mode, Passage, Prompt, RenderOptions, Role, ToolCall, door, render,
+};
 use serde_json::Value;
 
 /// Rows that the publisher's encoder fails on and that have a rendering here: arguments that are
@@ -256,4 +258,74 @@ fn results_are_put_into_the_order_of_their_calls_and_text_keeps_its_place() {
     let turn = "<｜User｜><tool_result>A</tool_result>\n\nfirst\n\n<tool_result>B</tool_result>\n\n\
                 second\n\n<tool_result>C</tool_result><｜Assistant｜>";
     assert!(prompt.text.contains(turn), "{}", prompt.text);
+}
+
+#[test]
+fn landmarks_cut_a_prompt_into_the_parts_of_its_messages() {
+    let mut system = Message::system("Be kind.");
+    system.tools = vec![json(r#"{"name": "f"}"#)];
+    system.response_format = Some(json(r#"{"type": "object"}"#));
+    let mut called = Message::assistant("Well.");
+    called.tool_calls = ["b", "a"]
+        .map(|id| ToolCall {
+            id: id.to_owned(),
+            name: "f".to_owned(),
+            arguments: "{}".to_owned(),
+        })
+        .into();
+    let messages = [
+        system,
+        Message::user("Hi."),
+        called,
+        Message::tool("a", "1"),
+        Message::tool("b", "2"),
+        Message::user("And?"),
+    ];
+    let options = RenderOptions {
+        mode: Mode::Thinking,
+        ..RenderOptions::default()
+    };
+    let prompt = render(&messages, &options).unwrap();
+    let ends = prompt.landmarks.iter().skip(1).map(|next| next.at);
+    let ends = ends.chain([prompt.text.len()]);
+    let parts: Vec<(usize, Passage, &str)> = prompt
+        .landmarks
+        .iter()
+        .zip(ends)
+        .map(|(mark, end)| (mark.message, mark.passage, &prompt.text[mark.at..end]))
+        .collect();
+    for (part, (message, passage, begins, ends)) in parts.iter().zip([
+        (0, Passage::Head, "<｜begin", "sentence｜>"),
+        (0, Passage::System, "Be kind.", "Be kind."),
+        (0, Passage::Tools, "\n\n## Tools", "tool calls.\n"),
+        (0, Passage::ResponseFormat, "\n\n## Resp", "\"object\"}"),
+        (1, Passage::User, "<｜User｜>Hi.", "Hi."),
+        (1, Passage::Opening, "<｜Assistant｜>", "<think>"),
+        (2, Passage::Reply, "</think>Well.", "<｜end▁of▁sentence｜>"),
+        // In the order of the calls.
+        (
+            4,
+            Passage::ToolResult,
+            "<｜User｜><tool_result>2",
+            "</tool_result>",
+        ),
+        (
+            3,
+            Passage::ToolResult,
+            "\n\n<tool_result>1",
+            "</tool_result>",
+        ),
+        (5, Passage::User, "\n\nAnd?", "And?"),
+        (5, Passage::Opening, "<｜Assistant｜>", "<think>"),
+    ]) {
+        assert_eq!((part.0, part.1), (message, passage), "{part:?}");
+        assert!(
+            part.2.starts_with(begins) && part.2.ends_with(ends),
+            "{part:?}"
+        );
+    }
+    assert_eq!(parts.len(), 11, "{parts:?}");
+    let tail = prompt.tail(prompt.landmarks[9].at).unwrap();
+    assert_eq!(tail.landmarks.len(), 2);
+    assert_eq!(tail.landmarks[0].at, 0);
 }

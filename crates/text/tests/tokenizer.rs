@@ -532,8 +532,8 @@ fn the_tail_of_a_prompt_keeps_its_client_ranges() {
     let prompt = Prompt {
         text: "ab<｜User｜>cd".to_owned(),
         untrusted: vec![0..2, 2..14],
-        replies: Vec::new(),
         marker_text: MarkerText::Defuse,
+        ..Prompt::default()
     };
     let tail = prompt.tail(1).unwrap();
     assert_eq!(

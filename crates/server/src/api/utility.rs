@@ -102,6 +102,19 @@ pub fn tokenized(request: &Tokenize, tokens: &[(u32, &[u8])], n_context: usize) 
     }
 }
 
+/// Reads a request to `/v1/chat/completions/control`: the id of the reply, or of the request,
+/// whose reasoning is to end.
+///
+/// # Errors
+/// No id, or another action.
+pub fn parse_control(body: &Value) -> Result<String, Failure> {
+    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+    match fields.str("action")? {
+        "reasoning_end" => Ok(fields.str("id")?.to_owned()),
+        other => Err(fields.unknown_word("action", other, "reasoning_end")),
+    }
+}
+
 /// Reads a request to `/detokenize`: the ids, each below `n_vocab`.
 ///
 /// # Errors

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::generation::{Finish, Outcome};
+use crate::generation::Outcome;
+use crate::log::finish_name;
 use crate::worker::Worker;
 
 /// Upper bounds of the buckets of durations, in seconds.
@@ -87,14 +88,7 @@ impl Metrics {
 
     /// A reply is over; its first text came after `first_text`.
     pub(crate) fn finished(&self, outcome: &Outcome, first_text: Duration) {
-        let finish = match outcome.finish {
-            Finish::Stop => "stop",
-            Finish::StopString(_) => "stop_string",
-            Finish::ToolCalls => "tool_calls",
-            Finish::Length => "length",
-            Finish::ContextFull => "context_full",
-            Finish::Cancelled => "cancelled",
-        };
+        let finish = finish_name(&outcome.finish);
         self.with(|n| {
             *n.finishes.entry(finish).or_default() += 1;
             let usage = outcome.usage;

@@ -1,6 +1,6 @@
 //! What is known of a request before its body is read.
 
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, header};
 
 use crate::id::new_id;
 
@@ -14,6 +14,8 @@ pub(crate) struct Wire {
     pub anthropic: bool,
     /// The request's id, in every answer's header.
     pub request_id: String,
+    /// The client's own name for itself.
+    pub user_agent: Option<String>,
 }
 
 impl Wire {
@@ -26,10 +28,12 @@ impl Wire {
                 (1..=MAX_CLIENT_ID_CHARS).contains(&id.len())
                     && id.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
             });
+        let user_agent = headers.get(header::USER_AGENT);
         Wire {
             anthropic: path.starts_with("/v1/messages")
                 || headers.contains_key("anthropic-version"),
             request_id: chosen.map_or_else(|| new_id("req_", 24), str::to_owned),
+            user_agent: user_agent.and_then(|name| name.to_str().ok().map(str::to_owned)),
         }
     }
 }

@@ -560,6 +560,162 @@ async fn a_request_can_be_cancelled_by_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reasoning_can_be_ended_by_the_id_of_the_reply_or_of_the_request() {
+    let behaviour = Behaviour {
+        tick: Duration::from_millis(2),
+        ..Behaviour::default()
+    };
+    let endless = Script {
+        endless: true,
+        ..Script::from("a")
+    };
+    let web = Web::start(behaviour, options(), vec![endless; 2]).await;
+    let path = "/v1/chat/completions/control";
+    for by_reply in [true, false] {
+        let mut body = hello(true);
+        body["max_tokens"] = json!(2000);
+        let header = [("x-request-id", "mine")];
+        let mut stream = web
+            .open("POST", "/v1/chat/completions", &header, &body.to_string())
+            .await;
+        let head = read_until(&mut stream, "reasoning_content").await;
+        let id = match by_reply {
+            true => head.split("\"id\":\"").nth(1).expect("an id"),
+            false => "mine\"",
+        };
+        let id = id.split('"').next().expect("an id");
+        let end = json!({"id": id, "action": "reasoning_end"});
+        assert_eq!(web.post(path, &end).await.json()["success"], true);
+        read_until(&mut stream, "\"content\":\"a").await;
+    }
+    for (body, status) in [
+        (json!({"id": "nobody", "action": "reasoning_end"}), 404),
+        (json!({"id": "mine", "action": "reasoning_start"}), 400),
+        (json!({"action": "reasoning_end"}), 400),
+    ] {
+        assert_eq!(web.post(path, &body).await.status, status, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_header_the_log_and_the_slots_tell_one_story() {
+    let web = Web::start(Behaviour::default(), options(), vec![ANSWER; 3]).await;
+    let agent = [
+        ("user-agent", "claude-cli/2.1.329 (external, cli)"),
+        ("x-session-id", "s-42"),
+    ];
+    let ask = |text: &str, stream: bool| {
+        json!({"messages": [{"role": "user", "content": text}], "stream": stream}).to_string()
+    };
+    let path = "/v1/chat/completions";
+    for (stream, text) in [(true, "hi there"), (true, "hi where"), (false, "hi where")] {
+        web.ask("POST", path, &agent, &ask(text, stream)).await;
+    }
+    // The begin marker is 29 bytes, the user's 11.
+    let at = "<｜begin▁of▁sentence｜><｜User｜>hi ".len();
+    let why = format!(
+        "differs from what slot 0 holds at byte {at} of the prompt, in message 1 of 1 (user \
+         text), token 5"
+    );
+    let answer = web.ask("POST", path, &agent, &ask("hi zhere", true)).await;
+    let header = answer.header("x-ds4-cache").expect("on a stream too");
+    assert!(
+        header.starts_with("cached=5; prompt=12; source=memory; why=\"7 new: "),
+        "{header}"
+    );
+    assert!(header.contains(&why), "{header}");
+    let log = web.log.lock().unwrap().clone();
+    let line = log.last().expect("a line");
+    assert!(
+        line.contains(" chat client=claude-cli/2.1.329 session=s-42 prompt=12 cached=5 (memory)"),
+        "{line}"
+    );
+    assert!(line.contains(&why), "{line}");
+    let slots = web.get("/slots").await.json();
+    let last = &slots[0]["last_request"];
+    assert_eq!(last["client"], "claude-cli/2.1.329");
+    assert_eq!(last["cached_tokens"], 5);
+    assert_eq!(last["finish"], "stop");
+    assert!(last["why"].as_str().expect("a reason").contains(&why));
+    assert_eq!(last["why"], slots[0]["last_prompt"]);
+    assert!(slots[1]["last_request"].is_null(), "nothing ran there");
+    let unused = ask("hi zhere", false).replace("\"stream\":false", "\"cache_prompt\":false");
+    let answer = web.ask("POST", path, &[], &unused).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(
+        !web.log
+            .lock()
+            .unwrap()
+            .last()
+            .expect("a line")
+            .contains("client="),
+        "nobody said who it was"
+    );
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trace_has_everything_and_nobody_else_may_read_it() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("trace");
+    std::fs::write(&path, "").expect("a file");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).expect("a mode");
+    let mut traced = options();
+    traced.trace = Some(std::sync::Arc::new(
+        ds4_server::trace::Trace::open(&path).expect("a trace"),
+    ));
+    let panics = Script {
+        panics_at: Some(1),
+        ..Script::from("ab")
+    };
+    let calls = "t</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter \
+                 name=\"x\" string=\"true\">secret</｜DSML｜parameter>\n</｜DSML｜invoke>\n\
+                 </｜DSML｜tool_calls>";
+    let web = Web::start(Behaviour::default(), traced, [Script::from(calls), panics]).await;
+    let body = json!({
+        "messages": [{"role": "user", "content": "whisper"}],
+        "tools": [{"type": "function", "function": {
+            "name": "f", "parameters": {"properties": {"x": {"type": "string"}}}
+        }}],
+    });
+    web.post("/v1/chat/completions", &body).await;
+    web.post("/v1/chat/completions", &body).await;
+    let mode = std::fs::metadata(&path).expect("a file").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let text = std::fs::read_to_string(&path).expect("text");
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("one object per line"))
+        .collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    let prompt = lines[0]["prompt"].as_str().expect("a prompt");
+    assert!(
+        prompt.ends_with("<｜User｜>whisper<｜Assistant｜><think>"),
+        "{prompt}"
+    );
+    assert_eq!(lines[0]["output"], calls);
+    assert_eq!(lines[0]["calls"][0]["arguments"], r#"{"x": "secret"}"#);
+    assert_eq!(lines[0]["finish"], "tool_calls");
+    assert_eq!(lines[0]["cache"]["source"], "none");
+    assert!(
+        !lines[0]["constraints"]
+            .as_array()
+            .expect("a list")
+            .is_empty()
+    );
+    assert_eq!(lines[1]["output"], "a");
+    assert!(
+        lines[1]["error"]
+            .as_str()
+            .expect("an error")
+            .contains("bug")
+    );
+    let log = web.log.lock().unwrap().join("\n");
+    assert!(!log.contains("whisper") && !log.contains("secret"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_serves_one_request_after_another() {
     let web = Web::start(Behaviour::default(), options(), Vec::<Script>::new()).await;
     let mut stream = TcpStream::connect(web.address).await.unwrap();

@@ -23,6 +23,53 @@ pub(crate) fn tokenizer() -> Arc<Tokenizer> {
     )
 }
 
+/// The same with tokens that reach over the ends of tags, as a trained vocabulary has them.
+pub(crate) fn tokenizer_with_long_tokens() -> Arc<Tokenizer> {
+    let (mut tokens, mut types) = speaking_model::vocabulary();
+    // `Ċ` is a line break and `Ġ` a blank.
+    let long = [
+        "\">",
+        "\">Ċ",
+        "\">ĊĊ",
+        "\"></",
+        "</",
+        ")</",
+        "\"</",
+        "}</",
+        ">Ċ",
+        ">Ċ<",
+        "Ġstring",
+        "=\"",
+        "\"true",
+        "\"false",
+        "true",
+        "invoke",
+        "parameter",
+        "tool",
+        "_calls",
+        "{\"",
+        "\":",
+        "\":Ġ\"",
+        "\",",
+        "\"]",
+        "}]",
+        "[]",
+        "ï½ľ",
+        "12",
+        "null",
+        "Ġ\"",
+        "a<",
+        "</ï",
+    ];
+    tokens.extend(long.map(str::to_owned));
+    types.extend([1; 32]);
+    let merges: [&str; 0] = [];
+    Arc::new(
+        Tokenizer::from_gguf_parts("gpt2", "joyai-llm", tokens, &types, merges)
+            .expect("a tokenizer"),
+    )
+}
+
 /// One reply written down.
 #[derive(Clone, Debug)]
 pub(crate) struct Script {
@@ -144,12 +191,14 @@ impl ScriptedSource {
             let n_shared = shared(slot);
             let (id, request) = self.waiting.pop_front().expect("just seen");
             let n_cached = n_shared.min(request.tokens.len() - 1);
+            let held_next = self.slots[slot][n_shared..].iter().take(8);
             let reuse = Reuse {
                 slot,
+                from: slot,
                 n_shared,
                 n_cached,
                 n_held: self.slots[slot].len(),
-                from: slot,
+                held_next: held_next.copied().collect(),
                 ..Reuse::default()
             };
             self.slots[slot].truncate(n_cached);
@@ -226,10 +275,8 @@ impl TokenSource for ScriptedSource {
     }
 
     fn reuse(&self, id: SequenceId) -> Option<Reuse> {
-        self.running
-            .iter()
-            .find(|s| s.id == id)
-            .map(|s| s.reuse.clone())
+        let running = self.running.iter().find(|s| s.id == id);
+        running.map(|s| s.reuse.clone())
     }
 
     fn slots(&self) -> Vec<SlotUse> {

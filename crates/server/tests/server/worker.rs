@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 
 use ds4_conformance::speaking_model;
 use ds4_engine::{BackendKind, Engine, OpenOptions, SamplingOptions, Scheduler};
+use ds4_server::calls::{CallReader, CallVocabulary};
 use ds4_server::generation::{
-    Endpoint, FailureKind, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking, Tool,
-    ToolChoice,
+    Endpoint, FailureKind, Finish, Generation, Outcome, OutputSchema, PromptSource, ReplyEvent,
+    Thinking, Tool, ToolChoice,
 };
+use ds4_server::log::Client;
 use ds4_server::prompt::{PromptRules, Prompter, ReasoningHistory};
 use ds4_server::schema::Schemas;
 use ds4_server::turns::Turns;
@@ -62,6 +64,7 @@ impl Bench {
             default_max_tokens: 1000,
             log: Arc::new(move |line| lines.lock().unwrap().push(line.to_string())),
             note: Arc::new(|_| {}),
+            trace: None,
         };
         let rules = PromptRules {
             revision: Revision::Preview,
@@ -89,14 +92,19 @@ impl Bench {
         let prompt = self.prompter.tokens(&generation).expect("a prompt");
         let compile = |schema| {
             let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
-            schemas.compile(schema).expect("a schema")
+            schemas.compile(schema).expect("a schema").0
         };
         let generation_schema = generation.schema.as_ref().map(compile);
+        let vocabulary = Arc::new(CallVocabulary::new(&self.tokenizer));
+        let calls = CallReader::new(vocabulary, &generation);
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
+                reply_id: "chatcmpl-1".to_owned(),
+                client: Client::new(Some("agent/1.2 (linux)"), generation.affinity.as_deref()),
                 generation: Arc::new(generation),
                 schema: generation_schema,
+                calls,
                 prompt,
             })
             .expect("room")
@@ -148,6 +156,7 @@ fn chat(messages: Vec<Message>) -> Generation {
         ignore_eos: false,
         stream: true,
         affinity: None,
+        use_cache: true,
     }
 }
 
@@ -228,7 +237,7 @@ fn a_reply_is_told_apart_and_its_deltas_add_up() {
     assert!(matches!(events[0], ReplyEvent::Started { n_cached: 0, .. }));
     let line = bench.log.lock().unwrap()[0].clone();
     assert!(
-        line.contains("finish=tool_calls") && line.contains("idle slots are empty"),
+        line.contains("finish=tool_calls") && line.contains("the slots are empty"),
         "{line}"
     );
     assert!(!line.contains("So:"), "no text in the log: {line}");
@@ -270,7 +279,7 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
     assert_eq!(answer.usage.n_cached, answer.usage.n_prompt - n_new);
     let line = bench.log.lock().unwrap()[1].clone();
     assert!(line.contains("replayed=1/1"), "{line}");
-    assert!(line.contains("goes on where the slot ends"), "{line}");
+    assert!(line.contains("goes on where slot 0 ends"), "{line}");
 
     // An answer without calls is found by what it answered; a changed one is not.
     let mut said = Message::assistant("yes");
@@ -285,6 +294,49 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
         assert!(line.contains(replayed), "{content}: {line}");
     }
     assert!(bench.turns.lock().unwrap().knows_call(&outcome.calls[0].id));
+}
+
+#[test]
+fn a_difference_behind_a_replayed_turn_is_placed_in_the_tokens_that_the_engine_got() {
+    let first = format!("so much thought</think>  \n{}", block(&[("f", "a")]));
+    let bench = Bench::scripted(
+        Behaviour {
+            n_slots: 1,
+            ..Behaviour::default()
+        },
+        [first.as_str(), "x</think>y", "x</think>y"],
+    );
+    let ask = with_tools(chat(vec![Message::user("hi")]), &["f"]);
+    let call = bench.outcome(ask.clone()).calls.remove(0);
+    let mut said = Message::assistant("");
+    said.tool_calls = vec![ToolCall {
+        id: call.id.clone(),
+        name: call.name,
+        arguments: call.arguments,
+    }];
+    for result in ["the result is 1", "the result is 2"] {
+        let mut next = ask.clone();
+        if let PromptSource::Messages(messages) = &mut next.prompt {
+            messages.extend([said.clone(), Message::tool(&*call.id, result)]);
+        }
+        bench.outcome(next);
+    }
+    let prompts = bench.seen.lock().unwrap().prompts.clone();
+    let [one, two] = [1, 2].map(|at| bench.text(&prompts[at].0));
+    assert!(
+        one.contains("so much thought</think>  \n\n\n<｜DSML｜"),
+        "replayed"
+    );
+    let byte = one.bytes().zip(two.bytes()).take_while(|(a, b)| a == b);
+    let byte = byte.count();
+    let line = bench.log.lock().unwrap()[2].clone();
+    assert!(
+        line.contains(&format!(
+            "differs from what slot 0 holds at byte {byte} of the prompt, in message 4 of 4 \
+             (tool result), token "
+        )),
+        "{line}"
+    );
 }
 
 #[test]
@@ -404,7 +456,7 @@ fn a_required_call_is_opened_for_the_model() {
     );
     assert_eq!(allowed(2).as_deref(), Some(">"));
     assert_eq!(allowed(3).as_deref(), Some("\n"));
-    assert_eq!(allowed(4), None, "what follows is free");
+    assert_eq!(allowed(4).as_deref(), Some("\n<"), "a parameter, or none");
 }
 
 #[test]
@@ -505,12 +557,16 @@ fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
         generation.thinking.mode = Mode::Chat;
         generation.sampling.seed = Some(seed);
         generation.max_tokens = Some(200);
-        generation.schema = Some(json!({
-            "type": "object",
-            "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "bc"]}},
-            "required": ["ok", "kind"],
-            "additionalProperties": false,
-        }));
+        generation.schema = Some(OutputSchema {
+            schema: json!({
+                "type": "object",
+                "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "bc"]}},
+                "required": ["ok", "kind"],
+                "additionalProperties": false,
+            }),
+            strict: true,
+            place: "schema".to_owned(),
+        });
         let outcome = bench.outcome(generation);
         assert_eq!(outcome.finish, Finish::Stop, "{outcome:?}");
         let value: serde_json::Value =
@@ -521,6 +577,128 @@ fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
             "{value}"
         );
     }
+}
+
+#[test]
+fn a_model_that_talks_nonsense_still_writes_calls_that_can_be_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(2048);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 2048,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    let function = |name: &str| {
+        json!({"name": name, "parameters": {
+            "type": "object",
+            "properties": {
+                "ok": {"type": "boolean"},
+                "kind": {"enum": ["a", "bc"]},
+                "none": {"type": "null"},
+            },
+            "required": ["kind", "ok"],
+        }})
+    };
+    for seed in 0..4 {
+        let mut generation = with_tools(chat(vec![Message::user("hi")]), &["f", "g", "h"]);
+        for tool in &mut generation.tools {
+            tool.function = function(&tool.name);
+        }
+        generation.thinking.mode = Mode::Chat;
+        generation.sampling.seed = Some(seed);
+        generation.max_tokens = Some(600);
+        generation.parallel_tool_calls = false;
+        generation.tool_choice = ToolChoice::Required(vec!["f".to_owned(), "h".to_owned()]);
+        let outcome = bench.outcome(generation);
+        assert_eq!(outcome.finish, Finish::ToolCalls, "{outcome:?}");
+        let [call] = outcome.calls.as_slice() else {
+            panic!("one call: {outcome:?}");
+        };
+        assert!(["f", "h"].contains(&call.name.as_str()), "{call:?}");
+        let arguments: serde_json::Value =
+            serde_json::from_str(&call.arguments).unwrap_or_else(|e| panic!("{e}: {call:?}"));
+        assert!(arguments["ok"].is_boolean(), "{call:?}");
+        let kind = arguments["kind"].as_str().expect("a kind");
+        assert!(["a", "bc"].contains(&kind), "{call:?}");
+    }
+}
+
+#[test]
+fn a_request_that_wants_no_cache_computes_all_of_its_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(256);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 256,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    let mut generation = chat(vec![Message::user("hi")]);
+    generation.max_tokens = Some(3);
+    bench.outcome(generation.clone());
+    for (use_cache, cached, why) in [
+        (true, true, "slot 0 holds all of it"),
+        (false, false, "the request asks not to use what is cached"),
+        (true, false, "the slots are empty"),
+    ] {
+        generation.use_cache = use_cache;
+        let outcome = bench.outcome(generation.clone());
+        assert_eq!(outcome.usage.n_cached > 0, cached, "{why}");
+        let line = bench.log.lock().unwrap().last().unwrap().clone();
+        assert!(line.contains(why), "{line}");
+    }
+}
+
+#[test]
+fn a_request_that_is_sent_again_joins_what_is_computed_for_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(512);
+    options.n_slots = 2;
+    options.chunk = 32;
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 2,
+        context: 512,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    let mut generation = chat(vec![Message::user("0123456789".repeat(20))]);
+    generation.sampling = SamplingOptions::greedy();
+    generation.max_tokens = Some(12);
+    let first = bench.start(generation.clone());
+    let second = bench.start(generation);
+    let outcomes = [first, second].map(|(mut receiver, _ticket)| {
+        let mut events = Vec::new();
+        while let Some(event) = receiver.blocking_recv() {
+            events.push(event);
+        }
+        outcome_of(&events)
+    });
+    let [first, second] = &outcomes;
+    assert_eq!(first.usage.n_cached, 0);
+    assert_eq!(second.usage.n_cached, second.usage.n_prompt - 1);
+    assert_eq!(second.reasoning, first.reasoning);
+    let lines = bench.log.lock().unwrap().join("\n");
+    assert!(lines.contains("(copy)"), "{lines}");
+    assert!(lines.contains("copied from slot 0"), "{lines}");
 }
 
 #[test]
@@ -576,9 +754,12 @@ fn a_full_queue_refuses_and_forgets_nothing() {
     let prompt = bench.prompter.tokens(&generation).unwrap();
     let refused = bench.worker.submit(Job {
         request_id: "late".to_owned(),
+        reply_id: String::new(),
+        client: Client::default(),
         generation: Arc::new(generation.clone()),
         prompt,
         schema: None,
+        calls: None,
     });
     let Err(failure) = refused else {
         panic!("one runs and two wait: that is the limit")
@@ -647,9 +828,12 @@ fn shutting_down_lets_replies_finish_and_gives_up_those_that_do_not() {
     let prompt = bench.prompter.tokens(&generation).unwrap();
     let late = bench.worker.submit(Job {
         request_id: "late".to_owned(),
+        reply_id: String::new(),
+        client: Client::default(),
         generation: Arc::new(generation),
         prompt,
         schema: None,
+        calls: None,
     });
     assert!(late.is_err_and(|f| f.kind == FailureKind::Unavailable));
     bench.worker.join();

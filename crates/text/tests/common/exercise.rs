@@ -29,8 +29,8 @@ pub(crate) fn tokenizer(tokenizer: &Tokenizer, bytes: &[u8]) {
     let prompt = Prompt {
         text,
         untrusted,
-        replies: Vec::new(),
         marker_text: MarkerText::Defuse,
+        ..Prompt::default()
     };
     let encodings = [
         tokenizer.encode(&prompt.text),
