@@ -295,7 +295,7 @@ impl Model {
                 protocol.bos,
             ],
             n_logprobs: options.n_logprobs,
-            use_cache: true,
+            ..Request::default()
         })?;
         let mut text = ReplyText {
             detokenizer: Detokenizer::new(&self.tokenizer),

@@ -139,8 +139,7 @@ fn run(model: &str, prompts: &str, verbose: bool) -> Result<(), Box<dyn std::err
                 sampling: SamplingOptions::greedy(),
                 max_tokens: MAX_REPLY_TOKENS,
                 stop_tokens: vec![eos],
-                n_logprobs: None,
-                use_cache: true,
+                ..Request::default()
             })?;
             running.insert(id, case);
         }

@@ -343,6 +343,11 @@ impl Engine {
         self.shape.max_rows
     }
 
+    /// Tokens by which a slot can be cut back at any time.
+    pub fn rewind_rows(&self) -> usize {
+        self.shape.rewind_rows
+    }
+
     /// Appends the batch's tokens to their slots and returns the logits it
     /// asks for, `[n_outputs, n_vocab]`.
     pub fn step(&mut self, batch: &Batch) -> Result<&[f32], StepError> {

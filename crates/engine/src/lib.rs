@@ -21,9 +21,10 @@ pub use engine::{
 pub use memory::available_bytes;
 pub use sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet};
 pub use scheduler::{
-    Event, FRONTIER_STRIDE, FinishReason, MAX_FRONTIERS, MAX_WAITING, MIN_COPY_GAIN, MIN_LOAD_GAIN,
-    MIXED_CHUNK, Request, RequestError, Reuse, SAVE_INTERVAL, Scheduler, SequenceId, SlotUse,
-    Timings,
+    Event, FinishReason, GENERATION_TOKENS, IDLE_SAVE, MAX_WAITING, MIN_ANCHOR, MIN_ANCHOR_GAIN,
+    MIN_COPY_GAIN, MIN_LOAD_GAIN, MIXED_CHUNK, READ_RATE, RECENT_TOKENS, Request, RequestError,
+    Reuse, SAVE_INTERVAL, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, Scheduler,
+    SchedulerOptions, SequenceId, SlotUse, Timings,
 };
 
 pub use ds4_cpu::SimdPath;

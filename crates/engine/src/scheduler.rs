@@ -1,52 +1,63 @@
 //! Requests to steps.
 //!
-//! Every [`Scheduler::tick`] is at most one step of the engine: a row for every sequence
+//! Every [`Scheduler::tick`] is one step of the engine: a row for every sequence
 //! that is decoding, and a chunk of one that is prefilling. A caller that wants
 //! to cancel does so between ticks.
 //!
 //! # What a request finds
 //!
-//! A slot keeps its tokens when its sequence ends. A new request takes the idle
-//! slot whose tokens share the longest prefix with its prompt, cut back to that
-//! prefix: within the rings, or to the longest frontier below it. When a slot that
-//! runs shares more, what it shares is copied to an idle one; when that part is still
-//! being prefilled, the request waits until it is there, and computes none of it.
-//! Frontiers are
-//! taken while prompts are prefilled, at the last multiple of
-//! [`FRONTIER_STRIDE`] before the prompt's end, where they are small. When the
-//! cut would lose tokens and another slot is empty, the prefix is copied there
-//! and the longer slot stays.
+//! A slot keeps its tokens when its sequence ends, and snapshots of the places in
+//! its past that are worth going back to: where a request went on from, where a
+//! prompt ended, its anchors, every 4,096 tokens, and the multiples of 128 near the
+//! end that steps ended at. A prompt can begin at any of them, and at the last 64
+//! tokens, which the rings still hold. [`SchedulerOptions::snapshot_bytes`] bounds
+//! what they take.
+//!
+//! A request goes on where most of its prompt is: in a slot whose every token it
+//! has, in one whose last turn it does over, or in a copy of another's beginning,
+//! also of one that runs. What gives way is an empty slot, else the idle one that
+//! was used longest ago; a conversation is never cut short for a beginning that it
+//! shares with others while another slot can be had. A request whose prompt is being
+//! prefilled by another one waits for it and computes none of that part itself.
 //!
 //! # What is on disk
 //!
-//! With a store, a slot is saved where a prompt leaves a frontier, every
-//! [`SAVE_INTERVAL`] tokens of a long one, and where a sequence ends. A request whose prompt
-//! goes on from a stored state by at least [`MIN_LOAD_GAIN`] tokens more than
-//! from any idle slot is given that state instead. No failure of the store is
-//! one of a request.
+//! With a store, states are saved at anchors, every [`SAVE_INTERVAL`] tokens, when
+//! nothing has run in a slot for [`SchedulerOptions::idle_save`], before a slot is
+//! given up, and at the end. A request whose prompt goes on from a stored state is
+//! given it when reading it is faster than computing what the slots do not have, by
+//! the rates measured so far. No failure of the store is one of a request.
+
+mod choice;
+mod rates;
+mod saves;
+mod slot;
+mod snapshots;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use ds4_model::{BackendError, Batch, Frontier, Outputs, StepError};
+use ds4_model::{Batch, Outputs, StepError};
 
 use crate::engine::Engine;
 use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
-use crate::store::{NotStored, Reason, SaveOptions, SlotRows, Store};
+use crate::store::{NotStored, Store};
 
-/// Positions at which frontiers are taken are multiples of this: there the
-/// ratio-128 groups are empty.
-pub const FRONTIER_STRIDE: usize = 128;
-/// Frontiers kept for one slot; the oldest goes first.
-pub const MAX_FRONTIERS: usize = 4;
+use choice::{Start, n_alike};
+use rates::Rates;
+use slot::Slot;
+use snapshots::{Passage, Place, prompt_end};
+
+pub use rates::{MIN_LOAD_GAIN, READ_RATE};
+pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL};
+pub use snapshots::{
+    GENERATION_TOKENS, MIN_ANCHOR, RECENT_TOKENS, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL,
+    SNAPSHOT_STRIDE,
+};
+
 /// Rows of a prefill chunk in a step that also decodes, so that decoding stays
 /// responsive.
 pub const MIXED_CHUNK: usize = 128;
-/// Tokens of a prompt after which its state is saved, so that a long prefill that
-/// is interrupted does not begin at the beginning again.
-pub const SAVE_INTERVAL: usize = 8192;
-/// Tokens that a stored state must be ahead of the slots to be read.
-pub const MIN_LOAD_GAIN: usize = 256;
 /// Tokens that a running slot must have, or be about to have, more than the idle
 /// ones for a request to be begun as a copy of it.
 pub const MIN_COPY_GAIN: usize = 64;
@@ -54,6 +65,24 @@ pub const MIN_COPY_GAIN: usize = 64;
 pub const MAX_WAITING: usize = 256;
 /// Tokens of [`Reuse::held_next`].
 const MAX_HELD_NEXT: usize = 8;
+
+/// How a scheduler keeps what was computed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchedulerOptions {
+    /// Bytes of memory that the snapshots of one slot may take; 0 for none.
+    pub snapshot_bytes: usize,
+    /// How long nothing runs in a slot before its state goes to disk.
+    pub idle_save: Duration,
+}
+
+impl Default for SchedulerOptions {
+    fn default() -> SchedulerOptions {
+        SchedulerOptions {
+            snapshot_bytes: SNAPSHOT_BYTES,
+            idle_save: IDLE_SAVE,
+        }
+    }
+}
 
 /// Names a sequence for as long as the scheduler lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +93,14 @@ pub struct SequenceId(pub u64);
 pub struct Request {
     /// The whole prompt.
     pub tokens: Vec<u32>,
+    /// Lengths of the prompt at which other conversations are likely to depart, in
+    /// ascending order: the end of the system text and its tools, and of what a
+    /// client puts before every first message. States there are kept for them.
+    pub anchors: Vec<usize>,
+    /// Names the client's conversation, if it has a name: of slots that hold as much
+    /// of a prompt, the conversation's own is taken, and a slot of another one is not
+    /// cut back.
+    pub affinity: Option<u64>,
     /// How to choose tokens.
     pub sampling: SamplingOptions,
     /// Most tokens to generate.
@@ -75,6 +112,22 @@ pub struct Request {
     /// Whether it may go on from what is kept, and is kept itself. If not, all of it
     /// is computed, and its slot is emptied when it ends.
     pub use_cache: bool,
+}
+
+impl Default for Request {
+    /// An empty prompt, and nothing to generate.
+    fn default() -> Request {
+        Request {
+            tokens: Vec::new(),
+            anchors: Vec::new(),
+            affinity: None,
+            sampling: SamplingOptions::default(),
+            max_tokens: 0,
+            stop_tokens: Vec::new(),
+            n_logprobs: None,
+            use_cache: true,
+        }
+    }
 }
 
 /// Why a request was refused.
@@ -199,8 +252,8 @@ pub struct Reuse {
     pub slot: usize,
     /// Whether nothing was looked for, as the request asked.
     pub ignored: bool,
-    /// The slot that held the most of the prompt; what was cached is a copy when it
-    /// is another than `slot`.
+    /// The slot that it went on from, or else the idle one that held the most of the
+    /// prompt; what was cached is a copy when it is another than `slot`.
     pub from: usize,
     /// Tokens of the prompt that it held, in order from the first.
     pub n_shared: usize,
@@ -260,34 +313,42 @@ impl Sequence {
 /// An engine and the sequences that run on it.
 pub struct Scheduler {
     engine: Engine,
+    options: SchedulerOptions,
     running: Vec<Sequence>,
     waiting: VecDeque<Waiting>,
-    frontiers: Vec<Vec<Frontier>>,
+    slots: Vec<Slot>,
     cancelled: Vec<Event>,
-    last_used: Vec<u64>,
-    /// For every slot, whether what it holds is its sequence's alone.
-    uncached: Vec<bool>,
+    /// Counts how often a slot was taken or left.
+    clock: u64,
     next_id: u64,
     store: Option<Store>,
-    /// What went wrong with the store, for the log.
-    store_errors: Vec<String>,
+    rates: Rates,
+    /// What went wrong with what is kept, for the log.
+    notices: Vec<String>,
 }
 
 impl Scheduler {
     /// Takes over an engine.
     pub fn new(engine: Engine) -> Scheduler {
         Scheduler {
-            frontiers: (0..engine.n_slots()).map(|_| Vec::new()).collect(),
-            last_used: vec![0; engine.n_slots()],
-            uncached: vec![false; engine.n_slots()],
+            slots: (0..engine.n_slots()).map(|_| Slot::default()).collect(),
             engine,
+            options: SchedulerOptions::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
             cancelled: Vec::new(),
+            clock: 0,
             next_id: 0,
             store: None,
-            store_errors: Vec::new(),
+            rates: Rates::default(),
+            notices: Vec::new(),
         }
+    }
+
+    /// Keeps what was computed otherwise than by default.
+    pub fn with_options(mut self, options: SchedulerOptions) -> Scheduler {
+        self.options = options;
+        self
     }
 
     /// Keeps states on disk too.
@@ -301,24 +362,19 @@ impl Scheduler {
         self.store.as_ref()
     }
 
-    /// What happened to the store that the log should say; each is told once.
+    /// What happened to the store and the snapshots that the log should say; each is
+    /// told once.
     pub fn take_store_notices(&mut self) -> Vec<String> {
-        let mut lines = std::mem::take(&mut self.store_errors);
+        let mut lines = std::mem::take(&mut self.notices);
         if let Some(store) = &self.store {
             lines.extend(store.take_notices().iter().map(|n| format!("{n:?}")));
         }
         lines
     }
 
-    /// Saves every slot and waits until it is written: what a server does before
-    /// it ends.
-    pub fn save_all(&mut self) {
-        for slot in 0..self.engine.n_slots() {
-            self.save(slot, Reason::Shutdown);
-        }
-        if let Some(store) = &self.store {
-            store.flush();
-        }
+    /// Bytes of memory that the snapshots of a slot take.
+    pub fn snapshot_bytes(&self, slot: usize) -> usize {
+        self.slots[slot].snapshots.n_bytes()
     }
 
     /// The engine.
@@ -378,11 +434,7 @@ impl Scheduler {
         }
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
             let sequence = self.running.remove(at);
-            if sequence.request.use_cache {
-                self.save(sequence.slot, Reason::TurnEnd);
-            } else {
-                self.empty(sequence.slot);
-            }
+            self.leave(sequence.slot);
             self.cancelled.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
@@ -461,11 +513,12 @@ impl Scheduler {
     }
 
     /// Runs one step and says what it did. When a sequence got its slot, or was
-    /// cancelled, that is said first, and nothing is computed. On an error the sequences of the
-    /// step are gone, and their slots empty if the error says so; the others go on.
+    /// cancelled, that is said first, and nothing is computed. On an error the
+    /// sequences of the step are gone, and their slots are empty; the others go on.
     pub fn tick(&mut self) -> Result<Vec<Event>, StepError> {
         let mut events = std::mem::take(&mut self.cancelled);
-        self.admit(&mut events)?;
+        self.save_idle();
+        self.admit(&mut events);
         if !events.is_empty() {
             return Ok(events);
         }
@@ -473,77 +526,58 @@ impl Scheduler {
         if in_batch.is_empty() {
             return Ok(events);
         }
+        let passages = self.passages(&batch, &in_batch);
         let started = Instant::now();
         if let Err(error) = self.run(&batch, &in_batch, started, &mut events) {
             let failed: Vec<SequenceId> = in_batch.iter().map(|at| self.running[*at].id).collect();
             self.running.retain(|s| !failed.contains(&s.id));
             for segment in batch.segments() {
-                self.frontiers[segment.slot].clear();
+                self.empty(segment.slot);
             }
-            self.empty_uncached();
             return Err(error);
         }
-        self.take_frontiers(&batch)?;
-        self.save_progress(&batch);
-        self.empty_uncached();
+        self.keep_progress(&passages);
+        for passage in &passages {
+            if self.running.iter().all(|s| s.slot != passage.slot) {
+                self.leave(passage.slot);
+            }
+        }
         Ok(events)
     }
 
-    /// Empties the idle slots that must not be gone on from.
-    fn empty_uncached(&mut self) {
-        for slot in 0..self.engine.n_slots() {
-            if self.uncached[slot] && self.running.iter().all(|s| s.slot != slot) {
-                self.empty(slot);
-            }
-        }
-    }
-
-    fn empty(&mut self, slot: usize) {
-        self.engine.clear(slot);
-        self.frontiers[slot].clear();
-        self.uncached[slot] = false;
-    }
-
     /// Gives idle slots to waiting requests.
-    fn admit(&mut self, events: &mut Vec<Event>) -> Result<(), BackendError> {
-        while !self.waiting.is_empty() {
+    fn admit(&mut self, events: &mut Vec<Event>) {
+        loop {
             let idle: Vec<usize> = (0..self.engine.n_slots())
                 .filter(|slot| self.running.iter().all(|s| s.slot != *slot))
                 .collect();
             if idle.is_empty() {
-                return Ok(());
+                return;
             }
             let Some(at) = (0..self.waiting.len()).find(|at| !self.awaits(*at)) else {
-                return Ok(());
+                return;
             };
+            let waiting = self.waiting.remove(at).expect("just found");
             let Waiting {
                 id,
                 request,
                 constraint,
                 ..
-            } = self.waiting.remove(at).expect("just found");
-            let reuse = if request.use_cache {
-                match self.load(&idle, &request.tokens) {
-                    Some(reuse) => reuse,
-                    None => match self.copy_running(&idle, &request.tokens)? {
-                        Some(reuse) => reuse,
-                        None => self.prepare_slot(&idle, &request.tokens)?,
-                    },
-                }
-            } else {
-                let slot = self.spare_slot(&idle);
-                self.empty(slot);
-                Reuse {
-                    slot,
-                    from: slot,
-                    ignored: true,
-                    ..Reuse::default()
-                }
-            };
+            } = waiting;
+            let reuse = self.find(&idle, &request);
             let Reuse { slot, n_cached, .. } = reuse;
-            self.uncached[slot] = !request.use_cache;
-            self.last_used[slot] = id.0 + 1;
             let n_total = request.tokens.len();
+            self.clock += 1;
+            let taken = &mut self.slots[slot];
+            taken.last_used = self.clock;
+            taken.affinity = request.affinity;
+            taken.turn_start = n_cached;
+            taken.prompt_end = prompt_end(n_total);
+            taken.unsaved_since = None;
+            taken.is_private = !request.use_cache;
+            if n_cached > 0 {
+                self.take_snapshot(slot, n_cached, Place::TurnEnd);
+            }
             events.push(Event::Prefill {
                 id,
                 n_done: n_cached,
@@ -566,84 +600,73 @@ impl Scheduler {
                 },
             });
         }
-        Ok(())
     }
 
-    /// Chooses a slot for a prompt and cuts it back to what they share. At least
-    /// the prompt's last token is left to compute: its logits are wanted.
-    fn prepare_slot(&mut self, idle: &[usize], prompt: &[u32]) -> Result<Reuse, BackendError> {
-        let (source, reusable) = idle
-            .iter()
-            .map(|slot| (*slot, self.reusable(*slot, prompt)))
-            .max_by_key(|(slot, reusable)| (*reusable, std::cmp::Reverse(self.last_used[*slot])))
-            .expect("an idle slot");
-        let loses = reusable < self.engine.len(source);
-        let found = self.found(idle, prompt);
-        let not_stored = |n_used| {
-            let store = self.store.as_ref()?;
-            Some(store.not_stored(prompt, n_used))
+    /// Makes an idle slot hold as much of a prompt as can be had.
+    fn find(&mut self, idle: &[usize], request: &Request) -> Reuse {
+        let prompt = &request.tokens;
+        if !request.use_cache {
+            let (_, slot) = self.spare(idle, prompt, 0).expect("an idle slot");
+            self.save_given_up(slot);
+            self.empty(slot);
+            return Reuse {
+                slot,
+                from: slot,
+                ignored: true,
+                ..Reuse::default()
+            };
+        }
+        let nearest = idle.iter().max_by_key(|slot| {
+            let order = std::cmp::Reverse(**slot);
+            (self.shared(**slot, prompt), order)
+        });
+        let nearest = self.held(*nearest.expect("an idle slot"), prompt);
+        if let Some((slot, n_loaded)) = self.load(idle, request) {
+            return Reuse {
+                slot,
+                n_cached: n_loaded,
+                n_loaded,
+                not_stored: self.not_stored(prompt, n_loaded),
+                ..nearest
+            };
+        }
+        let start = self.choose(idle, request);
+        let found = match start {
+            Start::Fresh { .. } => nearest,
+            Start::Cut { slot: from, .. } | Start::Copy { from, .. } => self.held(from, prompt),
         };
-        let not_stored = not_stored(reusable);
-        let reuse = |slot, n_cached| Reuse {
+        let given_up = match start {
+            Start::Fresh { slot } | Start::Copy { to: slot, .. } => Some((slot, 0)),
+            Start::Cut { slot, len } => {
+                let is_over = self.slots[slot].repeats_turn_from(len);
+                (!is_over).then_some((slot, len))
+            }
+        };
+        if let Some((slot, len)) = given_up
+            && self.shared(slot, prompt).max(len) < self.engine.len(slot)
+        {
+            self.save_given_up(slot);
+        }
+        let (slot, n_cached) = self.start(start);
+        Reuse {
             slot,
             n_cached,
-            not_stored,
+            not_stored: self.not_stored(prompt, n_cached),
             ..found
-        };
-        let empty = idle.iter().copied().find(|s| self.engine.is_empty(*s));
-        let slot = match (reusable, empty) {
-            (0, _) => {
-                let slot = self.spare_slot(idle);
-                self.empty(slot);
-                return Ok(reuse(slot, 0));
-            }
-            (_, Some(empty)) if loses && self.rewinds_without_frontier(source, reusable) => {
-                self.engine.fork(source, empty);
-                self.frontiers[empty].clear();
-                empty
-            }
-            _ => source,
-        };
-        self.cut(slot, reusable)?;
-        Ok(reuse(slot, reusable))
-    }
-
-    /// The slot whose tokens share most with a prompt, of these, and what it holds.
-    fn found(&self, slots: &[usize], prompt: &[u32]) -> Reuse {
-        let shared = slots.iter().map(|slot| (self.shared(*slot, prompt), *slot));
-        let (n_shared, from) = shared
-            .max_by_key(|(n_shared, slot)| (*n_shared, std::cmp::Reverse(*slot)))
-            .expect("a slot");
-        let held = self.engine.tokens(from);
-        Reuse {
-            from,
-            n_shared,
-            n_held: held.len(),
-            held_next: held[n_shared..]
-                .iter()
-                .copied()
-                .take(MAX_HELD_NEXT)
-                .collect(),
-            ..Reuse::default()
         }
     }
 
-    /// The idle slot that is given up first.
-    fn spare_slot(&self, idle: &[usize]) -> usize {
-        let empty = idle.iter().find(|slot| self.engine.is_empty(**slot));
-        let oldest = || idle.iter().min_by_key(|slot| self.last_used[**slot]);
-        *empty.or_else(oldest).expect("an idle slot")
-    }
-
-    /// Running slots that others may be copied from.
-    fn sources(&self) -> impl Iterator<Item = &Sequence> {
-        self.running.iter().filter(|s| s.request.use_cache)
-    }
-
-    /// Tokens of a prompt that need not be computed in an idle slot.
-    fn reusable_of(&self, idle: &[usize], prompt: &[u32]) -> usize {
-        let all = idle.iter().map(|slot| self.reusable(*slot, prompt));
-        all.max().unwrap_or(0)
+    /// What a slot holds of a prompt.
+    fn held(&self, slot: usize, prompt: &[u32]) -> Reuse {
+        let (held, n_shared) = (self.engine.tokens(slot), self.shared(slot, prompt));
+        let next = held[n_shared..].iter().copied();
+        Reuse {
+            from: slot,
+            n_shared,
+            n_held: held.len(),
+            held_next: next.take(MAX_HELD_NEXT).collect(),
+            ..Reuse::default()
+        }
     }
 
     /// Whether a waiting request waits for a part of another's prompt, with which its
@@ -658,17 +681,16 @@ impl Scheduler {
             _ if !request.use_cache => None,
             _ => {
                 let prompt = &request.tokens;
-                let slots: Vec<usize> = (0..self.engine.n_slots())
-                    .filter(|slot| !self.uncached[*slot])
-                    .collect();
-                let now = self.reusable_of(&slots, prompt);
-                let coming = self.sources().filter(|s| s.is_prefilling());
-                coming
+                let held = (0..self.slots.len())
+                    .filter(|slot| !self.slots[*slot].is_private)
+                    .map(|slot| self.reusable(slot, prompt));
+                let now = held.max().unwrap_or(0);
+                self.running
+                    .iter()
+                    .filter(|s| s.is_prefilling() && s.request.use_cache)
                     .map(|s| {
-                        (
-                            s.id,
-                            n_alike(&s.request.tokens, prompt).min(prompt.len() - 1),
-                        )
+                        let n_alike = n_alike(&s.request.tokens, prompt);
+                        (s.id, n_alike.min(prompt.len() - 1))
                     })
                     .filter(|(_, n_alike)| *n_alike >= now + MIN_COPY_GAIN)
                     .max_by_key(|(id, n_alike)| (*n_alike, std::cmp::Reverse(*id)))
@@ -679,176 +701,6 @@ impl Scheduler {
             let mut running = self.running.iter();
             running.any(|s| s.id == id && s.is_prefilling() && s.n_done < n_awaited)
         })
-    }
-
-    /// Copies what a running slot shares with a prompt to an idle one, when that is
-    /// more than the idle ones have.
-    fn copy_running(
-        &mut self,
-        idle: &[usize],
-        prompt: &[u32],
-    ) -> Result<Option<Reuse>, BackendError> {
-        let sources = self.sources().map(|s| s.slot);
-        let best = sources
-            .map(|slot| (self.reusable(slot, prompt), slot))
-            .max_by_key(|(n_tokens, slot)| (*n_tokens, std::cmp::Reverse(*slot)));
-        let Some((n_cached, from)) = best else {
-            return Ok(None);
-        };
-        if n_cached < self.reusable_of(idle, prompt) + MIN_COPY_GAIN {
-            return Ok(None);
-        }
-        let found = self.found(&[from], prompt);
-        let slot = self.spare_slot(idle);
-        self.frontiers[slot].clear();
-        if self.rewinds_without_frontier(from, n_cached) {
-            self.engine.fork(from, slot);
-            self.cut(slot, n_cached)?;
-        } else {
-            let kept = self.frontiers[from].iter().find(|f| f.len == n_cached);
-            match kept.map(|frontier| self.engine.fork_at(from, frontier, slot)) {
-                Some(Ok(())) => {}
-                Some(Err(ds4_model::RestoreError::Backend(error))) => return Err(error),
-                Some(Err(ds4_model::RestoreError::Rewind(_))) | None => {
-                    unreachable!("a length taken from the slot's own frontiers")
-                }
-            }
-        }
-        Ok(Some(Reuse {
-            slot,
-            n_cached,
-            ..found
-        }))
-    }
-
-    /// Reads the longest stored state that a prompt goes on from into an idle slot,
-    /// when that is worth it.
-    fn load(&mut self, idle: &[usize], prompt: &[u32]) -> Option<Reuse> {
-        let store = self.store.as_ref()?;
-        let running = self.sources().map(|s| self.reusable(s.slot, prompt));
-        let best = running.max().max(Some(self.reusable_of(idle, prompt)))?;
-        let found = self.found(idle, prompt);
-        let candidates = store.find(prompt, None);
-        let loaded = candidates
-            .iter()
-            .filter(|c| c.n_tokens >= best + MIN_LOAD_GAIN && c.n_tokens < prompt.len())
-            // What cannot be read is told in the store's notices.
-            .find_map(|c| store.load(c).ok())?;
-        let slot = self.spare_slot(idle);
-        self.frontiers[slot].clear();
-        if let Err(error) = self.engine.import(slot, &loaded.tokens, &loaded.state) {
-            self.store_errors
-                .push(format!("a stored state cannot be used: {error}"));
-            self.engine.clear(slot);
-            return None;
-        }
-        let n_cached = loaded.tokens.len();
-        let store = self.store.as_ref()?;
-        Some(Reuse {
-            slot,
-            n_cached,
-            n_loaded: n_cached,
-            not_stored: Some(store.not_stored(prompt, n_cached)),
-            ..found
-        })
-    }
-
-    /// Saves what a step brought to a place worth coming back to.
-    fn save_progress(&mut self, batch: &Batch) {
-        if self.store.is_none() {
-            return;
-        }
-        let mut saves: Vec<(usize, Reason)> = Vec::new();
-        for segment in batch.segments() {
-            let slot = segment.slot;
-            if self.uncached[slot] {
-                continue;
-            }
-            let len = self.engine.len(slot);
-            let before = len - segment.tokens.len();
-            match self.running.iter().find(|s| s.slot == slot) {
-                // It ended in this step.
-                None => saves.push((slot, Reason::TurnEnd)),
-                Some(sequence) if len > sequence.request.tokens.len() => {}
-                // The prompt's last tokens say whether to think, and the next prompt may
-                // say otherwise: the place to come back to is before them.
-                Some(sequence) if len == frontier_mark(sequence.request.tokens.len()) => {
-                    saves.push((slot, Reason::TurnEnd));
-                }
-                Some(_) if len / SAVE_INTERVAL > before / SAVE_INTERVAL => {
-                    saves.push((slot, Reason::Interval));
-                }
-                Some(_) => {}
-            }
-        }
-        for (slot, reason) in saves {
-            self.save(slot, reason);
-        }
-    }
-
-    fn save(&mut self, slot: usize, reason: Reason) {
-        let Some(store) = &self.store else {
-            return;
-        };
-        let tokens = self.engine.tokens(slot).to_vec();
-        if tokens.is_empty() || self.uncached[slot] {
-            return;
-        }
-        let options = SaveOptions {
-            reason,
-            text_keys: &[],
-            wait: reason == Reason::Shutdown,
-        };
-        let mut rows = SlotRows {
-            engine: &mut self.engine,
-            slot,
-        };
-        if let Err(error) = store.save(&tokens, &mut rows, &options) {
-            self.store_errors
-                .push(format!("a state could not be saved: {error}"));
-        }
-    }
-
-    /// Longest prefix of `prompt` that a slot can be cut back to.
-    fn reusable(&self, slot: usize, prompt: &[u32]) -> usize {
-        let shared = self.shared(slot, prompt).min(prompt.len() - 1);
-        if shared == 0 || self.rewinds_without_frontier(slot, shared) {
-            return shared;
-        }
-        self.frontiers[slot]
-            .iter()
-            .map(|f| f.len)
-            .filter(|len| *len <= shared)
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// Tokens that a slot and a prompt begin with alike.
-    fn shared(&self, slot: usize, prompt: &[u32]) -> usize {
-        n_alike(self.engine.tokens(slot), prompt)
-    }
-
-    fn rewinds_without_frontier(&self, slot: usize, len: usize) -> bool {
-        len == self.engine.len(slot) || len >= self.engine.rewind_floor(slot)
-    }
-
-    /// Cuts a slot back to a length that [`Scheduler::reusable`] gave.
-    fn cut(&mut self, slot: usize, len: usize) -> Result<(), BackendError> {
-        if self.engine.rewind(slot, len).is_err() {
-            let restored = self.frontiers[slot]
-                .iter()
-                .find(|f| f.len == len)
-                .map(|frontier| self.engine.restore(slot, frontier));
-            match restored {
-                Some(Ok(())) => {}
-                Some(Err(ds4_model::RestoreError::Backend(error))) => return Err(error),
-                Some(Err(ds4_model::RestoreError::Rewind(_))) | None => {
-                    unreachable!("a length taken from the slot's own frontiers")
-                }
-            }
-        }
-        self.frontiers[slot].retain(|f| f.len <= len);
-        Ok(())
     }
 
     /// The rows of the next step, and which running sequences they belong to,
@@ -875,17 +727,7 @@ impl Scheduler {
                 continue;
             }
             let prompt = &sequence.request.tokens;
-            let mut end = prompt.len().min(sequence.n_done + room);
-            // A step ends where a frontier will be taken, and where a request that waits
-            // for a part of this prompt goes another way.
-            let awaited = self.waiting.iter().filter_map(|w| w.awaits);
-            let awaited = awaited.filter(|(id, _)| *id == sequence.id);
-            let marks = awaited.map(|(_, n_awaited)| n_awaited);
-            for mark in marks.chain([frontier_mark(prompt.len())]) {
-                if sequence.n_done < mark && mark < end {
-                    end = mark;
-                }
-            }
+            let end = self.chunk_end(sequence, room);
             let outputs = if end == prompt.len() {
                 Outputs::Last
             } else {
@@ -896,6 +738,50 @@ impl Scheduler {
             room -= end - sequence.n_done;
         }
         (batch, in_batch)
+    }
+
+    /// Where the next chunk of at most `room` tokens of a prompt ends: at the first
+    /// place where a state is wanted that the rings would not reach from further on,
+    /// otherwise where a snapshot is small.
+    fn chunk_end(&self, sequence: &Sequence, room: usize) -> usize {
+        let n_done = sequence.n_done;
+        let n_prompt = sequence.request.tokens.len();
+        let end = n_prompt.min(n_done + room);
+        let awaited = self.waiting.iter().filter_map(|w| w.awaits);
+        let awaited = awaited.filter(|(id, _)| *id == sequence.id);
+        let anchors = sequence.request.anchors.iter().copied();
+        let anchors =
+            anchors.filter(|at| *at >= MIN_ANCHOR && at + self.engine.rewind_rows() < end);
+        let places = awaited.map(|(_, n_awaited)| n_awaited).chain(anchors);
+        if let Some(place) = places.filter(|at| (n_done + 1..end).contains(at)).min() {
+            return place;
+        }
+        let stride = end / SNAPSHOT_STRIDE * SNAPSHOT_STRIDE;
+        if end < n_prompt && stride > n_done {
+            stride
+        } else {
+            end
+        }
+    }
+
+    /// What every segment of a batch will have passed.
+    fn passages(&self, batch: &Batch, in_batch: &[usize]) -> Vec<Passage> {
+        let segments = in_batch.iter().zip(batch.segments());
+        segments
+            .map(|(at, segment)| {
+                let request = &self.running[*at].request;
+                let from = self.engine.len(segment.slot);
+                let to = from + segment.tokens.len();
+                let passed = |at: &usize| (from + 1..=to).contains(at);
+                Passage {
+                    slot: segment.slot,
+                    from,
+                    to,
+                    n_prompt: request.tokens.len(),
+                    anchors: request.anchors.iter().copied().filter(passed).collect(),
+                }
+            })
+            .collect()
     }
 
     /// Runs a batch and gives every sequence its part.
@@ -910,6 +796,9 @@ impl Scheduler {
         let context = self.engine.context();
         let logits = self.engine.step(batch)?;
         let elapsed = started.elapsed();
+        if in_batch.iter().all(|at| self.running[*at].is_prefilling()) {
+            self.rates.note_prefill(batch.n_rows(), elapsed);
+        }
         let mut rows = logits.chunks_exact(n_vocab);
         let mut finished = Vec::new();
         for (at, segment) in in_batch.iter().zip(batch.segments()) {
@@ -967,38 +856,4 @@ impl Scheduler {
         self.running.retain(|s| !finished.contains(&s.id));
         Ok(())
     }
-
-    /// Takes the frontiers that the step just made possible.
-    fn take_frontiers(&mut self, batch: &Batch) -> Result<(), BackendError> {
-        for segment in batch.segments() {
-            let len = self.engine.len(segment.slot);
-            let wanted = self.running.iter().any(|s| {
-                s.slot == segment.slot
-                    && len == frontier_mark(s.request.tokens.len())
-                    && len == s.n_done
-            });
-            let kept = &self.frontiers[segment.slot];
-            if wanted && kept.iter().all(|f| f.len != len) {
-                let frontier = self.engine.frontier(segment.slot)?;
-                let kept = &mut self.frontiers[segment.slot];
-                if kept.len() == MAX_FRONTIERS {
-                    kept.remove(0);
-                }
-                kept.push(frontier);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Tokens that two lists begin with alike.
-fn n_alike(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
-/// Where a prompt of this length leaves a frontier: the last multiple of
-/// [`FRONTIER_STRIDE`] that leaves at least the generation prompt, two tokens,
-/// to compute. 0 when there is none.
-fn frontier_mark(n_prompt: usize) -> usize {
-    n_prompt.saturating_sub(2) / FRONTIER_STRIDE * FRONTIER_STRIDE
 }

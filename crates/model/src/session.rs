@@ -424,9 +424,9 @@ pub struct Frontier {
 }
 
 impl Frontier {
-    /// Bytes of its rows. For Flash: 4.66 MiB at a multiple of 128 tokens from 128
-    /// on, and up to 10 MiB more just before the next one, where the ratio-128
-    /// groups are longest.
+    /// Bytes of its rows. For Flash: 6.2 MiB at a multiple of 128 tokens from 128
+    /// on, and up to 16.7 MiB just before the next one, where the ratio-128 groups
+    /// are longest.
     pub fn n_bytes(&self) -> usize {
         let rows = self.layers.iter().flatten();
         rows.map(|(_, stored)| stored.bytes.len()).sum()

@@ -39,9 +39,12 @@ pub struct PromptRules {
 pub struct TokenPrompt {
     /// Its tokens.
     pub tokens: Vec<u32>,
+    /// Lengths at which other conversations are likely to depart: the ends of the system text
+    /// with its tools, and of what stands before the last message of the first turn.
+    pub anchors: Vec<usize>,
     /// What the model's first character belongs to.
     pub start: Start,
-    /// Names its text, canonically rendered.
+    /// Names its text, canonically rendered, or the tokens that the client sent.
     pub key: PromptKey,
     /// Whether the text ends in `<think>`.
     pub thinking: bool,
@@ -115,6 +118,17 @@ impl Prompter {
     pub fn text(&self, generation: &Generation) -> Result<Prompt, Failure> {
         let messages = match &generation.prompt {
             PromptSource::Messages(messages) => messages,
+            PromptSource::Tokens(tokens) => {
+                let text = self.tokenizer.decode(tokens).map_err(|e| Failure {
+                    kind: FailureKind::Invalid,
+                    message: format!("prompt: {e}."),
+                    param: Some("prompt".to_owned()),
+                })?;
+                return Ok(Prompt {
+                    text,
+                    ..Prompt::default()
+                });
+            }
             PromptSource::Text(text) => {
                 let bos = if text.starts_with(markers::BOS) {
                     ""
@@ -172,20 +186,27 @@ impl Prompter {
         }
         let open = match &generation.prompt {
             PromptSource::Messages(messages) => messages.last().filter(|m| m.open_ended),
-            PromptSource::Text(_) => None,
+            PromptSource::Text(_) | PromptSource::Tokens(_) => None,
         };
         let thinking = prompt.text.ends_with(markers::THINK_OPEN);
         let start = match (&generation.prompt, open) {
-            (PromptSource::Text(_), _) => Start::WithinContent,
+            (PromptSource::Text(_) | PromptSource::Tokens(_), _) => Start::WithinContent,
             (_, Some(message)) if !message.content.is_empty() => Start::WithinContent,
             (_, Some(_)) if generation.thinking.mode == Mode::Thinking => Start::WithinReasoning,
             _ if thinking => Start::Reasoning,
             _ => Start::Content,
         };
+        let protocol = self.tokenizer.protocol();
+        let anchors = anchors(&tokens, protocol.user, protocol.assistant);
         Ok(TokenPrompt {
             tokens,
+            anchors,
             start,
-            key: prompt_key(&prompt.text),
+            key: match &generation.prompt {
+                // Their text may be that of other tokens; no rendered prompt reads like a list.
+                PromptSource::Tokens(tokens) => prompt_key(&format!("{tokens:?}")),
+                PromptSource::Messages(_) | PromptSource::Text(_) => prompt_key(&prompt.text),
+            },
             thinking,
             effort: self.effort(generation),
             mentions_dsml: prompt
@@ -212,6 +233,11 @@ impl Prompter {
             PromptSource::Messages(messages) => self.with_turns(prompt, messages),
             PromptSource::Text(_) => Encoded {
                 tokens: self.tokenizer.encode_prompt(prompt),
+                n_replayed: 0,
+                replays: Vec::new(),
+            },
+            PromptSource::Tokens(tokens) => Encoded {
+                tokens: tokens.clone(),
                 n_replayed: 0,
                 replays: Vec::new(),
             },
@@ -294,6 +320,18 @@ fn places(prompt: &Prompt, replays: &[(usize, isize)]) -> Vec<Place> {
     prompt.landmarks.iter().map(place).collect()
 }
 
+/// The first user's marker, and the last one before the assistant first speaks. In a client's text
+/// markers are no marker tokens.
+fn anchors(tokens: &[u32], user: u32, assistant: u32) -> Vec<usize> {
+    let first_turn = tokens.iter().position(|t| *t == assistant);
+    let before = &tokens[..first_turn.unwrap_or(tokens.len())];
+    let first = before.iter().position(|t| *t == user);
+    let last = before.iter().rposition(|t| *t == user);
+    let mut anchors: Vec<usize> = first.into_iter().chain(last).filter(|at| *at > 0).collect();
+    anchors.dedup();
+    anchors
+}
+
 /// The failure of a prompt that is too long, in the words that clients look for.
 fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
     let (message, param) = match endpoint {
@@ -309,7 +347,10 @@ fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
         Endpoint::Responses => (in_openai_words(found, context, "messages"), "input"),
     };
     Failure {
-        kind: FailureKind::ContextOverflow,
+        kind: FailureKind::ContextOverflow {
+            n_prompt: found,
+            n_context: context,
+        },
         message,
         param: Some(param.to_owned()),
     }
@@ -320,4 +361,23 @@ fn in_openai_words(found: usize, context: usize, what: &str) -> String {
         "This model's maximum context length is {context} tokens. However, your {what} resulted \
          in {found} tokens. Please reduce the length of the {what}."
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversations_depart_at_the_users_of_the_first_turn() {
+        const BOS: u32 = 0;
+        const USER: u32 = 1;
+        const ASSISTANT: u32 = 2;
+        let anchors = |tokens: &[u32]| anchors(tokens, USER, ASSISTANT);
+        assert_eq!(anchors(&[BOS, 7, 7, USER, 8, ASSISTANT, 9]), [3]);
+        assert_eq!(anchors(&[BOS, 7, USER, 8, USER, 9, ASSISTANT, 9]), [2, 4]);
+        let later = [BOS, 7, USER, 8, ASSISTANT, 9, USER, 8, ASSISTANT];
+        assert_eq!(anchors(&later), [2]);
+        assert_eq!(anchors(&[BOS, 7, 7]), [0; 0]);
+        assert_eq!(anchors(&[USER, 7, 7]), [0; 0]);
+    }
 }

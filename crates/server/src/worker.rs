@@ -5,8 +5,10 @@
 //! reply ends that reply; one in the engine ends the replies that ran and empties the slots.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -57,6 +59,10 @@ pub trait TokenSource: Send {
     fn take_notices(&mut self) -> Vec<String> {
         Vec::new()
     }
+    /// Keeps what idle slots hold when it is time, and says when it will be again.
+    fn save_idle(&mut self) -> Option<Duration> {
+        None
+    }
     /// Keeps what the slots hold, before the program ends.
     fn save_all(&mut self) {}
 }
@@ -94,6 +100,9 @@ impl TokenSource for Scheduler {
     }
     fn take_notices(&mut self) -> Vec<String> {
         self.take_store_notices()
+    }
+    fn save_idle(&mut self) -> Option<Duration> {
+        Scheduler::save_idle(self)
     }
     fn save_all(&mut self) {
         Scheduler::save_all(self);
@@ -461,9 +470,14 @@ impl<S: TokenSource> Body<S> {
                 if self.deadline.is_some() {
                     return;
                 }
-                match self.inbox.recv() {
+                let received = match self.source.save_idle() {
+                    None => self.inbox.recv().map_err(RecvTimeoutError::from),
+                    Some(due) => self.inbox.recv_timeout(due),
+                };
+                match received {
                     Ok(command) => self.try_to_obey(command),
-                    Err(mpsc::RecvError) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
             while let Ok(command) = self.inbox.try_recv() {
@@ -553,6 +567,8 @@ impl<S: TokenSource> Body<S> {
             stop_tokens,
             n_logprobs: job.generation.n_top_logprobs,
             use_cache: job.generation.use_cache,
+            anchors: job.prompt.anchors.clone(),
+            affinity: job.generation.affinity.as_deref().map(affinity),
         };
         let id = match self.source.submit(request) {
             Ok(id) => id,
@@ -560,7 +576,12 @@ impl<S: TokenSource> Body<S> {
                 let failure = Failure {
                     kind: match error {
                         RequestError::QueueFull => FailureKind::Overloaded,
-                        RequestError::PromptTooLong { .. } => FailureKind::ContextOverflow,
+                        RequestError::PromptTooLong { found, context } => {
+                            FailureKind::ContextOverflow {
+                                n_prompt: found,
+                                n_context: context,
+                            }
+                        }
                         _ => FailureKind::Invalid,
                     },
                     message: error.to_string(),
@@ -658,7 +679,7 @@ impl<S: TokenSource> Body<S> {
                     });
                     running.started = Some(Started {
                         at: began.max(running.submitted),
-                        slot: reuse.map(|reuse| reuse.slot),
+                        slot: reuse.as_ref().map(|reuse| reuse.slot),
                         n_cached,
                         source,
                         why: why.clone(),
@@ -975,4 +996,11 @@ impl Running {
             let _ = self.events.send(event);
         }
     }
+}
+
+/// The scheduler's name for a client's key.
+fn affinity(key: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    key.hash(&mut hasher);
+    hasher.finish()
 }

@@ -630,7 +630,7 @@ impl Store {
         loaded
     }
 
-    /// Saves the state of a slot that holds exactly `tokens`: reads the rows of
+    /// Saves the state after exactly `tokens`, whose rows `source` has: reads the rows of
     /// the blocks that are not stored yet, and tail and frontier for the point,
     /// and hands them to the writer. Nothing here waits for the disk unless
     /// asked to. When the queue has no room for all blocks, those that fit are

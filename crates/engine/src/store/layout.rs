@@ -163,6 +163,11 @@ impl SlotLayout {
         })
     }
 
+    /// Bytes of the frontier of a state of `len` tokens in memory.
+    pub(crate) fn frontier_bytes(&self, len: usize) -> usize {
+        self.frontier(len).iter().map(Group::n_bytes).sum()
+    }
+
     /// Bytes that the rows of a block take in memory.
     pub fn block_bytes(&self) -> usize {
         self.completed(self.block_range(0))

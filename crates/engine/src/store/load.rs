@@ -225,14 +225,7 @@ pub fn decode_file(bytes: &[u8], layout: &SlotLayout) -> Result<(Vec<u32>, Vec<u
 /// The frontier is longest just before a ratio-128 row is finished.
 fn max_frontier_bytes(layout: &SlotLayout) -> usize {
     let far = 1 << 20;
-    let bytes = |len| {
-        layout
-            .frontier(len)
-            .iter()
-            .map(Group::n_bytes)
-            .sum::<usize>()
-    };
-    bytes(far - 1)
+    layout.frontier_bytes(far - 1)
 }
 
 fn check_tokens(head: &Head, layout: &SlotLayout) -> Result<(), Damage> {

@@ -47,6 +47,7 @@ pub use layout::{BLOCK_TOKENS, SlotLayout};
 pub use load::{Loaded, Miss, decode_file};
 pub use maintain::{Collected, ListedModel, ListedPoint, Verified, clear, gc, list, verify};
 pub use rows::{Encoding, RowFormat, RowGrid};
+pub(crate) use save::rows_of;
 pub use save::{RowSource, SaveError, SlotRows};
 pub use turns::{
     MAX_KEY_BYTES, MAX_LOG_BYTES, MAX_LOG_KEYS, MAX_PAYLOAD_BYTES, MAX_RECORD_KEYS, TurnLog,

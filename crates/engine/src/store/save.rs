@@ -47,24 +47,41 @@ impl RowSource for &SlotState {
             RowKind::Compressed | RowKind::Index => &self.rows,
             RowKind::Window | RowKind::Frontier | RowKind::IndexFrontier => &self.rings,
         };
-        let cut = layers
+        let stored = layers
             .get(layer)
-            .and_then(|rows| rows.iter().find(|(found, _)| *found == kind))
-            .and_then(|(_, stored)| {
-                let row_bytes = stored.width * stored.element.n_bytes();
-                let start = range.start.checked_sub(stored.first)? * row_bytes;
-                let bytes = stored.bytes.get(start..start + range.len() * row_bytes)?;
-                Some(StoredRows {
-                    first: range.start,
-                    bytes: bytes.to_vec(),
-                    ..*stored
-                })
-            });
-        cut.ok_or_else(|| {
-            let what = format!("the state has no rows {range:?} of {kind:?} in layer {layer}");
-            BackendError::Device(what)
-        })
+            .and_then(|rows| rows.iter().find(|(found, _)| *found == kind));
+        match stored {
+            Some((_, stored)) => rows_of(stored, layer, kind, range),
+            None => Err(no_rows(layer, kind, range)),
+        }
     }
+}
+
+/// Some of the rows of a state or a frontier.
+pub(crate) fn rows_of(
+    stored: &StoredRows,
+    layer: usize,
+    kind: RowKind,
+    range: std::ops::Range<usize>,
+) -> Result<StoredRows, BackendError> {
+    let row_bytes = stored.width * stored.element.n_bytes();
+    let bytes = range.start.checked_sub(stored.first).and_then(|start| {
+        let start = start * row_bytes;
+        stored.bytes.get(start..start + range.len() * row_bytes)
+    });
+    match bytes {
+        Some(bytes) => Ok(StoredRows {
+            first: range.start,
+            bytes: bytes.to_vec(),
+            ..*stored
+        }),
+        None => Err(no_rows(layer, kind, range)),
+    }
+}
+
+fn no_rows(layer: usize, kind: RowKind, range: std::ops::Range<usize>) -> BackendError {
+    let what = format!("the state has no rows {range:?} of {kind:?} in layer {layer}");
+    BackendError::Device(what)
 }
 
 /// Why a state could not be read for saving.

@@ -183,6 +183,45 @@ fn every_residue_of_a_group_goes_on_with_the_same_bits() {
     }
 }
 
+/// Rows of a prompt do not depend on the steps that computed them, to the bit: what
+/// is stored by one prefill is what every other one would have computed.
+#[test]
+fn no_cut_of_a_prompt_changes_a_row() {
+    let golden = &golden::committed()[0];
+    for (backend, n_tokens) in [(BackendKind::Reference, 700), (BackendKind::Cpu, 4200)] {
+        let prompt = prompt(golden, n_tokens);
+        let state = |chunk: usize| {
+            let mut options = OpenOptions::new("golden");
+            options.backend = backend;
+            options.n_threads = Some(2);
+            options.context = Some(n_tokens);
+            options.chunk = chunk;
+            let mut engine = Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens");
+            for part in prompt.chunks(chunk) {
+                step(&mut engine, 0, part);
+            }
+            engine.export(0).expect("readable").1
+        };
+        let whole = state(n_tokens);
+        for chunk in [128, 512, 2048].into_iter().filter(|n| *n < n_tokens) {
+            let found = state(chunk);
+            let layers = found.rows.iter().zip(&whole.rows);
+            let rings = found.rings.iter().zip(&whole.rings);
+            for (layer, (found, whole)) in layers.chain(rings).enumerate() {
+                for ((kind, found), (_, whole)) in found.iter().zip(whole) {
+                    let n = found.bytes.iter().zip(&whole.bytes);
+                    let n_other = n.filter(|(a, b)| a != b).count();
+                    assert_eq!(
+                        (n_other, found.bytes.len()),
+                        (0, whole.bytes.len()),
+                        "{backend:?}: bytes of {kind:?} that differ in chunks of {chunk}, layer {layer}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_growing_conversation_reads_and_writes_each_block_once() {
     let golden = &golden::committed()[0];

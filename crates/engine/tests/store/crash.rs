@@ -62,7 +62,7 @@ fn a_writer_without_end() {
     };
     let mut random = Random(seed.parse().expect("a number"));
     let store = open(Path::new(&dir), options());
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_secs(660);
     while Instant::now() < end {
         let tokens = conversation(random.below(N_CONVERSATIONS), 1 + random.below(90));
         let mut rows = Synthetic::new(&small_geometry(), u64::from(tokens[0]));
@@ -159,10 +159,21 @@ fn a_killed_writer_leaves_a_store_in_which_everything_is_whole() {
 
 #[test]
 fn processes_that_share_a_folder_only_ever_miss() {
+    share_a_folder(Duration::from_secs(3));
+}
+
+#[test]
+#[ignore = "ten minutes: cargo test -p ds4-engine --test store crash::ten -- --ignored"]
+fn ten_minutes_of_processes_that_share_a_folder() {
+    share_a_folder(Duration::from_secs(600));
+}
+
+/// Two processes save and evict while this one loads.
+fn share_a_folder(time: Duration) {
     let dir = folder();
     let store = open(dir.path(), options());
     let mut children = [spawn(dir.path(), 1000), spawn(dir.path(), 1001)];
-    let end = Instant::now() + Duration::from_secs(3);
+    let end = Instant::now() + time;
     let mut n_loaded = 0;
     while Instant::now() < end {
         n_loaded += load_all(&store).0;

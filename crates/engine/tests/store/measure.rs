@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use ds4_cpu::{CpuBackend, CpuOptions};
 use ds4_engine::store::{
     Codec, PointSaved, Reason, SaveOptions, SlotLayout, Store, StoreOptions, decode_file,
 };
-use ds4_engine::{CacheRounding, Geometry};
+use ds4_engine::{CacheRounding, Geometry, SAVE_INTERVAL};
+use ds4_model::{Session, SessionShape};
 
 use crate::damage::files;
 use crate::synthetic::{Synthetic, key_of, tokens};
@@ -14,14 +16,33 @@ use crate::synthetic::{Synthetic, key_of, tokens};
 const LIMIT_BYTES: u64 = 200 << 20;
 
 #[test]
-#[ignore = "writes 400 MB and takes a minute: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
+#[ignore = "writes 1.5 GB and takes a minute: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
 fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
     let geometry = Geometry::flash();
     let layout = SlotLayout::new(&geometry, CacheRounding::Official);
     let key = key_of(&geometry, &layout, 1);
     let prompt = tokens(1, 40_961);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-    for codec in [Codec::None, Codec::Zstd] {
+    // Whatever its turns do, the first prompt leaves an interval and an anchor.
+    let begin = [(8192, Reason::Interval), (12_000, Reason::Anchor)];
+    let turns = (1..20).map(|i| (11_700 + i * 1507, 12_000 + i * 1507));
+    let turn = |(prompt_end, end)| [(prompt_end, Reason::TurnEnd), (end, Reason::TurnEnd)];
+    let every_turn: Vec<(usize, Reason)> = turns.clone().flat_map(turn).collect();
+    // What the scheduler writes: a turn after which somebody thinks for a while, here
+    // every fifth, and one that ends 8,192 tokens after what was written last.
+    let mut last = 12_000;
+    let mut resting = Vec::new();
+    for (i, (prompt_end, end)) in (1..).zip(turns) {
+        if i % 5 == 0 || end - last >= SAVE_INTERVAL {
+            resting.extend(turn((prompt_end, end)));
+            last = end;
+        }
+    }
+    for (name, codec, points) in [
+        ("every turn", Codec::Zstd, &every_turn),
+        ("as scheduled", Codec::None, &resting),
+        ("as scheduled", Codec::Zstd, &resting),
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let options = StoreOptions {
             codec,
@@ -29,13 +50,8 @@ fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
         };
         let store = Store::open(dir.path(), options, key, layout.clone()).unwrap();
         let mut rows = Synthetic::new(&geometry, 7);
-        // An anchor, a point in every 16,384 tokens of prefill, a turn end after
-        // every 2,000 tokens or so, and the end.
-        let mut points: Vec<(usize, Reason)> = vec![(12_000, Reason::Anchor)];
-        points.extend([16_384, 32_768].map(|n| (n, Reason::Interval)));
-        points.extend((1..20).map(|i| (12_000 + i * 1507, Reason::TurnEnd)));
-        points.push((40_960, Reason::Shutdown));
-        points.sort_by_key(|(n, _)| *n);
+        let end = [(40_960, Reason::Shutdown)];
+        let points = begin.iter().chain(points).chain(&end).copied();
         let mut writing = Duration::ZERO;
         for (n, reason) in points {
             // The rows are made before the clock runs.
@@ -64,7 +80,7 @@ fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
         let loading = started.elapsed() - found;
         assert_eq!(loaded.state, rows.state(40_960));
         println!(
-            "{codec:?}: {:.1} MiB on disk in {} blocks and {} points; {:.1} MiB written at {:.0} MiB/s; find {:.2} ms; load {:.1} MiB in {:.0} ms",
+            "{name}, {codec:?}: {:.1} MiB on disk in {} blocks and {} points; {:.1} MiB written at {:.0} MiB/s; find {:.2} ms; load {:.1} MiB in {:.0} ms",
             mib(on_disk),
             usage.n_blocks,
             usage.n_points,
@@ -134,5 +150,49 @@ fn rates_of_the_codec() {
         println!(
             "{kind:?} as {encoding:?}: encoded and verified at {encode:.0} MiB/s, decoded at {decode:.0} MiB/s, of rows in memory, on one thread"
         );
+    }
+}
+
+#[test]
+#[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
+fn a_snapshot_and_a_copied_beginning_at_full_size() {
+    let geometry = Geometry::flash();
+    let shape = SessionShape {
+        n_slots: 2,
+        capacity: 16_384,
+        max_rows: 1,
+        max_outputs: 1,
+        rewind_rows: 64,
+        rounding: CacheRounding::Official,
+    };
+    let mut backend = CpuBackend::new(&geometry, CpuOptions::default()).expect("a processor");
+    let mut session = Session::open(&mut backend, shape).expect("room for two slots");
+    let mut rows = Synthetic::new(&geometry, 7);
+    for n in [12_000, 12_031, 12_032] {
+        session
+            .import(&mut backend, 0, &rows.state(n))
+            .expect("it fits");
+        let mut time = |what: &str, run: &mut dyn FnMut(&mut CpuBackend)| {
+            run(&mut backend);
+            let started = Instant::now();
+            (0..10).for_each(|_| run(&mut backend));
+            let ms = started.elapsed().as_secs_f64() * 100.0;
+            println!("{what} at {n} tokens: {ms:.2} ms");
+        };
+        let mut taken = None;
+        time("a snapshot", &mut |backend| {
+            taken = Some(session.frontier(backend, 0).expect("readable"));
+        });
+        let taken = taken.expect("it was taken");
+        println!(
+            "its bytes: {:.2} MiB",
+            taken.n_bytes() as f64 / f64::from(1 << 20)
+        );
+        time("a copy of the slot", &mut |backend| {
+            session.fork_at(backend, &taken, 1).expect("it holds");
+        });
+        time("going back", &mut |backend| {
+            session.restore(backend, 0, &taken).expect("it holds");
+        });
     }
 }

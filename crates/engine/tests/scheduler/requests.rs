@@ -1,92 +1,16 @@
-//! What requests see of a scheduler, on a small golden model.
+//! What requests see of a scheduler.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use ds4_conformance::golden::{self, Golden};
 use ds4_conformance::network::argmax;
-use ds4_engine::store::{
-    CompatInputs, CompatKey, SlotLayout, Store, StoreOptions, WeightsFingerprint,
-};
 use ds4_engine::{
-    BackendKind, Batch, CacheRounding, Constraint, Engine, Event, FinishReason, OpenError,
-    OpenOptions, Outputs, Request, RequestError, Reuse, SamplingOptions, Scheduler, SequenceId,
-    Timings, TokenSet,
+    Batch, Constraint, Engine, FinishReason, OpenError, Outputs, RequestError, Reuse, Scheduler,
+    SequenceId, TokenSet,
 };
 
-fn model() -> Golden {
-    golden::committed().swap_remove(0)
-}
-
-fn options(n_slots: usize, context: usize) -> OpenOptions {
-    let mut options = OpenOptions::new("golden");
-    options.backend = BackendKind::Reference;
-    options.context = Some(context);
-    options.n_slots = n_slots;
-    options.chunk = 64;
-    options
-}
-
-fn open(golden: &Golden, n_slots: usize, context: usize) -> Engine {
-    Engine::from_gguf(&golden.gguf, &options(n_slots, context), &mut |_| {}).expect("opens")
-}
-
-fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
-    Request {
-        tokens: tokens.to_vec(),
-        sampling: SamplingOptions::greedy(),
-        max_tokens,
-        stop_tokens: Vec::new(),
-        n_logprobs: None,
-        use_cache: true,
-    }
-}
-
-/// What a sequence said and how it ended.
-type Replies = HashMap<SequenceId, (Vec<u32>, Option<(FinishReason, Timings)>)>;
-
-fn collect(events: Vec<Event>, replies: &mut Replies) {
-    for event in events {
-        match event {
-            Event::Prefill { .. } => {}
-            Event::Token { id, token, .. } => replies.entry(id).or_default().0.push(token),
-            Event::Finished {
-                id,
-                reason,
-                timings,
-            } => {
-                replies.entry(id).or_default().1 = Some((reason, timings));
-            }
-        }
-    }
-}
-
-fn run(scheduler: &mut Scheduler) -> Replies {
-    let mut replies = Replies::new();
-    while !scheduler.is_idle() {
-        collect(
-            scheduler.tick().expect("the reference does not fail"),
-            &mut replies,
-        );
-    }
-    replies
-}
-
-/// Greedy decoding by hand.
-fn by_hand(engine: &mut Engine, prompt: &[u32], n: usize) -> Vec<u32> {
-    engine.clear(0);
-    let mut next = prompt.to_vec();
-    let mut reply = Vec::new();
-    while reply.len() < n {
-        for part in std::mem::take(&mut next).chunks(64) {
-            let mut batch = Batch::new();
-            batch.push(0, part, Outputs::Last);
-            next = vec![argmax(engine.step(&batch).expect("fits")) as u32];
-        }
-        reply.extend_from_slice(&next);
-    }
-    reply
-}
+use crate::harness::{
+    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, with_store,
+};
 
 #[test]
 fn sequences_say_the_same_alone_and_among_others() {
@@ -337,6 +261,7 @@ fn a_running_sequence_says_what_its_slot_held() {
     assert_eq!(
         scheduler.reuse(id),
         Some(Reuse {
+            slot: 0,
             n_shared: 10,
             n_cached: 10,
             n_held: 40,
@@ -349,11 +274,6 @@ fn a_running_sequence_says_what_its_slot_held() {
     scheduler.reset();
     assert!(scheduler.is_idle() && !scheduler.contains(id));
     assert_eq!(scheduler.slots()[0].n_tokens, 0);
-}
-
-/// Tokens of a prompt of this length, never the same twice.
-fn long_prompt(golden: &Golden, n: usize) -> Vec<u32> {
-    golden.tokens.iter().copied().cycle().take(n).collect()
 }
 
 /// Runs until a sequence has generated so many tokens.
@@ -369,8 +289,8 @@ fn a_retry_computes_nothing_that_the_first_try_computes() {
     let prompt = long_prompt(&golden, 300);
     let expected = by_hand(&mut open(&golden, 1, 512), &prompt, 100);
     // While the first is prefilling, just behind that, and when it has said more than the rings
-    // hold: the last place to come back to is then the frontier before the prompt's end.
-    for (n_said, n_cached) in [(0, 299), (1, 299), (10, 299), (90, 256)] {
+    // hold: the place to come back to is then before the generation prompt.
+    for (n_said, n_cached) in [(0, 299), (1, 299), (10, 299), (90, 298)] {
         let mut scheduler = Scheduler::new(open(&golden, 2, 512));
         let first = scheduler.submit(greedy(&prompt, 100)).unwrap();
         let mut replies = Replies::new();
@@ -449,58 +369,11 @@ fn requests_that_are_alike_wait_for_each_other_and_all_end() {
 }
 
 #[test]
-fn a_request_without_a_cache_takes_nothing_and_leaves_nothing() {
-    let golden = model();
-    let prompt = long_prompt(&golden, 200);
-    let mut scheduler = Scheduler::new(open(&golden, 2, 512));
-    let kept = scheduler.submit(greedy(&prompt, 3)).unwrap();
-    run(&mut scheduler);
-    let alone = Request {
-        use_cache: false,
-        ..greedy(&prompt, 30)
-    };
-    let id = scheduler.submit(alone.clone()).unwrap();
-    let mut replies = Replies::new();
-    run_until(&mut scheduler, id, 2, &mut replies);
-    let reuse = scheduler.reuse(id).expect("it runs");
-    assert!(reuse.ignored && reuse.n_cached == 0, "{reuse:?}");
-    // Another that asks the same while it runs goes on from the slot that is kept.
-    let again = scheduler.submit(greedy(&prompt, 3)).unwrap();
-    replies.extend(run(&mut scheduler));
-    assert_eq!(replies[&again].1.unwrap().1.n_cached, 199);
-    let held: Vec<usize> = scheduler.slots().iter().map(|s| s.n_tokens).collect();
-    assert_eq!(held, [202, 0], "{kept:?} is there, {id:?} is not");
-    let id = scheduler.submit(alone).unwrap();
-    scheduler.tick().unwrap();
-    scheduler.cancel(id);
-    assert_eq!(scheduler.slots()[1].n_tokens, 0, "given up");
-}
-
-#[test]
 fn a_prompt_goes_on_from_disk_after_a_restart() {
     let golden = model();
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let started = |golden: &Golden| {
-        let engine = open(golden, 1, 1024);
-        let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
-        let inputs = CompatInputs {
-            geometry: engine.geometry(),
-            weights: WeightsFingerprint::of(&golden.gguf),
-            tokenizer: [0; 32],
-            numerics_class: "test",
-        };
-        let key = CompatKey::new(&inputs, &layout.clone().with_block_tokens(128));
-        let options = StoreOptions {
-            min_tokens: 16,
-            max_tokens: engine.context(),
-            ..StoreOptions::default()
-        };
-        let layout = layout.with_block_tokens(128);
-        let store = Store::open(folder.path(), options, key, layout).expect("a store");
-        Scheduler::new(engine).with_store(store)
-    };
-    let prompt: Vec<u32> = golden.tokens.iter().copied().cycle().take(600).collect();
-    let mut scheduler = started(&golden);
+    let prompt = long_prompt(&golden, 600);
+    let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&prompt, 20)).unwrap();
     let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
     scheduler.save_all();
@@ -509,7 +382,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
     let mut longer = prompt.clone();
     longer.extend_from_slice(&reply);
     longer.extend_from_slice(&golden.tokens[..9]);
-    let mut scheduler = started(&golden);
+    let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&longer, 5)).unwrap();
     scheduler.tick().unwrap();
     let reuse = scheduler.reuse(id).expect("it runs");

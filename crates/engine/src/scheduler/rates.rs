@@ -1,0 +1,89 @@
+//! How fast prompts are computed and states are read, as measured.
+
+use std::time::Duration;
+
+/// Tokens that a stored state must be ahead of the slots to be read, however fast that
+/// would be.
+pub const MIN_LOAD_GAIN: usize = 64;
+/// Bytes a second at which states are read, until one was read.
+pub const READ_RATE: f64 = (256 << 20) as f64;
+/// Rows of a step from which on it says how fast prompts are computed.
+const MIN_ROWS: usize = 32;
+/// Weight of the last step in the rate of prefill.
+const WEIGHT: f64 = 0.25;
+/// Loads that the rate of reading remembers.
+const N_LOADS: usize = 8;
+
+/// What was measured so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rates {
+    /// Tokens a second, a mean in which a step counts less with every later one.
+    prefill: Option<f64>,
+    /// Bytes a second of the last loads. The best of them counts: what else the
+    /// machine did slows a load down, and nothing speeds it up.
+    loads: [f64; N_LOADS],
+    n_loads: usize,
+}
+
+impl Rates {
+    /// A step of prompt tokens alone.
+    pub(super) fn note_prefill(&mut self, n_tokens: usize, time: Duration) {
+        if n_tokens >= MIN_ROWS && !time.is_zero() {
+            let rate = n_tokens as f64 / time.as_secs_f64();
+            let before = self.prefill.unwrap_or(rate);
+            self.prefill = Some(before + WEIGHT * (rate - before));
+        }
+    }
+
+    /// A state that was read and put into a slot.
+    pub(super) fn note_load(&mut self, n_bytes: u64, time: Duration) {
+        if !time.is_zero() {
+            self.loads[self.n_loads % N_LOADS] = n_bytes as f64 / time.as_secs_f64();
+            self.n_loads += 1;
+        }
+    }
+
+    /// Whether reading `n_bytes` is worth it, when it saves the computing of
+    /// `n_tokens`. Before a prompt was computed any but the smallest gain is.
+    pub(super) fn is_worth_loading(&self, n_tokens: usize, n_bytes: u64) -> bool {
+        let read = match self.n_loads {
+            0 => READ_RATE,
+            _ => self.loads.iter().copied().fold(0.0, f64::max),
+        };
+        let is_faster = match self.prefill {
+            None => true,
+            Some(prefill) => n_bytes as f64 / read < n_tokens as f64 / prefill,
+        };
+        n_tokens >= MIN_LOAD_GAIN && is_faster
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn a_load_is_worth_it_when_computing_takes_longer() {
+        let mut rates = Rates::default();
+        assert!(!rates.is_worth_loading(MIN_LOAD_GAIN - 1, 0));
+        assert!(rates.is_worth_loading(MIN_LOAD_GAIN, u64::MAX));
+        // 1,000 tokens a second: a second of reading is worth 1,000 tokens.
+        rates.note_prefill(1000, SECOND);
+        let second = READ_RATE as u64;
+        assert!(rates.is_worth_loading(1001, second));
+        assert!(!rates.is_worth_loading(999, second));
+        // A disk of a tenth of that.
+        rates.note_load(second / 10, SECOND);
+        assert!(!rates.is_worth_loading(1001, second));
+        assert!(rates.is_worth_loading(10_001, second));
+        // One slow load among faster ones says nothing about the disk.
+        rates.note_load(second, SECOND);
+        rates.note_load(1, SECOND);
+        assert!(rates.is_worth_loading(1001, second));
+        // A few rows do not say how fast a prompt is computed.
+        rates.note_prefill(1, 10 * SECOND);
+        assert!(!rates.is_worth_loading(999, second));
+    }
+}

@@ -1,0 +1,64 @@
+//! What the scheduler knows of a slot besides the tokens in it.
+
+use std::time::Instant;
+
+use super::snapshots::Snapshots;
+
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) snapshots: Snapshots,
+    /// Lengths of which the store has, or is about to have, the state; ascending.
+    stored: Vec<usize>,
+    /// When a sequence last took it or left it, in the scheduler's count.
+    pub(super) last_used: u64,
+    /// [`Request::affinity`](super::Request::affinity) of its last request.
+    pub(super) affinity: Option<u64>,
+    /// Tokens that its last request found: what follows is that request's turn.
+    pub(super) turn_start: usize,
+    /// The end of the last prompt, without the tokens that began the reply.
+    pub(super) prompt_end: usize,
+    /// Since when nothing runs in it, while what it holds is not stored.
+    pub(super) unsaved_since: Option<Instant>,
+    /// Whether what it holds is its sequence's alone.
+    pub(super) is_private: bool,
+}
+
+impl Slot {
+    /// Forgets what was true of tokens that are gone.
+    pub(super) fn clear(&mut self) {
+        *self = Slot {
+            last_used: self.last_used,
+            ..Slot::default()
+        };
+    }
+
+    /// Forgets what lies beyond a length.
+    pub(super) fn cut(&mut self, len: usize) {
+        self.snapshots.cut(len);
+        self.stored.retain(|stored| *stored <= len);
+    }
+
+    /// Whether a request that has `len` of its tokens does the last turn over: with
+    /// another reply, or with another last message.
+    pub(super) fn repeats_turn_from(&self, len: usize) -> bool {
+        let starts = [self.turn_start, self.prompt_end];
+        starts.iter().any(|start| *start > 0 && len >= *start)
+    }
+
+    /// Notes that the state at a length is stored.
+    pub(super) fn note_stored(&mut self, len: usize) {
+        if let Err(at) = self.stored.binary_search(&len) {
+            self.stored.insert(at, len);
+        }
+    }
+
+    /// Lengths up to `len` of which the state is stored.
+    pub(super) fn stored_within(&self, len: usize) -> &[usize] {
+        &self.stored[..self.stored.partition_point(|stored| *stored <= len)]
+    }
+
+    /// Tokens up to `len` that are not in any stored state.
+    pub(super) fn n_unstored(&self, len: usize) -> usize {
+        len - self.stored_within(len).last().copied().unwrap_or(0)
+    }
+}

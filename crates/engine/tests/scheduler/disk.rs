@@ -1,0 +1,156 @@
+//! What a scheduler writes to its store, when, and what it finds there again.
+
+use std::time::Duration;
+
+use ds4_conformance::golden::Golden;
+use ds4_engine::store::NotStored;
+use ds4_engine::{GENERATION_TOKENS, MIN_ANCHOR_GAIN, Request, Scheduler, SchedulerOptions};
+
+use ds4_formats::gguf::Gguf;
+
+use crate::harness::{by_hand, greedy, long_prompt, model, open, run, with_store};
+
+fn n_points(scheduler: &Scheduler) -> u64 {
+    let store = scheduler.store().expect("with a store");
+    store.flush();
+    store.counts().n_points
+}
+
+/// Tokens cached and loaded by a request that is then given up.
+fn found(scheduler: &mut Scheduler, request: Request) -> (usize, usize) {
+    let id = scheduler.submit(request).expect("accepted");
+    scheduler.tick().expect("the reference does not fail");
+    let reuse = scheduler.reuse(id).expect("it runs");
+    scheduler.cancel(id);
+    run(scheduler);
+    (reuse.n_cached, reuse.n_loaded)
+}
+
+#[test]
+fn a_turn_is_written_when_its_slot_rests() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let never = SchedulerOptions {
+        idle_save: Duration::from_secs(1 << 40),
+        ..SchedulerOptions::default()
+    };
+    let at_once = SchedulerOptions {
+        idle_save: Duration::ZERO,
+        ..never.clone()
+    };
+    let mut scheduler = with_store(&golden, 1, folder.path()).with_options(never);
+    let prompt = long_prompt(&golden, 300);
+    scheduler.submit(greedy(&prompt, 100)).unwrap();
+    run(&mut scheduler);
+    assert!(scheduler.save_idle().expect("it is due some time") > Duration::ZERO);
+    assert_eq!(n_points(&scheduler), 0);
+    let mut scheduler = scheduler.with_options(at_once);
+    assert_eq!(scheduler.save_idle(), None);
+    // The end of the reply, and that of the prompt.
+    assert_eq!(n_points(&scheduler), 2);
+    scheduler.save_idle();
+    scheduler.save_all();
+    assert_eq!(n_points(&scheduler), 2, "nothing was added to the slot");
+    drop(scheduler);
+
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    let n_prompt_end = prompt.len() - GENERATION_TOKENS;
+    assert_eq!(
+        found(&mut scheduler, greedy(&prompt, 100)),
+        (n_prompt_end, n_prompt_end)
+    );
+}
+
+#[test]
+fn a_slot_is_written_before_it_is_given_up() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    let prompt = long_prompt(&golden, 300);
+    let id = scheduler.submit(greedy(&prompt, 100)).unwrap();
+    let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
+    assert_eq!(n_points(&scheduler), 0);
+    scheduler.submit(greedy(&golden.tokens[7..30], 2)).unwrap();
+    run(&mut scheduler);
+    assert_eq!(n_points(&scheduler), 2);
+    let next = [&prompt[..], &reply, &golden.tokens[..5]].concat();
+    let n_held = prompt.len() + reply.len() - 1;
+    assert_eq!(found(&mut scheduler, greedy(&next, 9)), (n_held, n_held));
+    // A reply that is replaced by another one is not worth writing.
+    let before = n_points(&scheduler);
+    let again = greedy(&next, 10);
+    for _ in 0..3 {
+        scheduler.submit(again.clone()).unwrap();
+        run(&mut scheduler);
+    }
+    assert_eq!(n_points(&scheduler), before);
+}
+
+#[test]
+fn an_anchor_is_found_after_a_restart() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let system = long_prompt(&golden, MIN_ANCHOR_GAIN + 77);
+    let with = |user: &[u32]| Request {
+        // What is short, or close to a stored state, is not written.
+        anchors: vec![MIN_ANCHOR_GAIN - 1, system.len(), system.len() + 20],
+        ..greedy(&[&system, user].concat(), 3)
+    };
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    scheduler.submit(with(&golden.tokens[5..55])).unwrap();
+    run(&mut scheduler);
+    assert_eq!(n_points(&scheduler), 1);
+    drop(scheduler);
+
+    let mut scheduler = with_store(&golden, 2, folder.path());
+    let request = with(&golden.tokens[70..110]);
+    let id = scheduler.submit(request.clone()).unwrap();
+    let (tokens, finished) = run(&mut scheduler).remove(&id).expect("a reply");
+    assert_eq!(finished.expect("it ended").1.n_cached, system.len());
+    assert_eq!(
+        tokens,
+        by_hand(&mut open(&golden, 1, 2048), &request.tokens, 3)
+    );
+    // Once in a slot it is not read again.
+    let third = with(&golden.tokens[120..150]);
+    assert_eq!(found(&mut scheduler, third), (system.len(), 0));
+    let kept = scheduler.store().expect("with a store").counts();
+    assert_eq!((kept.n_loaded, kept.n_points), (1, 0));
+}
+
+#[test]
+fn states_of_other_weights_of_the_same_shape_are_not_used() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let prompt = long_prompt(&golden, 300);
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    scheduler.submit(greedy(&prompt, 5)).unwrap();
+    run(&mut scheduler);
+    scheduler.save_all();
+    assert_eq!(n_points(&scheduler), 2);
+    drop(scheduler);
+
+    // Another fine-tune: one tensor differs in one byte.
+    let file = &golden.gguf.shards()[0].bytes;
+    let spec = golden.gguf.tensors().nth(7).expect("many tensors");
+    let tensor = golden.gguf.data(spec);
+    let at = tensor.as_ptr() as usize - file.as_ptr() as usize + tensor.len() / 2;
+    let mut bytes = file.to_vec();
+    bytes[at] ^= 1;
+    let other = Golden {
+        name: "another".to_owned(),
+        gguf: Gguf::parse(bytes.into()).expect("the same table"),
+        tokens: golden.tokens.clone(),
+        logits: golden.logits.clone(),
+    };
+    let mut scheduler = with_store(&other, 1, folder.path());
+    let id = scheduler.submit(greedy(&prompt, 5)).unwrap();
+    scheduler.tick().unwrap();
+    let reuse = scheduler.reuse(id).expect("it runs");
+    assert_eq!((reuse.n_cached, reuse.n_loaded), (0, 0));
+    assert_eq!(reuse.not_stored, Some(NotStored::OtherModel));
+    drop(scheduler);
+
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    assert_eq!(found(&mut scheduler, greedy(&prompt, 5)), (298, 298));
+}
