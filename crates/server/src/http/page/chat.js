@@ -100,6 +100,8 @@ function request() {
     stream: true,
     stream_options: { include_usage: true },
     return_progress: true,
+    // Whatever the server is told to do for others.
+    reasoning_format: "deepseek",
     ...(effort ? { reasoning_effort: effort } : {}),
   };
 }
