@@ -656,4 +656,28 @@ mod tests {
             "it needs a folder"
         );
     }
+
+    #[test]
+    fn the_documentation_lists_exactly_the_flags_that_there_are() {
+        let page = include_str!("../../../docs/cli.md");
+        let (_, section) = page.split_once("\n## `ds4-server`\n").expect("a section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        // Flags stand in code spans; the example runs over a line of its own.
+        let spans = section.split('`').skip(1).step_by(2);
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '-';
+        let mut described: Vec<&str> = spans
+            .flat_map(|span| span.split("--").skip(1))
+            .map(|flag| flag.split(|c| !is_name(c)).next().unwrap_or_default())
+            .collect();
+        described.sort_unstable();
+        // The line of one flag may speak of another.
+        described.dedup();
+        let command = ServerArgs::command();
+        let mut flags: Vec<&str> = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .collect();
+        flags.sort_unstable();
+        assert_eq!(described, flags);
+    }
 }

@@ -16,6 +16,7 @@ mod generate;
 mod guard;
 mod metrics;
 mod options;
+mod page;
 mod routes;
 mod socket;
 mod wire;

@@ -34,6 +34,7 @@ use super::generate::{self, Shape};
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::options::{ModelFacts, ServerOptions};
+use super::page;
 use super::wire::{Wire, canonical_path};
 
 /// Responses kept for clients that refer to them.
@@ -368,8 +369,7 @@ fn route_label(path: &str) -> &str {
 }
 
 fn router(server: Arc<Server>) -> Router {
-    Router::new()
-        .route("/", get(|| async { "ds4-server\n" }))
+    page::with_page(Router::new())
         .route("/health", get(health))
         .route("/healthz", get(health))
         .route("/ping", get(health))
