@@ -16,9 +16,15 @@ mod model;
 mod model_choice;
 mod options;
 mod prompt_input;
+#[cfg(feature = "server")]
+mod protocol_args;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "server")]
+mod store_args;
+#[cfg(feature = "server")]
+mod switch;
 mod units;
 
 pub use ds4::main as ds4;

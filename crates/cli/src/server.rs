@@ -37,6 +37,9 @@ use crate::error;
 use crate::interrupt;
 use crate::model::{name_of, open_engine_of, open_file, revision_of};
 use crate::options::EngineOptions;
+use crate::protocol_args::ProtocolArgs;
+use crate::store_args::StoreArgs;
+use crate::switch::Switch;
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
@@ -91,7 +94,8 @@ struct ServerArgs {
     /// Id under which the model is served
     #[arg(long, value_name = "ID", default_value = DEFAULT_MODEL_ID)]
     model_id: String,
-    /// Another name of the model: NAME, NAME=think or NAME=nothink; may be repeated
+    /// Another name of the model: NAME, or NAME= and think, nothink, low, high or max; may be
+    /// repeated
     #[arg(long, value_name = "NAME[=PRESET]")]
     alias: Vec<String>,
     /// Refuse model names that are not known
@@ -121,6 +125,8 @@ struct ServerArgs {
     /// Which reasoning of old turns stays in the prompt
     #[arg(long, value_enum, value_name = "RULE", default_value_t)]
     reasoning_history: HistoryArg,
+    #[command(flatten)]
+    protocol: ProtocolArgs,
 
     /// Keep states of conversations in this folder, over restarts too
     #[arg(long, value_name = "DIR")]
@@ -131,6 +137,8 @@ struct ServerArgs {
     /// Shortest state that is kept
     #[arg(long, value_name = "TOKENS", default_value_t = MIN_TOKENS, hide_short_help = true)]
     kv_cache_min_tokens: usize,
+    #[command(flatten)]
+    store: StoreArgs,
 
     /// Memory of every slot for places in its past to go back to; 0 for none
     #[arg(long, value_name = "MIB", default_value_t = SNAPSHOT_BYTES >> 20)]
@@ -145,6 +153,12 @@ struct ServerArgs {
     /// Seconds of silence after which a stream says that it is alive; 0 for never
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     sse_ping_interval: u64,
+    /// Send line feeds ahead of a reply that is not streamed while it is long in coming
+    #[arg(long)]
+    nonstream_keepalive: bool,
+    /// Whether a client that closes its sending side is gone
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    half_close_cancels: Switch,
     /// Seconds that running requests have when the server is told to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     shutdown_grace: u64,
@@ -163,15 +177,6 @@ struct ServerArgs {
 
     #[command(flatten)]
     verbosity: VerbosityArgs,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Switch {
-    /// Yes
-    On,
-    /// No
-    Off,
 }
 
 /// What marker text becomes.
@@ -217,6 +222,13 @@ fn run(args: ServerArgs) -> Result<()> {
         console.report(&format!(
             "anybody who reaches {} can use this server: set --api-key",
             args.host
+        ));
+    }
+    let ignored = args.store.without_effect();
+    if !ignored.is_empty() {
+        console.report(&format!(
+            "without effect: {}; the store decides by itself when a state is kept",
+            ignored.join(", ")
         ));
     }
     let name = name_of(&engine_options.model);
@@ -300,7 +312,8 @@ fn run(args: ServerArgs) -> Result<()> {
         snapshot_bytes: args.snapshot_mem << 20,
         ..SchedulerOptions::default()
     };
-    let (scheduler, turn_log) = match &args.kv_disk_dir {
+    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
+    let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
             let store = open_store(&args, folder, &gguf, &engine, &tokenizer)?;
@@ -350,12 +363,13 @@ fn open_store(
         },
     };
     let key = CompatKey::new(&inputs, &layout);
-    let options = StoreOptions {
+    let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,
         max_tokens: engine.context(),
         ..StoreOptions::default()
     };
+    args.store.apply(&mut options);
     Ok(Store::open(folder, options, key, layout)?)
 }
 
@@ -410,11 +424,12 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
         EffortArg::High => Effort::High,
         EffortArg::Max => Effort::Max,
     };
-    let on = Thinking {
+    let thinking = |effort| Thinking {
         mode: Mode::Thinking,
         effort,
         budget: args.max_thinking_tokens,
     };
+    let on = thinking(effort);
     let off = Thinking {
         mode: Mode::Chat,
         effort: Effort::None,
@@ -430,7 +445,12 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
             None => (alias.as_str(), None),
             Some((name, "think")) => (name, Some(on)),
             Some((name, "nothink")) => (name, Some(off)),
-            Some((_, other)) => bail!("--alias {alias}: {other:?} is neither think nor nothink"),
+            Some((name, "low")) => (name, Some(thinking(Effort::Low))),
+            Some((name, "high")) => (name, Some(thinking(Effort::High))),
+            Some((name, "max")) => (name, Some(thinking(Effort::Max))),
+            Some((_, other)) => {
+                bail!("--alias {alias}: found {other:?}, expected think, nothink, low, high or max")
+            }
         };
         aliases.insert(name.to_owned(), preset);
     }
@@ -439,6 +459,7 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
         aliases,
         strict_models: args.strict_models,
         strict_tools: args.strict_tools,
+        preferences: args.protocol.preferences(on, off),
         default_thinking: match args.default_thinking {
             Switch::On => on,
             Switch::Off => off,
@@ -456,6 +477,8 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
         max_body_bytes: args.max_body_mb << 20,
         max_queue: args.max_queue,
         ping_interval: Duration::from_secs(args.sse_ping_interval),
+        nonstream_keepalive: args.nonstream_keepalive,
+        half_close_cancels: args.half_close_cancels == Switch::On,
         shutdown_grace: Duration::from_secs(args.shutdown_grace),
         metrics: args.metrics == Switch::On,
         prompt: PromptRules {
@@ -483,6 +506,10 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use ds4_engine::store::Codec;
+    use ds4_server::api::{
+        CallPieces, CompletionsPrompt, Media, Ping, Preferences, chat, responses,
+    };
 
     #[test]
     fn the_definition_of_the_arguments_holds_together() {
@@ -498,5 +525,126 @@ mod tests {
         let options = server_options(&args, Vec::new()).expect("options");
         assert_eq!(options.cors, Cors::Any);
         assert_eq!((options.default_max_tokens, options.max_call_ids), (100, 0));
+    }
+
+    fn args(line: &str) -> ServerArgs {
+        ServerArgs::try_parse_from(format!("ds4-server {line}").split_whitespace())
+            .unwrap_or_else(|e| panic!("{line}: {e}"))
+    }
+
+    #[test]
+    fn every_choice_that_the_apis_leave_open_reaches_the_server() {
+        let line = "--reasoning-field both --responses-reasoning text --tool-stream call \
+                    --media reject --ping-style chunk --always-usage --keep-client-headers \
+                    --anthropic-default-thinking off --anthropic-hide-default-thinking \
+                    --completions-default-max 16 --completions-mode chat";
+        let options = server_options(&args(line), Vec::new()).expect("options");
+        let off = Thinking {
+            mode: Mode::Chat,
+            effort: Effort::None,
+            budget: None,
+        };
+        let expected = Preferences {
+            chat_reasoning: chat::ReasoningDisplay::Both,
+            responses_reasoning: responses::ReasoningDisplay::Text,
+            messages_thinking: Some(off),
+            hides_default_thinking: true,
+            always_usage: true,
+            keeps_client_headers: true,
+            media: Media::Refuse,
+            ping: Ping::Chunk,
+            calls: CallPieces::Whole,
+            completions_max_tokens: Some(16),
+            completions_prompt: CompletionsPrompt::Chat,
+        };
+        assert_eq!(options.preferences, expected);
+        let line = "--nonstream-keepalive --half-close-cancels off --alias quick=low";
+        let options = server_options(&args(line), Vec::new()).expect("options");
+        assert_eq!(options.preferences, Preferences::default());
+        assert!(options.nonstream_keepalive && !options.half_close_cancels);
+        let quick = options.aliases["quick"].expect("a preset");
+        assert_eq!((quick.mode, quick.effort), (Mode::Thinking, Effort::Low));
+    }
+
+    #[test]
+    fn the_flags_of_the_folder_reach_the_store() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("states");
+        let with = |line: &str| args(&format!("--kv-disk-dir {} {line}", path.display()));
+        let plain = with("");
+        assert_eq!(plain.store.without_effect(), Vec::<&str>::new());
+        let mut options = StoreOptions::default();
+        plain.store.apply(&mut options);
+        let default = StoreOptions::default();
+        assert_eq!(
+            (
+                options.exclusive,
+                options.codec,
+                options.write_budget_bytes_per_day
+            ),
+            (
+                default.exclusive,
+                default.codec,
+                default.write_budget_bytes_per_day
+            )
+        );
+        let other = with("--kv-exclusive --kv-codec none --kv-write-budget-gb-per-day 3");
+        other.store.apply(&mut options);
+        assert!(options.exclusive);
+        assert_eq!(options.codec, Codec::None);
+        assert_eq!(options.write_budget_bytes_per_day, 3 << 30);
+
+        let used = |args: &ServerArgs| {
+            let used = args.store.folder(args.kv_disk_dir.as_deref());
+            used.expect("it can be emptied").map(Path::to_owned)
+        };
+        assert_eq!(used(&plain), Some(path.clone()));
+        assert_eq!(used(&with("--no-kv-disk")), None);
+        assert_eq!(
+            used(&with("--kv-clear")),
+            Some(path.clone()),
+            "nothing to empty"
+        );
+        let quarantine = path.join("quarantine");
+        std::fs::create_dir_all(&quarantine).expect("a folder");
+        std::fs::write(quarantine.join("file"), "x").expect("a file");
+        std::fs::write(path.join("format"), "dsv4-cache 2\n").expect("a file");
+        assert_eq!(used(&plain), Some(path.clone()));
+        assert!(quarantine.exists());
+        assert_eq!(used(&with("--kv-clear")), Some(path.clone()));
+        assert!(!quarantine.exists(), "it was emptied");
+
+        let ds4 = "--kv-cache-cold-max-tokens 30000 --kv-cache-continued-interval-tokens 10000 \
+                   --kv-cache-boundary-trim-tokens 32 --kv-cache-boundary-align-tokens 2048 \
+                   --kv-cache-reject-different-quant";
+        assert_eq!(with(ds4).store.without_effect().len(), 5);
+        assert!(
+            ServerArgs::try_parse_from(["ds4-server", "--kv-exclusive"]).is_err(),
+            "it needs a folder"
+        );
+    }
+
+    #[test]
+    fn the_documentation_lists_exactly_the_flags_that_there_are() {
+        let page = include_str!("../../../docs/cli.md");
+        let (_, section) = page.split_once("\n## `ds4-server`\n").expect("a section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        // Flags stand in code spans; the example runs over a line of its own.
+        let spans = section.split('`').skip(1).step_by(2);
+        let is_name = |c: char| c.is_ascii_lowercase() || c == '-';
+        let mut described: Vec<&str> = spans
+            .flat_map(|span| span.split("--").skip(1))
+            .map(|flag| flag.split(|c| !is_name(c)).next().unwrap_or_default())
+            .collect();
+        described.sort_unstable();
+        // The line of one flag may speak of another.
+        described.dedup();
+        let command = ServerArgs::command();
+        let mut flags: Vec<&str> = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long())
+            .collect();
+        flags.sort_unstable();
+        assert_eq!(described, flags);
     }
 }

@@ -399,21 +399,16 @@ impl Engine {
         }
     }
 
-    /// Makes `to` a copy of slot `from` as it was at a frontier taken there; the
-    /// other slot stays as it is. On an error `to` is empty or as it was.
-    pub fn fork_at(
-        &mut self,
-        from: usize,
-        frontier: &Frontier,
-        to: usize,
-    ) -> Result<(), RestoreError> {
+    /// Makes `to` a copy of the frontier's slot as it was there; the other slot stays
+    /// as it is. On an error `to` is empty or as it was.
+    pub fn fork_at(&mut self, frontier: &Frontier, to: usize) -> Result<(), RestoreError> {
         let forked = self.runner.fork_at(frontier, to);
         // A device that fails half way leaves the target empty.
         if self.runner.len(to) == 0 {
             self.tokens[to].clear();
         }
         forked?;
-        self.tokens[to] = self.tokens[from][..frontier.len].to_vec();
+        self.tokens[to] = self.tokens[frontier.slot()][..frontier.len].to_vec();
         Ok(())
     }
 

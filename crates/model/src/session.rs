@@ -424,6 +424,11 @@ pub struct Frontier {
 }
 
 impl Frontier {
+    /// The slot it belongs to.
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+
     /// Bytes of its rows. For Flash: 6.2 MiB at a multiple of 128 tokens from 128
     /// on, and up to 16.7 MiB just before the next one, where the ratio-128 groups
     /// are longest.

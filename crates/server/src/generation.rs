@@ -74,6 +74,19 @@ pub enum PromptSource {
     Messages(Vec<Message>),
     /// Raw text, continued as it is.
     Text(String),
+    /// Tokens, continued as they are.
+    Tokens(Vec<u32>),
+}
+
+/// A JSON schema that content must follow.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputSchema {
+    /// The schema.
+    pub schema: Value,
+    /// Whether keywords that cannot be enforced are refused rather than left out.
+    pub strict: bool,
+    /// Where it stands in the request, in the protocol's spelling.
+    pub place: String,
 }
 
 /// A request after its protocol's words are gone.
@@ -93,8 +106,8 @@ pub struct Generation {
     pub tool_choice: ToolChoice,
     /// Whether more than one call is allowed in a reply.
     pub parallel_tool_calls: bool,
-    /// JSON schema that the content must follow.
-    pub schema: Option<Value>,
+    /// What the content must look like.
+    pub schema: Option<OutputSchema>,
     /// How to choose tokens.
     pub sampling: SamplingOptions,
     /// Most tokens to generate; `None` for all that is left.
@@ -282,8 +295,15 @@ pub enum FailureKind {
     Invalid,
     /// A wish we do not grant.
     Unsupported,
+    /// Content that this model cannot read, where it is not to be left out.
+    UnsupportedContent,
     /// The prompt is longer than the context.
-    ContextOverflow,
+    ContextOverflow {
+        /// Tokens of the prompt.
+        n_prompt: usize,
+        /// Tokens of the context.
+        n_context: usize,
+    },
     /// No or a wrong key.
     Unauthorised,
     /// Origin or host refused.

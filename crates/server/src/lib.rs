@@ -16,5 +16,6 @@ pub mod schema;
 pub mod stop_strings;
 mod story;
 pub mod trace;
+pub mod truncate;
 pub mod turns;
 pub mod worker;

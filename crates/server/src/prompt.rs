@@ -44,7 +44,7 @@ pub struct TokenPrompt {
     pub anchors: Vec<usize>,
     /// What the model's first character belongs to.
     pub start: Start,
-    /// Names its text, canonically rendered.
+    /// Names its text, canonically rendered, or the tokens that the client sent.
     pub key: PromptKey,
     /// Whether the text ends in `<think>`.
     pub thinking: bool,
@@ -118,6 +118,17 @@ impl Prompter {
     pub fn text(&self, generation: &Generation) -> Result<Prompt, Failure> {
         let messages = match &generation.prompt {
             PromptSource::Messages(messages) => messages,
+            PromptSource::Tokens(tokens) => {
+                let text = self.tokenizer.decode(tokens).map_err(|e| Failure {
+                    kind: FailureKind::Invalid,
+                    message: format!("prompt: {e}."),
+                    param: Some("prompt".to_owned()),
+                })?;
+                return Ok(Prompt {
+                    text,
+                    ..Prompt::default()
+                });
+            }
             PromptSource::Text(text) => {
                 let bos = if text.starts_with(markers::BOS) {
                     ""
@@ -175,11 +186,11 @@ impl Prompter {
         }
         let open = match &generation.prompt {
             PromptSource::Messages(messages) => messages.last().filter(|m| m.open_ended),
-            PromptSource::Text(_) => None,
+            PromptSource::Text(_) | PromptSource::Tokens(_) => None,
         };
         let thinking = prompt.text.ends_with(markers::THINK_OPEN);
         let start = match (&generation.prompt, open) {
-            (PromptSource::Text(_), _) => Start::WithinContent,
+            (PromptSource::Text(_) | PromptSource::Tokens(_), _) => Start::WithinContent,
             (_, Some(message)) if !message.content.is_empty() => Start::WithinContent,
             (_, Some(_)) if generation.thinking.mode == Mode::Thinking => Start::WithinReasoning,
             _ if thinking => Start::Reasoning,
@@ -191,7 +202,11 @@ impl Prompter {
             tokens,
             anchors,
             start,
-            key: prompt_key(&prompt.text),
+            key: match &generation.prompt {
+                // Their text may be that of other tokens; no rendered prompt reads like a list.
+                PromptSource::Tokens(tokens) => prompt_key(&format!("{tokens:?}")),
+                PromptSource::Messages(_) | PromptSource::Text(_) => prompt_key(&prompt.text),
+            },
             thinking,
             effort: self.effort(generation),
             mentions_dsml: prompt
@@ -218,6 +233,11 @@ impl Prompter {
             PromptSource::Messages(messages) => self.with_turns(prompt, messages),
             PromptSource::Text(_) => Encoded {
                 tokens: self.tokenizer.encode_prompt(prompt),
+                n_replayed: 0,
+                replays: Vec::new(),
+            },
+            PromptSource::Tokens(tokens) => Encoded {
+                tokens: tokens.clone(),
                 n_replayed: 0,
                 replays: Vec::new(),
             },
@@ -327,7 +347,10 @@ fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
         Endpoint::Responses => (in_openai_words(found, context, "messages"), "input"),
     };
     Failure {
-        kind: FailureKind::ContextOverflow,
+        kind: FailureKind::ContextOverflow {
+            n_prompt: found,
+            n_context: context,
+        },
         message,
         param: Some(param.to_owned()),
     }

@@ -576,7 +576,12 @@ impl<S: TokenSource> Body<S> {
                 let failure = Failure {
                     kind: match error {
                         RequestError::QueueFull => FailureKind::Overloaded,
-                        RequestError::PromptTooLong { .. } => FailureKind::ContextOverflow,
+                        RequestError::PromptTooLong { found, context } => {
+                            FailureKind::ContextOverflow {
+                                n_prompt: found,
+                                n_context: context,
+                            }
+                        }
                         _ => FailureKind::Invalid,
                     },
                     message: error.to_string(),

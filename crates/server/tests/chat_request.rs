@@ -33,7 +33,7 @@ fn good(body: Value) -> Parsed {
 fn messages(messages: Value) -> Vec<Message> {
     match good(json!({"messages": messages})).generation.prompt {
         PromptSource::Messages(messages) => messages,
-        PromptSource::Text(_) => panic!("a conversation"),
+        PromptSource::Text(_) | PromptSource::Tokens(_) => panic!("a conversation"),
     }
 }
 
@@ -412,7 +412,8 @@ fn structured_output_is_never_ignored() {
         json!({"structured_outputs": {"json": schema}}),
     ] {
         let generation = good(body.clone()).generation;
-        assert_eq!(generation.schema.as_ref(), Some(&schema), "{body}");
+        let found = generation.schema.as_ref().expect("a schema");
+        assert_eq!((&found.schema, found.strict), (&schema, true), "{body}");
         let PromptSource::Messages(messages) = &generation.prompt else {
             panic!("a conversation");
         };
@@ -423,7 +424,8 @@ fn structured_output_is_never_ignored() {
         );
     }
     let object = good(json!({"response_format": {"type": "json_object"}})).generation;
-    assert_eq!(object.schema, Some(json!({"type": "object"})));
+    let found = object.schema.as_ref().expect("a schema");
+    assert_eq!(found.schema, json!({"type": "object"}));
     let PromptSource::Messages(messages) = &object.prompt else {
         panic!("a conversation");
     };

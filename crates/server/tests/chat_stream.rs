@@ -20,6 +20,7 @@ fn shape() -> ReplyShape {
             created: 1_790_000_000,
             model: "deepseek-v4-flash".to_owned(),
             system_fingerprint: Some("fp_1".to_owned()),
+            ..Envelope::default()
         },
         usage: UsageReport::OwnChunk,
         custom_tools: BTreeSet::from(["apply_patch".to_owned()]),

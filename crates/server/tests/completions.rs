@@ -23,7 +23,7 @@ fn read(mut body: Value) -> Result<Parsed, Failure> {
 fn text(body: Value) -> String {
     match read(body).expect("a good request").generation.prompt {
         PromptSource::Text(text) => text,
-        PromptSource::Messages(_) => panic!("raw text"),
+        PromptSource::Messages(_) | PromptSource::Tokens(_) => panic!("raw text"),
     }
 }
 
@@ -52,7 +52,12 @@ fn what_is_not_done_is_refused_by_name() {
         (json!({"prompt": 7}), Invalid, "prompt"),
         (json!({"prompt": []}), Invalid, "prompt"),
         (json!({"prompt": ["a", "b"]}), Unsupported, "prompt"),
-        (json!({"prompt": [1, 2]}), Unsupported, "prompt"),
+        (json!({"prompt": [[1], [2]]}), Unsupported, "prompt"),
+        (json!({"prompt": [1, -2]}), Invalid, "prompt"),
+        (json!({"prompt": [1, "a"]}), Invalid, "prompt"),
+        (json!({"prompt": [[]]}), Invalid, "prompt"),
+        (json!({"prompt": [1], "echo": true}), Unsupported, "echo"),
+        (json!({"prompt": [1], "suffix": "s"}), Unsupported, "suffix"),
         (json!({"n": 2}), Unsupported, "n"),
         (json!({"best_of": 2}), Unsupported, "best_of"),
         (json!({"n": 0}), Invalid, "n"),
@@ -81,6 +86,7 @@ fn shape() -> ReplyShape {
             created: 1_790_000_000,
             model: "deepseek-v4-flash".to_owned(),
             system_fingerprint: None,
+            ..Envelope::default()
         },
         usage: UsageReport::OwnChunk,
         ..ReplyShape::default()

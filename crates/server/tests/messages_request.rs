@@ -28,7 +28,7 @@ fn messages(body: Value) -> Vec<Message> {
     let parsed = parse(&request(body), &common::context()).expect("a good request");
     match parsed.generation.prompt {
         PromptSource::Messages(messages) => messages,
-        PromptSource::Text(_) => panic!("a conversation"),
+        PromptSource::Text(_) | PromptSource::Tokens(_) => panic!("a conversation"),
     }
 }
 
@@ -408,7 +408,9 @@ fn a_schema_is_both_shown_and_enforced() {
     let body =
         request(json!({"output_config": {"format": {"type": "json_schema", "schema": schema}}}));
     let generation = parse(&body, &common::context()).unwrap().generation;
-    assert_eq!(generation.schema, Some(schema.clone()));
+    let found = generation.schema.expect("a schema");
+    assert_eq!((found.schema, found.strict), (schema.clone(), true));
+    assert_eq!(found.place, "output_config.format.schema");
     let PromptSource::Messages(messages) = generation.prompt else {
         panic!("a conversation");
     };

@@ -19,6 +19,7 @@ fn shape(thinking: ThinkingDisplay) -> ReplyShape {
         request_id: "req_1".to_owned(),
         thinking,
         signature: "sig-1".to_owned(),
+        warnings: Vec::new(),
     }
 }
 

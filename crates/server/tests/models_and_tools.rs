@@ -166,7 +166,18 @@ fn every_failure_has_a_row_in_the_error_table() {
             "invalid_request_error",
         ),
         (
-            ContextOverflow,
+            UnsupportedContent,
+            400,
+            "invalid_request_error",
+            Some("unsupported_content_type"),
+            400,
+            "invalid_request_error",
+        ),
+        (
+            ContextOverflow {
+                n_prompt: 9,
+                n_context: 8,
+            },
             400,
             "invalid_request_error",
             Some("context_length_exceeded"),
@@ -238,9 +249,13 @@ fn every_failure_has_a_row_in_the_error_table() {
         };
         assert_eq!(error::status(kind, false), status, "{kind:?}");
         assert_eq!(error::status(kind, true), anthropic_status, "{kind:?}");
-        let expected = json!({"error": {
+        let mut expected = json!({"error": {
             "message": "What went wrong.", "type": openai_type, "param": null, "code": code,
         }});
+        if let ContextOverflow { .. } = kind {
+            expected["error"]["n_prompt_tokens"] = 9.into();
+            expected["error"]["n_ctx"] = 8.into();
+        }
         assert_eq!(error::openai(&failure), expected, "{kind:?}");
         let expected = json!({
             "type": "error",

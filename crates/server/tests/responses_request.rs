@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ds4_server::api::RequestContext;
 use ds4_server::api::responses::{
-    MemoryStore, Parsed, ReasoningDisplay, ResponseStore, StoredResponse, complete, deleted,
-    flat_name, input_items, parse, parse_with_store, token_count,
+    MAX_AGE_S, MemoryStore, Parsed, ReasoningDisplay, ResponseStore, StoredResponse, complete,
+    deleted, flat_name, input_items, parse, parse_with_store, token_count,
 };
 use ds4_server::generation::{FailureKind, Finish, PromptSource, ToolChoice};
 use ds4_text::{Effort, Message, Mode, Role};
@@ -22,7 +22,7 @@ fn parsed(body: &Value) -> Parsed {
 fn messages(parsed: &Parsed) -> &[Message] {
     match &parsed.generation.prompt {
         PromptSource::Messages(messages) => messages,
-        PromptSource::Text(_) => panic!("a conversation"),
+        PromptSource::Text(_) | PromptSource::Tokens(_) => panic!("a conversation"),
     }
 }
 
@@ -330,10 +330,13 @@ fn wishes_are_read() {
     let format = |format: Value| with(json!({"text": {"format": format}}));
     let strict =
         format(json!({"type": "json_schema", "name": "t", "strict": true, "schema": schema}));
-    assert_eq!(strict.generation.schema, Some(schema.clone()));
+    let found = strict.generation.schema.as_ref().expect("a schema");
+    assert_eq!(found.schema, schema);
+    assert_eq!(found.place, "text.format.schema");
     assert_eq!(messages(&strict)[0].response_format, Some(schema.clone()));
     let object = format(json!({"type": "json_object"}));
-    assert_eq!(object.generation.schema, Some(schema));
+    let found = object.generation.schema.as_ref().expect("a schema");
+    assert_eq!(found.schema, schema);
     assert_eq!(messages(&object)[0].response_format, None);
     assert_eq!(format(json!({"type": "text"})).generation.schema, None);
 
@@ -572,6 +575,38 @@ fn a_stored_response_is_continued_as_if_all_had_been_sent_again() {
 }
 
 #[test]
+fn what_responses_share_counts_once_and_as_long_as_one_of_them_is_kept() {
+    let first = json!({"input": "x".repeat(3000)});
+    // Room for the long input once, and for six responses.
+    let mut store = MemoryStore::new(3, 3000 + 6 * 1600);
+    let (_, mut last) = answer_and_keep(&first, &mut store);
+    for _ in 0..4 {
+        let next = json!({"input": "y", "previous_response_id": last["id"]});
+        last = answer_and_keep(&next, &mut store).1;
+    }
+    assert_eq!(store.len(), 3);
+    // The responses that brought the long input are gone, the input is not.
+    let mut store = MemoryStore::new(2, 3000 + 6 * 1600);
+    let (_, mut last) = answer_and_keep(&first, &mut store);
+    for i in 0..3 {
+        let long =
+            json!({"input": format!("{i}").repeat(3000), "previous_response_id": last["id"]});
+        last = answer_and_keep(&long, &mut store).1;
+    }
+    let id = last["id"].as_str().expect("an id");
+    assert!(
+        store.response(id).is_none(),
+        "with what it holds it is over the limit"
+    );
+    assert!(store.is_empty());
+    let (_, kept) = answer_and_keep(&first, &mut store);
+    assert!(
+        store.response(kept["id"].as_str().unwrap()).is_some(),
+        "all room is there again"
+    );
+}
+
+#[test]
 fn a_store_keeps_to_its_limits() {
     let keep = |max_responses, max_bytes| {
         let mut store = MemoryStore::new(max_responses, max_bytes);
@@ -592,6 +627,11 @@ fn a_store_keeps_to_its_limits() {
     assert!(!store.remove(&ids[4]));
     assert!(store.response_with_item(item).is_none());
     assert_eq!(store.len(), 1);
+    let now = common::context().now_unix;
+    store.expire(now + MAX_AGE_S);
+    assert_eq!(store.len(), 1, "it has the age at which it is still kept");
+    store.expire(now + MAX_AGE_S + 1);
+    assert!(store.is_empty(), "30 days are over");
     let (store, _) = keep(100, 2000);
     assert_eq!(store.len(), 1, "one response has about 1,500 bytes");
     let (store, _) = keep(100, 10);

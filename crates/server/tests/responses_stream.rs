@@ -325,7 +325,13 @@ fn a_long_silence_is_broken_by_events_and_a_short_one_by_comments() {
 #[test]
 fn a_failure_before_the_first_event_is_an_error_event() {
     let mut stream = Stream::new(shape(ReasoningDisplay::Summary, false, false));
-    let script = Writer::new(1, 0).fail(FailureKind::ContextOverflow, "Too long.");
+    let script = Writer::new(1, 0).fail(
+        FailureKind::ContextOverflow {
+            n_prompt: 9,
+            n_context: 8,
+        },
+        "Too long.",
+    );
     let events = read_frames(&stream.event(script.events.last().unwrap()));
     assert_eq!(events.len(), 1);
     assert_eq!(

@@ -3,5 +3,6 @@
 pub(crate) mod ask;
 pub(crate) mod bench;
 pub(crate) mod inspect;
+pub(crate) mod kv;
 pub(crate) mod logits;
 pub(crate) mod text;

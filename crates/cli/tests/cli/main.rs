@@ -6,6 +6,7 @@ mod bench;
 #[cfg(unix)]
 mod chat;
 mod inspect;
+mod kv;
 mod logits;
 mod program;
 mod text;

@@ -157,7 +157,7 @@ impl Scheduler {
         } else {
             let frontier = self.slots[from].snapshots.at(len);
             let frontier = frontier.expect("a length of the slot's own snapshots");
-            device_result(self.engine.fork_at(from, frontier, to))?;
+            device_result(self.engine.fork_at(frontier, to))?;
         }
         let most_bytes = self.options.snapshot_bytes;
         let [source, target] = self

@@ -5,8 +5,8 @@ use ds4_engine::SamplingOptions;
 use serde_json::{Map, Value, json};
 
 use crate::api::fields::Fields;
-use crate::api::{Frame, RequestContext, error, wishes};
-use crate::generation::{Failure, Finish, Outcome, ReplyEvent, Usage};
+use crate::api::{Frame, Ping, RequestContext, error, wishes};
+use crate::generation::{Failure, Finish, Outcome, OutputSchema, ReplyEvent, Usage};
 
 /// Most likely tokens that may be asked for.
 pub(crate) const MAX_TOP_LOGPROBS: usize = 20;
@@ -34,6 +34,8 @@ pub struct Envelope {
     pub model: String,
     /// Names what a seed's effect depends on: build, weights, machine. Left out when there is none.
     pub system_fingerprint: Option<String>,
+    /// What of the request is not done, told once, at the end.
+    pub warnings: Vec<String>,
 }
 
 impl Envelope {
@@ -42,7 +44,8 @@ impl Envelope {
             id: format!("{prefix}{}", (context.new_id)()),
             created: context.now_unix,
             model: model.to_owned(),
-            system_fingerprint: None,
+            system_fingerprint: context.system_fingerprint.clone(),
+            warnings: Vec::new(),
         }
     }
 
@@ -62,6 +65,12 @@ impl Envelope {
         object
     }
 
+    fn put_warnings(&self, object: &mut Map<String, Value>) {
+        if !self.warnings.is_empty() {
+            object.insert("warnings".to_owned(), self.warnings.clone().into());
+        }
+    }
+
     /// The body of a reply that is not streamed. `choice` has all but its finish reason.
     ///
     /// A cancelled reply has no body of its own: the answer is an error object.
@@ -72,6 +81,7 @@ impl Envelope {
         choice["finish_reason"] = reason.into();
         let mut object = self.object(kind, json!([choice]));
         put_usage(&mut object, outcome);
+        self.put_warnings(&mut object);
         object.into()
     }
 }
@@ -143,6 +153,7 @@ impl Chunks {
         if self.usage == UsageReport::LastChoice {
             put_usage(&mut last, outcome);
         }
+        self.envelope.put_warnings(&mut last);
         frames.push(Frame::data(&last.into()));
         if self.usage == UsageReport::OwnChunk {
             let mut object = self.envelope.object(self.kind, json!([]));
@@ -163,11 +174,12 @@ impl Chunks {
         self.ended = true;
     }
 
-    /// A comment: event parsers skip it, and the connection counts as alive.
-    pub(crate) fn keep_alive(&self) -> Vec<Frame> {
-        match self.ended {
-            true => Vec::new(),
-            false => vec![Frame::comment("ping")],
+    /// Says that the connection is alive, by a comment or by a chunk of a choice that is `empty`.
+    pub(crate) fn keep_alive(&self, ping: Ping, empty: Value) -> Vec<Frame> {
+        match (self.ended, ping) {
+            (true, _) => Vec::new(),
+            (false, Ping::Comment) => vec![Frame::comment("ping")],
+            (false, Ping::Chunk) => vec![self.choice(empty)],
         }
     }
 }
@@ -272,21 +284,24 @@ pub(crate) fn refuse_more_choices(fields: &Fields) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The limit that the first of `names` sets, or the server's.
+/// The limit that the first of `names` sets, or `default`.
 pub(crate) fn max_tokens(
     fields: &Fields,
     names: &[&str],
-    context: &RequestContext,
+    default: usize,
 ) -> Result<Option<usize>, Failure> {
     let mut limit = None;
     for name in names {
         let found = fields.count(name)?;
         limit = limit.or(found);
     }
-    Ok(Some(limit.unwrap_or(context.default_max_tokens)))
+    Ok(Some(limit.unwrap_or(default)))
 }
 
-pub(crate) fn usage_report(fields: &Fields) -> Result<UsageReport, Failure> {
+pub(crate) fn usage_report(
+    fields: &Fields,
+    context: &RequestContext,
+) -> Result<UsageReport, Failure> {
     let options = fields.object("stream_options")?;
     let wants = match &options {
         Some(options) => options.flag("include_usage", false)?,
@@ -294,6 +309,7 @@ pub(crate) fn usage_report(fields: &Fields) -> Result<UsageReport, Failure> {
     };
     Ok(match wants {
         true => UsageReport::OwnChunk,
+        false if context.preferences.always_usage => UsageReport::LastChoice,
         false => UsageReport::None,
     })
 }
@@ -320,16 +336,16 @@ pub(crate) fn affinity(
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct OutputFormat {
     /// The schema that it follows.
-    pub(crate) schema: Option<Value>,
+    pub(crate) schema: Option<OutputSchema>,
     /// The schema that the prompt shows.
     pub(crate) shown: Option<Value>,
 }
 
 impl OutputFormat {
-    fn of_schema(schema: Value) -> OutputFormat {
+    fn of_schema(schema: OutputSchema) -> OutputFormat {
         OutputFormat {
-            schema: Some(schema.clone()),
-            shown: Some(schema),
+            shown: Some(schema.schema.clone()),
+            schema: Some(schema),
         }
     }
 }
@@ -371,7 +387,11 @@ fn response_format(format: &Fields) -> Result<OutputFormat, Failure> {
             Some(schema) => Some(schema),
             None => {
                 return Ok(OutputFormat {
-                    schema: Some(json!({"type": "object"})),
+                    schema: Some(OutputSchema {
+                        schema: json!({"type": "object"}),
+                        strict: true,
+                        place: format.path().to_owned(),
+                    }),
                     shown: None,
                 });
             }
@@ -392,15 +412,19 @@ fn response_format(format: &Fields) -> Result<OutputFormat, Failure> {
     }
 }
 
-/// A schema, as an object or as the text of one.
-fn schema(owner: &Fields, name: &str) -> Result<Option<Value>, Failure> {
+/// A schema, as an object or as the text of one, strict unless `strict` beside it says otherwise.
+pub(crate) fn schema(owner: &Fields, name: &str) -> Result<Option<OutputSchema>, Failure> {
     let schema = match owner.get(name) {
         None => return Ok(None),
         Some(Value::String(text)) => ds4_text::json::parse(text).ok(),
         Some(other) => Some(other.clone()),
     };
     match schema {
-        Some(schema @ Value::Object(_)) => Ok(Some(schema)),
+        Some(schema @ Value::Object(_)) => Ok(Some(OutputSchema {
+            schema,
+            strict: owner.flag("strict", true)?,
+            place: owner.path_of(name),
+        })),
         _ => Err(owner.mismatch(name, "a JSON schema")),
     }
 }

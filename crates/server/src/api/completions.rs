@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use ds4_text::{Effort, Mode};
+use ds4_text::{Effort, Message, Mode};
 use serde_json::{Map, Value, json};
 
 use crate::api::choices::{self, Chunks, Envelope, MAX_TOP_LOGPROBS, UsageReport};
 use crate::api::fields::{Fields, PathStyle};
 use crate::api::logprobs::{Logprobs, finite};
-use crate::api::{Frame, RequestContext, wishes};
+use crate::api::{CompletionsPrompt, Frame, Ping, RequestContext, wishes};
 use crate::generation::{
     Endpoint, Failure, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking,
     TokenLogprob, ToolChoice,
@@ -24,6 +24,8 @@ const FIM_BEGIN: &str = "<｜fim▁begin｜>";
 const FIM_HOLE: &str = "<｜fim▁hole｜>";
 /// Behind the text that comes behind the hole.
 const FIM_END: &str = "<｜fim▁end｜>";
+/// The system text of a prompt that is what a user says.
+const CHAT_SYSTEM_TEXT: &str = "You are a helpful assistant.";
 
 /// A request, read.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct ReplyShape {
     pub envelope: Envelope,
     /// Where a stream tells what it used.
     pub usage: UsageReport,
+    /// How a stream says that it is alive.
+    pub ping: Ping,
     /// Whether to list the log probabilities of the text.
     pub logprobs: bool,
     /// Whether a stream tells how much of the prompt is done.
@@ -60,15 +64,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
     choices::refuse_more_choices(&fields)?;
-    if !fields.flag("add_bos", true)? {
-        let why = "prompts begin with the begin-of-sentence token, expected true";
-        return Err(fields.unsupported("add_bos", why));
-    }
-    let prompt = prompt(&fields)?;
-    let text = match fields.optional_str("suffix")? {
-        None => prompt.to_owned(),
-        Some(suffix) => format!("{FIM_BEGIN}{prompt}{FIM_HOLE}{suffix}{FIM_END}"),
-    };
+    let (prompt, echo) = prompt(&fields, context)?;
     let n_top_logprobs = match fields.get("logprobs") {
         Some(Value::Bool(false)) => None,
         Some(Value::Bool(true)) => Some(0),
@@ -84,10 +80,14 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         return Err(fields.unsupported("echo", why));
     }
     let format = choices::output_format(&fields)?;
+    let default_max_tokens = context
+        .preferences
+        .completions_max_tokens
+        .unwrap_or(context.default_max_tokens);
     let generation = Generation {
         endpoint: Endpoint::Completions,
         model: model.to_owned(),
-        prompt: PromptSource::Text(text),
+        prompt,
         thinking: Thinking {
             mode: Mode::Chat,
             effort: Effort::None,
@@ -98,7 +98,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         parallel_tool_calls: true,
         schema: format.schema,
         sampling: choices::sampling(&fields)?,
-        max_tokens: choices::max_tokens(&fields, &["max_tokens"], context)?,
+        max_tokens: choices::max_tokens(&fields, &["max_tokens"], default_max_tokens)?,
         stop: wishes::stop_strings(&fields, "stop")?,
         n_top_logprobs,
         ignore_eos: fields.flag("ignore_eos", false)?,
@@ -108,39 +108,92 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
     };
     let reply = ReplyShape {
         envelope: Envelope::new("cmpl-", model, context),
-        usage: choices::usage_report(&fields)?,
+        usage: choices::usage_report(&fields, context)?,
+        ping: context.preferences.ping,
         logprobs: n_top_logprobs.is_some(),
         progress: fields.flag("return_progress", false)?,
         shows_stop: fields.flag("include_stop_str_in_output", false)?,
         echo: match wants_echo {
-            true => prompt.to_owned(),
+            true => echo,
             false => String::new(),
         },
     };
     Ok(Parsed { generation, reply })
 }
 
-/// The prompt, as a string or as a list of one.
-fn prompt<'a>(fields: &Fields<'a>) -> Result<&'a str, Failure> {
-    let expected = "a string";
+/// The prompt, and what of it is text that can be said back.
+fn prompt(fields: &Fields, context: &RequestContext) -> Result<(PromptSource, String), Failure> {
+    let is_chat = context.preferences.completions_prompt == CompletionsPrompt::Chat;
+    let suffix = fields.optional_str("suffix")?;
+    let text = match one_prompt(fields)? {
+        OnePrompt::Text(text) => text,
+        OnePrompt::Tokens(tokens) => {
+            for (name, is_there) in [
+                ("suffix", suffix.is_some()),
+                ("echo", fields.flag("echo", false)?),
+            ] {
+                if is_there {
+                    return Err(fields.unsupported(name, "the prompt is token ids, expected text"));
+                }
+            }
+            if is_chat {
+                let why = "prompts are what a user says here, expected a string";
+                return Err(fields.unsupported("prompt", why));
+            }
+            return Ok((PromptSource::Tokens(tokens), String::new()));
+        }
+    };
+    let source = match suffix {
+        Some(_) if is_chat => {
+            let why = "prompts are what a user says here, expected no suffix";
+            return Err(fields.unsupported("suffix", why));
+        }
+        None if is_chat => {
+            PromptSource::Messages(vec![Message::system(CHAT_SYSTEM_TEXT), Message::user(text)])
+        }
+        Some(suffix) => PromptSource::Text(format!("{FIM_BEGIN}{text}{FIM_HOLE}{suffix}{FIM_END}")),
+        None => PromptSource::Text(text.to_owned()),
+    };
+    if !is_chat && !fields.flag("add_bos", true)? {
+        let why = "prompts of text begin with the begin-of-sentence token; send token ids to leave it out";
+        return Err(fields.unsupported("add_bos", why));
+    }
+    Ok((source, text.to_owned()))
+}
+
+enum OnePrompt<'a> {
+    Text(&'a str),
+    Tokens(Vec<u32>),
+}
+
+/// The one prompt of a request: a string, token ids, or a list of one of these.
+fn one_prompt<'a>(fields: &Fields<'a>) -> Result<OnePrompt<'a>, Failure> {
+    let expected = "a string or an array of token ids";
     let lone = match fields.get("prompt") {
         Some(Value::Array(items)) => match items.as_slice() {
-            [lone @ Value::String(_)] => lone,
-            [] => return Err(fields.mismatch("prompt", expected)),
-            [Value::String(_), ..] => {
-                let why = "one prompt per request, expected a string";
+            [lone @ (Value::String(_) | Value::Array(_))] => lone,
+            [Value::String(_) | Value::Array(_), ..] => {
+                let why = "one prompt per request, expected a string or an array of token ids";
                 return Err(fields.unsupported("prompt", why));
             }
-            _ => {
-                let why = "prompts of token ids are not read, expected a string";
-                return Err(fields.unsupported("prompt", why));
-            }
+            _ => return token_ids(items).ok_or_else(|| fields.mismatch("prompt", expected)),
         },
         Some(other) => other,
         None => return Err(fields.mismatch("prompt", expected)),
     };
-    lone.as_str()
-        .ok_or_else(|| fields.mismatch("prompt", expected))
+    let found = match lone {
+        Value::String(text) => Some(OnePrompt::Text(text)),
+        Value::Array(items) => token_ids(items),
+        _ => None,
+    };
+    found.ok_or_else(|| fields.mismatch("prompt", expected))
+}
+
+/// `None` for what is no list of ids, or an empty one.
+fn token_ids<'a>(items: &[Value]) -> Option<OnePrompt<'a>> {
+    let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids: Option<Vec<u32>> = items.iter().map(id).collect();
+    ids.filter(|ids| !ids.is_empty()).map(OnePrompt::Tokens)
 }
 
 /// The body of a reply that is not streamed.
@@ -283,10 +336,11 @@ impl Stream {
         frames
     }
 
-    /// A comment: clients hang up after minutes without a byte. `idle` is the time since the client
+    /// A sign of life: clients hang up after minutes without a byte. `idle` is the time since the client
     /// was last sent anything.
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
-        self.chunks.keep_alive()
+        let empty = self.choice("", Value::Null);
+        self.chunks.keep_alive(self.shape.ping, empty)
     }
 
     fn text(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {

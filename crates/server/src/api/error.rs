@@ -25,7 +25,13 @@ fn row(kind: FailureKind) -> Row {
             Some("unsupported_value"),
             "invalid_request_error",
         ),
-        ContextOverflow => (
+        UnsupportedContent => (
+            400,
+            "invalid_request_error",
+            Some("unsupported_content_type"),
+            "invalid_request_error",
+        ),
+        ContextOverflow { .. } => (
             400,
             "invalid_request_error",
             Some("context_length_exceeded"),
@@ -90,16 +96,27 @@ pub fn openai(failure: &Failure) -> Value {
     let row = row(failure.kind);
     let code = match (failure.kind, failure.param.as_deref()) {
         (FailureKind::NotFound, Some("model")) => Some("model_not_found"),
+        (FailureKind::NotFound, Some("response_id")) => Some("response_not_found"),
         // Clients that chain responses send the whole input again when they read this code.
         (FailureKind::Invalid, Some("previous_response_id")) => Some("previous_response_not_found"),
         _ => row.openai_code,
     };
-    json!({"error": {
+    let mut body = json!({"error": {
         "message": failure.message,
         "type": row.openai_type,
         "param": failure.param,
         "code": code,
-    }})
+    }});
+    if let FailureKind::ContextOverflow {
+        n_prompt,
+        n_context,
+    } = failure.kind
+    {
+        // In the words of llama.cpp, whose clients shorten the prompt by them.
+        body["error"]["n_prompt_tokens"] = n_prompt.into();
+        body["error"]["n_ctx"] = n_context.into();
+    }
+    body
 }
 
 /// The error that ends a stream of chunks in place of `[DONE]`.

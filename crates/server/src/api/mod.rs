@@ -19,15 +19,19 @@ pub mod models;
 pub mod responses;
 pub mod utility;
 
+mod call_pieces;
 mod choices;
 mod fields;
 mod logprobs;
 mod normalise;
+mod preferences;
 mod tools;
 mod wishes;
 
+pub use call_pieces::CallWriter;
 pub use choices::{Envelope, UsageReport};
 pub use logprobs::Logprobs;
+pub use preferences::{CallPieces, CompletionsPrompt, Media, Ping, Preferences};
 
 /// What a request is read against: the server's settings and the request's
 /// surroundings.
@@ -44,6 +48,10 @@ pub struct RequestContext {
     /// Whether tools that only the vendor's servers can run are refused rather
     /// than left out.
     pub strict_tools: bool,
+    /// What the server does where a request leaves a choice.
+    pub preferences: Preferences,
+    /// Names what a seed's effect depends on: build, weights, machine.
+    pub system_fingerprint: Option<String>,
     /// Most tokens of a reply when the request says nothing.
     pub default_max_tokens: usize,
     /// Tokens of a context.

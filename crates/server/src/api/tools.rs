@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::fields::Fields;
 use crate::api::invalid;
-use crate::generation::{Failure, Tool};
+use crate::generation::{Failure, FailureKind, Tool};
 
 /// Most tools of a request.
 const MAX_TOOLS: usize = 512;
@@ -45,6 +45,15 @@ pub(crate) fn check(tools: &[Tool], param: &str) -> Result<(), Failure> {
 /// What stands for an image or the like in a prompt.
 pub(crate) fn omitted(noun: &str) -> String {
     format!("[{noun} omitted: this model reads text only]")
+}
+
+/// The refusal of an image or the like at `path`.
+pub(crate) fn refused(path: &str, noun: &str) -> Failure {
+    Failure {
+        kind: FailureKind::UnsupportedContent,
+        message: format!("{path}: found {noun}, expected text, which is all this model reads."),
+        param: Some(path.to_owned()),
+    }
 }
 
 /// The text that stands where the client says that tools `names` were found.

@@ -25,12 +25,22 @@ pub(crate) struct ThinkingWish {
 }
 
 impl ThinkingWish {
+    /// Whether the request wants it on or off, or so hard.
+    pub(crate) fn says_something(&self) -> bool {
+        self.on.is_some() || self.effort.is_some()
+    }
+
     /// An explicit off wins over an effort, that over an explicit on, that over what the model's
     /// name means, and that over the server's default.
-    pub(crate) fn resolve(&self, model: &str, context: &RequestContext) -> Thinking {
+    pub(crate) fn resolve(
+        &self,
+        model: &str,
+        server_default: Thinking,
+        context: &RequestContext,
+    ) -> Thinking {
         let preset = context.aliases.get(model).copied().flatten();
-        let default = preset.unwrap_or(context.default_thinking);
-        let says_something = self.on.is_some() || self.effort.is_some();
+        let default = preset.unwrap_or(server_default);
+        let says_something = self.says_something();
         let is_on = if self.on == Some(false) || self.effort == Some(Effort::None) {
             false
         } else if says_something {

@@ -46,6 +46,7 @@ impl BoundServer {
     /// finish within the grace of the server's options, and returns.
     pub async fn serve(self, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
         let graceful = GracefulShutdown::new();
+        let half_close = !server.options().half_close_cancels;
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -65,6 +66,7 @@ impl BoundServer {
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
+                .half_close(half_close)
                 .header_read_timeout(READ_TIMEOUT)
                 .max_buf_size(MAX_HEADER_BYTES)
                 .serve_connection(TokioIo::new(stream), service);

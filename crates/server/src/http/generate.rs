@@ -7,13 +7,14 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::Response;
+use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::api::{Frame, Logprobs, chat, completions, messages, responses};
+use crate::api::{CallWriter, Frame, Logprobs, chat, completions, messages, responses};
 use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Usage};
 use crate::log::Client;
 use crate::worker::{Job, Ticket};
@@ -40,6 +41,8 @@ pub(super) enum Shape {
         shape: Box<responses::ReplyShape>,
         /// What to keep beside the response, if it is kept.
         input: Option<Vec<Arc<Value>>>,
+        /// Whether to drop the oldest turns of a prompt that is too long.
+        truncate: bool,
     },
 }
 
@@ -119,6 +122,20 @@ impl Shape {
         }
     }
 
+    fn truncates(&self) -> bool {
+        matches!(self, Shape::Responses { truncate: true, .. })
+    }
+
+    /// Tells the client what of its request is not done.
+    fn warn(&mut self, warnings: Vec<String>) {
+        match self {
+            Shape::Chat(shape) => shape.envelope.warnings.extend(warnings),
+            Shape::Completions(shape) => shape.envelope.warnings.extend(warnings),
+            Shape::Messages(shape) => shape.warnings.extend(warnings),
+            Shape::Responses { shape, .. } => shape.warnings.extend(warnings),
+        }
+    }
+
     /// Input items to keep beside a response.
     fn kept_input(&self) -> Option<&Vec<Arc<Value>>> {
         match self {
@@ -133,28 +150,33 @@ pub(super) async fn answer(
     server: Arc<Server>,
     ready: Arc<Ready>,
     wire: &Wire,
-    generation: Generation,
-    shape: Shape,
+    mut generation: Generation,
+    mut shape: Shape,
 ) -> Result<Response, HttpError> {
     let n_prompt_started = Instant::now();
-    let generation = Arc::new(generation);
-    let prompter = ready.prompter.clone();
-    let wanted = Arc::clone(&generation);
-    let compiler = Arc::clone(&ready);
+    let preparer = Arc::clone(&ready);
+    let truncates = shape.truncates();
     let prepared = tokio::task::spawn_blocking(move || {
-        let schema = match &wanted.schema {
-            Some(schema) => Some(compiler.schemas()?.compile(schema)?),
-            None => None,
+        let (schema, mut warnings) = match &generation.schema {
+            Some(schema) => {
+                let (reader, warnings) = preparer.schemas()?.compile(schema)?;
+                (Some(reader), warnings)
+            }
+            None => (None, Vec::new()),
         };
-        let calls = compiler.call_reader(&wanted);
-        Ok::<_, Failure>((prompter.tokens(&wanted)?, schema, calls))
+        let calls = preparer.call_reader(&generation);
+        let prompt = preparer.prompt(&mut generation, truncates, &mut warnings)?;
+        Ok::<_, Failure>((generation, prompt, schema, calls, warnings))
     });
-    let (prompt, schema, calls) = prepared.await.map_err(|_| {
+    let (generation, prompt, schema, calls, warnings) = prepared.await.map_err(|_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
         )
     })??;
+    // They may name parts of a schema, which is prompt text, so they do not stand in the log.
+    shape.warn(warnings);
+    let generation = Arc::new(generation);
     server.metrics.render_ms(n_prompt_started.elapsed());
     let (events, ticket) = ready.worker.submit(Job {
         request_id: wire.request_id.clone(),
@@ -167,22 +189,37 @@ pub(super) async fn answer(
     })?;
     if generation.stream {
         Ok(stream(server, ready, shape, events, ticket).await)
+    } else if server.options().nonstream_keepalive {
+        padded(server, ready, wire.clone(), shape, events, ticket).await
     } else {
         whole(&server, &ready, &shape, events, ticket).await
     }
 }
 
-/// Tokens of a request's prompt, however many.
-pub(super) async fn count(ready: &Ready, generation: Generation) -> Result<usize, HttpError> {
-    let prompter = ready.prompter.clone();
-    let n = tokio::task::spawn_blocking(move || prompter.encode(&generation)).await;
+/// Tokens of a request's prompt, however many; where the oldest turns of one that is too long are
+/// dropped, what is left.
+pub(super) async fn count(
+    ready: &Arc<Ready>,
+    mut generation: Generation,
+    truncates: bool,
+) -> Result<usize, HttpError> {
+    let preparer = Arc::clone(ready);
+    let n = tokio::task::spawn_blocking(move || {
+        if truncates {
+            let prompt = preparer.prompt(&mut generation, truncates, &mut Vec::new())?;
+            return Ok(prompt.tokens.len());
+        }
+        let tokens = preparer.prompter.encode(&generation)?;
+        Ok::<_, Failure>(tokens.len())
+    })
+    .await;
     let failed = |_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
         )
     };
-    Ok(n.map_err(failed)??.len())
+    Ok(n.map_err(failed)??)
 }
 
 async fn whole(
@@ -232,6 +269,49 @@ async fn whole(
     Err(lost().into())
 }
 
+/// As [`whole`], with a line feed ahead of the body after every interval of silence. The first one
+/// commits the answer to status 200.
+async fn padded(
+    server: Arc<Server>,
+    ready: Arc<Ready>,
+    wire: Wire,
+    shape: Shape,
+    events: UnboundedReceiver<ReplyEvent>,
+    ticket: Ticket,
+) -> Result<Response, HttpError> {
+    let interval = server.options().ping_interval;
+    let mut reply = Box::pin(async move { whole(&server, &ready, &shape, events, ticket).await });
+    if interval.is_zero() {
+        return reply.await;
+    }
+    if let Ok(early) = tokio::time::timeout(interval, &mut reply).await {
+        return early;
+    }
+    let (pieces, body) = mpsc::channel::<Result<Bytes, Infallible>>(STREAM_PIECES);
+    tokio::spawn(async move {
+        let mut padding = Bytes::from_static(b"\n");
+        let reply = loop {
+            if pieces.send(Ok(std::mem::take(&mut padding))).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                reply = &mut reply => break reply,
+                () = tokio::time::sleep(interval) => padding = Bytes::from_static(b"\n"),
+                () = pieces.closed() => return,
+            }
+        };
+        let reply = reply.unwrap_or_else(|error| error.response(&wire));
+        // A body that is in memory cannot fail.
+        if let Ok(body) = reply.into_body().collect().await {
+            let _ = pieces.send(Ok(body.to_bytes())).await;
+        }
+    });
+    let mut response = Response::new(Body::from_stream(ReceiverStream::new(body)));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(response)
+}
+
 /// A reply whose worker went away without a word.
 fn lost() -> Failure {
     Failure {
@@ -270,6 +350,7 @@ async fn stream(
         headers.insert(name, HeaderValue::from_static(value));
     }
     let pump = Pump {
+        calls: CallWriter::new(server.options().preferences.calls),
         encoder: Encoder::new(&shape),
         server,
         ready,
@@ -285,6 +366,7 @@ async fn stream(
 
 /// What moves events from the worker to the client.
 struct Pump {
+    calls: CallWriter,
     encoder: Encoder,
     server: Arc<Server>,
     ready: Arc<Ready>,
@@ -360,8 +442,10 @@ impl Pump {
             }
             _ => {}
         }
-        for frame in self.encoder.event(event) {
-            bytes.extend_from_slice(&frame.0);
+        for passed in self.calls.pass(event) {
+            for frame in self.encoder.event(&passed) {
+                bytes.extend_from_slice(&frame.0);
+            }
         }
         match event {
             ReplyEvent::Finished(outcome) => {

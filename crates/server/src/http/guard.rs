@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::HttpError;
 use super::options::{Cors, MAX_HEADER_BYTES, ServerOptions};
+use super::page;
 use crate::generation::FailureKind;
 
 /// Who may ask, decided once for a server.
@@ -67,7 +68,7 @@ impl Guard {
                 ));
             }
         }
-        let is_open = method == Method::OPTIONS || path == "/health" || path == "/";
+        let is_open = method == Method::OPTIONS || path == "/health" || page::is_part(path);
         if !self.keys.is_empty() && !is_open && !self.has_key(headers) {
             return Err(HttpError::new(
                 FailureKind::Unauthorised,

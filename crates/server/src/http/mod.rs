@@ -16,6 +16,7 @@ mod guard;
 mod metrics;
 mod notices;
 mod options;
+mod page;
 mod routes;
 mod wire;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ds4_text::{Effort, Mode};
 
+use crate::api::Preferences;
 use crate::generation::Thinking;
 use crate::log::RequestLine;
 use crate::prompt::PromptRules;
@@ -68,6 +69,8 @@ pub struct ServerOptions {
     pub strict_models: bool,
     /// Whether tools that only a vendor's servers can run are refused.
     pub strict_tools: bool,
+    /// What it does where a request leaves a choice.
+    pub preferences: Preferences,
     /// Thinking when a request says nothing of it.
     pub default_thinking: Thinking,
     /// Most tokens of a reply when a request says nothing.
@@ -84,6 +87,11 @@ pub struct ServerOptions {
     pub max_queue: usize,
     /// Silence after which a stream says that it is alive; zero for never.
     pub ping_interval: Duration,
+    /// Whether a reply that is not streamed is preceded by line feeds, which JSON allows, while it
+    /// is long in coming. Its status is then 200, whatever comes of it.
+    pub nonstream_keepalive: bool,
+    /// Whether a client that closes its sending side is gone.
+    pub half_close_cancels: bool,
     /// Time that running requests have when the server shuts down.
     pub shutdown_grace: Duration,
     /// Whether `/metrics` answers.
@@ -120,6 +128,7 @@ impl Default for ServerOptions {
             ]),
             strict_models: false,
             strict_tools: false,
+            preferences: Preferences::default(),
             default_thinking: thinks,
             default_max_tokens: DEFAULT_MAX_TOKENS,
             api_keys: Vec::new(),
@@ -128,6 +137,8 @@ impl Default for ServerOptions {
             max_body_bytes: DEFAULT_MAX_BODY_BYTES,
             max_queue: DEFAULT_MAX_QUEUE,
             ping_interval: Duration::from_secs(5),
+            nonstream_keepalive: false,
+            half_close_cancels: true,
             shutdown_grace: Duration::from_secs(5),
             metrics: true,
             prompt: PromptRules::default(),

@@ -1,7 +1,7 @@
 //! The table of routes, and the answers that need no reply.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
@@ -13,6 +13,7 @@ use axum::routing::{get, post};
 use ds4_engine::store::TurnLog;
 use ds4_text::{Prompt, Tokenizer};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tower::ServiceExt as _;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
@@ -20,8 +21,9 @@ use crate::calls::{CallReader, CallVocabulary};
 use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
 use crate::log::endpoint_name;
-use crate::prompt::Prompter;
+use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::Schemas;
+use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
@@ -32,6 +34,7 @@ use super::guard::Guard;
 use super::metrics::Metrics;
 use super::notices::Notices;
 use super::options::{ModelFacts, ServerOptions};
+use super::page;
 use super::wire::{Wire, canonical_path};
 
 /// Responses kept for clients that refer to them.
@@ -57,6 +60,8 @@ pub(super) struct Ready {
     pub(super) worker: Worker,
     pub(super) prompter: Prompter,
     facts: ModelFacts,
+    /// Names what a seed's effect depends on.
+    fingerprint: String,
     /// Made when the first schema comes: it takes a while.
     schemas: OnceLock<Result<Schemas, String>>,
     /// Made when the first tool is declared.
@@ -86,10 +91,40 @@ impl Ready {
         CallReader::new(Arc::clone(self.calls.get_or_init(make)), generation)
     }
 
+    /// The prompt of a request. Where `truncates` says so, the oldest turns of one that is too long
+    /// are dropped, and a warning tells of it.
+    ///
+    /// # Errors
+    /// Messages that have no rendering, or a prompt that is too long.
+    pub(super) fn prompt(
+        &self,
+        generation: &mut Generation,
+        truncates: bool,
+        warnings: &mut Vec<String>,
+    ) -> Result<TokenPrompt, Failure> {
+        if !truncates {
+            return self.prompter.tokens(generation);
+        }
+        let n_context = self.facts.n_context;
+        let (prompt, n_gone) = truncate::fitting(&self.prompter, generation, n_context)?;
+        if n_gone > 0 {
+            warnings.push(format!(
+                "input: the oldest {n_gone} messages are left out, as truncation allows"
+            ));
+        }
+        Ok(prompt)
+    }
+
+    /// The responses that clients may refer to.
+    fn stored(&self) -> MutexGuard<'_, responses::MemoryStore> {
+        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        stored.expire(now_unix());
+        stored
+    }
+
     /// Keeps a response for clients that refer to it.
     pub(super) fn keep(&self, input: &[Arc<Value>], response: &Value) {
-        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        stored.put(responses::StoredResponse {
+        self.stored().put(responses::StoredResponse {
             input: input.to_vec(),
             response: response.clone(),
         });
@@ -155,6 +190,7 @@ impl Server {
         let _ = self.ready.set(Arc::new(Ready {
             worker,
             prompter: Prompter::new(tokenizer, turns, self.options.prompt, facts.n_context),
+            fingerprint: fingerprint(&facts),
             facts,
             schemas: OnceLock::new(),
             calls: OnceLock::new(),
@@ -274,6 +310,8 @@ impl Server {
             aliases: self.options.aliases.clone(),
             strict_models: self.options.strict_models,
             strict_tools: self.options.strict_tools,
+            preferences: self.options.preferences.clone(),
+            system_fingerprint: Some(ready.fingerprint.clone()),
             default_max_tokens: self.options.default_max_tokens,
             n_context: ready.facts.n_context,
             now_unix: now_unix(),
@@ -282,6 +320,22 @@ impl Server {
             headers: READ_HEADERS.iter().filter_map(header).collect(),
         }
     }
+}
+
+/// Names what a seed's effect depends on, as far as it is known here: this program's version, the
+/// weights, and the slots that are stepped together.
+fn fingerprint(facts: &ModelFacts) -> String {
+    let told = (
+        env!("CARGO_PKG_VERSION"),
+        &facts.name,
+        &facts.file_name,
+        facts.n_params,
+        facts.size_bytes,
+        facts.n_slots,
+    );
+    let digest = Sha256::digest(format!("{told:?}"));
+    let digits: String = digest[..6].iter().map(|b| format!("{b:02x}")).collect();
+    format!("fp_{digits}")
 }
 
 fn now_unix() -> u64 {
@@ -300,8 +354,7 @@ fn route_label(path: &str) -> &str {
 }
 
 fn router(server: Arc<Server>) -> Router {
-    Router::new()
-        .route("/", get(|| async { "ds4-server\n" }))
+    page::with_page(Router::new())
         .route("/health", get(health))
         .route("/healthz", get(health))
         .route("/ping", get(health))
@@ -327,6 +380,7 @@ fn router(server: Arc<Server>) -> Router {
             get(get_response).delete(delete_response),
         )
         .route("/v1/responses/{id}/input_items", get(get_input_items))
+        .route("/v1/responses/{id}/cancel", post(cancel_response))
         .route("/v1/cancel/{id}", post(cancel))
         .fallback(not_found)
         .with_state(server)
@@ -516,7 +570,7 @@ async fn apply_template(call: Call, body: Body) -> Response {
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
         let text = ready.prompter.text(&parsed.generation)?.text;
-        let n = generate::count(&ready, parsed.generation).await?;
+        let n = generate::count(&ready, parsed.generation, false).await?;
         Ok(json_response(&utility::applied_template(&text, n)))
     };
     in_words(answer.await, &wire)
@@ -572,7 +626,7 @@ async fn count_chat(call: Call, body: Body) -> Response {
         let body = read_json(body, server.options.max_body_bytes).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = chat::parse(&body, &context)?;
-        let n = generate::count(&ready, parsed.generation).await?;
+        let n = generate::count(&ready, parsed.generation, false).await?;
         Ok(json_response(&chat::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -612,7 +666,7 @@ async fn count_messages(call: Call, body: Body) -> Response {
         let body = read_json(body, server.options.max_body_bytes).await?;
         let context = server.context(&ready, &wire, &headers);
         let parsed = messages::parse(&body, &context)?;
-        let n = generate::count(&ready, parsed.generation).await?;
+        let n = generate::count(&ready, parsed.generation, false).await?;
         Ok(json_response(&messages::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -624,14 +678,12 @@ async fn post_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = read_json(body, server.options.max_body_bytes).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = {
-            let stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
-            responses::parse_with_store(&body, &context, &*stored)?
-        };
+        let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Responses {
             shape: Box::new(parsed.reply),
             input: parsed.store.then_some(parsed.input),
+            truncate: parsed.truncate,
         };
         generate::answer(Arc::clone(&server), ready, &wire, parsed.generation, shape).await
     };
@@ -644,11 +696,8 @@ async fn count_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = read_json(body, server.options.max_body_bytes).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = {
-            let stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
-            responses::parse_with_store(&body, &context, &*stored)?
-        };
-        let n = generate::count(&ready, parsed.generation).await?;
+        let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
+        let n = generate::count(&ready, parsed.generation, parsed.truncate).await?;
         Ok(json_response(&responses::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -670,10 +719,11 @@ async fn no_websocket(wire: axum::Extension<Wire>, headers: HeaderMap) -> Respon
 }
 
 fn no_such_response(id: &str) -> HttpError {
-    HttpError::new(
-        FailureKind::NotFound,
-        format!("there is no stored response {id}"),
-    )
+    HttpError::from(Failure {
+        kind: FailureKind::NotFound,
+        message: format!("there is no stored response {id}"),
+        param: Some("response_id".to_owned()),
+    })
 }
 
 async fn get_response(
@@ -682,8 +732,7 @@ async fn get_response(
     Path(id): Path<String>,
 ) -> Response {
     let answer = server.ready().and_then(|ready| {
-        let stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = responses::ResponseStore::response(&*stored, &id);
+        let found = responses::ResponseStore::response(&*ready.stored(), &id);
         let found = found.ok_or_else(|| no_such_response(&id))?;
         Ok(json_response(&found.response))
     });
@@ -697,8 +746,7 @@ async fn get_input_items(
     query: Query<HashMap<String, String>>,
 ) -> Response {
     let answer = server.ready().and_then(|ready| {
-        let stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = responses::ResponseStore::response(&*stored, &id);
+        let found = responses::ResponseStore::response(&*ready.stored(), &id);
         let found = found.ok_or_else(|| no_such_response(&id))?;
         let of = |name: &str| query.get(name).map(String::as_str);
         let limit = of("limit")
@@ -747,14 +795,31 @@ async fn control(call: Call, body: Body) -> Response {
     in_words(answer.await, &wire)
 }
 
+/// A response is stored when it is complete, so one that is found has nothing left to cancel.
+async fn cancel_response(
+    State(server): State<Arc<Server>>,
+    wire: axum::Extension<Wire>,
+    Path(id): Path<String>,
+) -> Response {
+    let answer = server.ready().and_then(|ready| {
+        let found = responses::ResponseStore::response(&*ready.stored(), &id);
+        found.ok_or_else(|| no_such_response(&id))?;
+        Err(HttpError::from(crate::api::invalid(
+            "response_id",
+            "response_id: this response is complete; a running one is cancelled by closing its \
+             connection, or by POST /v1/cancel/ and its x-request-id.",
+        )))
+    });
+    in_words(answer, &wire)
+}
+
 async fn delete_response(
     State(server): State<Arc<Server>>,
     wire: axum::Extension<Wire>,
     Path(id): Path<String>,
 ) -> Response {
     let answer = server.ready().and_then(|ready| {
-        let mut stored = ready.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        if stored.remove(&id) {
+        if ready.stored().remove(&id) {
             Ok(json_response(&responses::deleted(&id)))
         } else {
             Err(no_such_response(&id))

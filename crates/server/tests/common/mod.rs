@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ds4_server::api::{Frame, Logprobs, RequestContext};
+use ds4_server::api::{Frame, Logprobs, Preferences, RequestContext};
 use ds4_server::generation::{
     Call, Failure, FailureKind, Finish, Outcome, ReplyEvent, Thinking, Timings, TokenLogprob, Usage,
 };
@@ -35,6 +35,8 @@ pub(crate) fn context() -> RequestContext {
         aliases: BTreeMap::new(),
         strict_models: false,
         strict_tools: false,
+        preferences: Preferences::default(),
+        system_fingerprint: None,
         default_max_tokens: 393_216,
         n_context: 100_000,
         now_unix: 1_790_000_000,
@@ -219,7 +221,10 @@ pub(crate) fn read_script(value: &Value) -> Script {
             let kind = match end["failed"].as_str().expect("finish or failed") {
                 "internal" => FailureKind::Internal,
                 "overloaded" => FailureKind::Overloaded,
-                "context_overflow" => FailureKind::ContextOverflow,
+                "context_overflow" => FailureKind::ContextOverflow {
+                    n_prompt: 9,
+                    n_context: 8,
+                },
                 "unavailable" => FailureKind::Unavailable,
                 other => panic!("{other} is no kind of failure here"),
             };

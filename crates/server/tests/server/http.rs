@@ -128,6 +128,64 @@ async fn other_spellings_of_a_path_and_unknown_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_page_needs_no_key_and_may_load_from_nowhere_else() {
+    let options = ServerOptions {
+        api_keys: vec!["secret".to_owned()],
+        ..options()
+    };
+    // It is there before the model is.
+    let web = Web::loading(options).await;
+    let mut unread = vec!["/".to_owned()];
+    let mut read = Vec::new();
+    while let Some(path) = unread.pop() {
+        let answer = web.get(&path).await;
+        assert_eq!(answer.status, 200, "{path}");
+        let policy = answer.header("content-security-policy").expect("a policy");
+        assert!(
+            policy.starts_with("default-src 'none';"),
+            "{path}: {policy}"
+        );
+        assert!(
+            !policy.contains("unsafe") && !policy.contains('*'),
+            "{policy}"
+        );
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        let head = web.ask("HEAD", &path, &[], "").await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+        // An address names the SVG format; nothing else leads out of the page.
+        let body = answer.body.replace("http://www.w3.org/2000/svg", "");
+        assert!(!body.contains("://"), "{path} names another place");
+        assert!(
+            !body.contains("<script>") && !body.contains(" style="),
+            "{path}"
+        );
+        for (before, folder) in [("src=\"", "/"), ("href=\"", "/"), ("from \"./", "/page/")] {
+            for part in body.split(before).skip(1) {
+                let name = part.split('"').next().expect("a name");
+                unread.push(format!("{folder}{name}"));
+            }
+        }
+        read.push(path);
+        unread.retain(|path| !read.contains(path));
+        unread.dedup();
+    }
+    read.sort();
+    let parts = [
+        "chat.js",
+        "icon.svg",
+        "markup.js",
+        "server.js",
+        "status.js",
+        "style.css",
+    ];
+    let parts = parts.map(|name| format!("/page/{name}"));
+    assert_eq!(read, [&["/".to_owned()][..], &parts].concat());
+    for path in ["/page/other", "/slots"] {
+        assert_eq!(web.get(path).await.status, 401, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_loads_says_so_and_goes_on_when_it_has() {
     let web = Web::loading(options()).await;
     let health = web.get("/health").await;

@@ -2,6 +2,7 @@
 
 mod calls;
 mod http;
+mod protocols;
 mod script;
 mod web;
 mod worker;

@@ -8,8 +8,8 @@ use ds4_conformance::speaking_model;
 use ds4_engine::{BackendKind, Engine, OpenOptions, SamplingOptions, Scheduler};
 use ds4_server::calls::{CallReader, CallVocabulary};
 use ds4_server::generation::{
-    Endpoint, FailureKind, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking, Tool,
-    ToolChoice,
+    Endpoint, FailureKind, Finish, Generation, Outcome, OutputSchema, PromptSource, ReplyEvent,
+    Thinking, Tool, ToolChoice,
 };
 use ds4_server::log::Client;
 use ds4_server::prompt::{PromptRules, Prompter, ReasoningHistory};
@@ -92,7 +92,7 @@ impl Bench {
         let prompt = self.prompter.tokens(&generation).expect("a prompt");
         let compile = |schema| {
             let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
-            schemas.compile(schema).expect("a schema")
+            schemas.compile(schema).expect("a schema").0
         };
         let generation_schema = generation.schema.as_ref().map(compile);
         let vocabulary = Arc::new(CallVocabulary::new(&self.tokenizer));
@@ -557,12 +557,16 @@ fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
         generation.thinking.mode = Mode::Chat;
         generation.sampling.seed = Some(seed);
         generation.max_tokens = Some(200);
-        generation.schema = Some(json!({
-            "type": "object",
-            "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "bc"]}},
-            "required": ["ok", "kind"],
-            "additionalProperties": false,
-        }));
+        generation.schema = Some(OutputSchema {
+            schema: json!({
+                "type": "object",
+                "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["a", "bc"]}},
+                "required": ["ok", "kind"],
+                "additionalProperties": false,
+            }),
+            strict: true,
+            place: "schema".to_owned(),
+        });
         let outcome = bench.outcome(generation);
         assert_eq!(outcome.finish, Finish::Stop, "{outcome:?}");
         let value: serde_json::Value =

@@ -7,10 +7,10 @@ use std::time::Duration;
 use ds4_text::markers::{THINK_CLOSE, THINK_OPEN};
 use serde_json::{Map, Value, json};
 
-use crate::api::Frame;
 use crate::api::choices::{Chunks, Envelope, UsageReport};
 use crate::api::logprobs::{self, Logprobs};
 use crate::api::responses::raw_input;
+use crate::api::{Frame, Ping};
 use crate::generation::{Call, Failure, Finish, Outcome, ReplyEvent, TokenLogprob};
 
 const MESSAGE: &str = "chat.completion";
@@ -50,6 +50,8 @@ pub struct ReplyShape {
     pub envelope: Envelope,
     /// Where a stream tells what it used.
     pub usage: UsageReport,
+    /// How a stream says that it is alive.
+    pub ping: Ping,
     /// What becomes of the reasoning.
     pub reasoning: ReasoningDisplay,
     /// Whether to list the log probabilities of the text.
@@ -262,10 +264,11 @@ impl Stream {
         frames
     }
 
-    /// A comment: agents hang up after minutes without a byte. `idle` is the time since the client
+    /// A sign of life: agents hang up after minutes without a byte. `idle` is the time since the client
     /// was last sent anything.
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
-        self.chunks.keep_alive()
+        let empty = self.choice(json!({}), Value::Null);
+        self.chunks.keep_alive(self.shape.ping, empty)
     }
 
     fn reasoning(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {

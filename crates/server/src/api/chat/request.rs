@@ -12,7 +12,7 @@ use crate::api::fields::{Fields, PathStyle};
 use crate::api::normalise::normalise;
 use crate::api::tools::{self, INPUT};
 use crate::api::wishes::{self, ThinkingWish};
-use crate::api::{RequestContext, invalid, unsupported};
+use crate::api::{Media, RequestContext, invalid, unsupported};
 use crate::generation::{Endpoint, Failure, Generation, PromptSource, Thinking, Tool, ToolChoice};
 
 /// Between the parts of a message that is not the model's own.
@@ -42,9 +42,10 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
     let mut warnings = Vec::new();
     let (tools, custom_tools) = read_tools(&fields, context, &mut warnings)?;
     let tool_choice = tool_choice(&fields, &tools)?;
-    let display = reasoning_display(&fields)?;
+    let display = reasoning_display(&fields, context)?;
     let mut reader = Reader {
         display,
+        media: context.preferences.media,
         messages: Vec::new(),
         call_ids: HashSet::new(),
         warnings,
@@ -75,7 +76,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         parallel_tool_calls: fields.flag("parallel_tool_calls", true)?,
         schema: format.schema,
         sampling: choices::sampling(&fields)?,
-        max_tokens: choices::max_tokens(&fields, &limits, context)?,
+        max_tokens: choices::max_tokens(&fields, &limits, context.default_max_tokens)?,
         stop: wishes::stop_strings(&fields, "stop")?,
         n_top_logprobs,
         ignore_eos: fields.flag("ignore_eos", false)?,
@@ -85,7 +86,8 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
     };
     let reply = ReplyShape {
         envelope: Envelope::new("chatcmpl-", model, context),
-        usage: choices::usage_report(&fields)?,
+        usage: choices::usage_report(&fields, context)?,
+        ping: context.preferences.ping,
         reasoning: display,
         logprobs: n_top_logprobs.is_some(),
         progress: fields.flag("return_progress", false)?,
@@ -163,7 +165,7 @@ fn thinking(fields: &Fields, model: &str, context: &RequestContext) -> Result<Th
         effort: efforts.first().copied(),
         budget: budgets.into_iter().find(|budget| *budget > 0),
     };
-    Ok(wish.resolve(model, context))
+    Ok(wish.resolve(model, context.default_thinking, context))
 }
 
 fn switch(fields: &Fields, name: &str) -> Result<Option<bool>, Failure> {
@@ -173,7 +175,10 @@ fn switch(fields: &Fields, name: &str) -> Result<Option<bool>, Failure> {
     }
 }
 
-fn reasoning_display(fields: &Fields) -> Result<ReasoningDisplay, Failure> {
+fn reasoning_display(
+    fields: &Fields,
+    context: &RequestContext,
+) -> Result<ReasoningDisplay, Failure> {
     let is_excluded = match fields.object("reasoning")? {
         Some(reasoning) => reasoning.flag("exclude", false)?,
         None => false,
@@ -182,7 +187,8 @@ fn reasoning_display(fields: &Fields) -> Result<ReasoningDisplay, Failure> {
         return Ok(ReasoningDisplay::Hidden);
     }
     match fields.optional_str("reasoning_format")? {
-        None | Some("auto" | "deepseek") => Ok(ReasoningDisplay::ReasoningContent),
+        None | Some("auto") => Ok(context.preferences.chat_reasoning),
+        Some("deepseek") => Ok(ReasoningDisplay::ReasoningContent),
         Some("none") => Ok(ReasoningDisplay::Inline),
         Some(other) => {
             Err(fields.unknown_word("reasoning_format", other, "auto, deepseek or none"))
@@ -337,6 +343,7 @@ fn declared_name(choice: &Fields, declared: &[Tool]) -> Result<String, Failure> 
 /// Turns messages of the API into messages of the renderer.
 struct Reader {
     display: ReasoningDisplay,
+    media: Media,
     messages: Vec<Message>,
     /// Ids of the calls read so far.
     call_ids: HashSet<String>,
@@ -413,8 +420,9 @@ impl Reader {
         Ok(turn)
     }
 
-    /// The text of a content that is a string or a list of parts. Images and the like are named:
-    /// refusing them would end the session, because the client sends them again with every turn.
+    /// The text of a content that is a string or a list of parts. Images and the like are named,
+    /// unless the server is to refuse them: refusing ends the session, because the client sends
+    /// them again with every turn.
     fn text(&mut self, message: &Fields, part_break: &str) -> Result<String, Failure> {
         match message.get("content") {
             None => return Ok(String::new()),
@@ -438,6 +446,9 @@ impl Reader {
                 "input_audio" => "audio",
                 other => other,
             };
+            if self.media == Media::Refuse && message.str("role")? == "user" {
+                return Err(tools::refused(part.path(), noun));
+            }
             self.warnings
                 .push(format!("{}: {noun} left out", part.path()));
             texts.push(tools::omitted(noun));

@@ -34,6 +34,8 @@ pub struct ReplyShape {
     /// Opaque handle on the turn, the signature of its thinking block. The client sends it
     /// back untouched.
     pub signature: String,
+    /// What of the request is not done.
+    pub warnings: Vec<String>,
 }
 
 /// The body of a reply that is not streamed.
@@ -72,7 +74,7 @@ pub fn complete(outcome: &Outcome, shape: &ReplyShape) -> Value {
         // Agents look at the first block without asking whether there is one.
         content.push(json!({"type": "text", "text": ""}));
     }
-    json!({
+    let mut message = json!({
         "id": shape.id,
         "type": "message",
         "role": "assistant",
@@ -81,7 +83,15 @@ pub fn complete(outcome: &Outcome, shape: &ReplyShape) -> Value {
         "stop_reason": stop.reason,
         "stop_sequence": stop.sequence,
         "usage": final_usage(&outcome.usage),
-    })
+    });
+    put_warnings(&mut message, shape);
+    message
+}
+
+fn put_warnings(message: &mut Value, shape: &ReplyShape) {
+    if !shape.warnings.is_empty() {
+        message["warnings"] = shape.warnings.clone().into();
+    }
 }
 
 /// The body of an answer to `/v1/messages/count_tokens`.
@@ -282,19 +292,18 @@ impl Stream {
             return;
         }
         self.started = true;
-        frames.push(frame(&json!({
-            "type": "message_start",
-            "message": {
-                "id": self.shape.id,
-                "type": "message",
-                "role": "assistant",
-                "model": self.shape.model,
-                "content": [],
-                "stop_reason": null,
-                "stop_sequence": null,
-                "usage": input_usage(n_prompt, n_cached),
-            },
-        })));
+        let mut message = json!({
+            "id": self.shape.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.shape.model,
+            "content": [],
+            "stop_reason": null,
+            "stop_sequence": null,
+            "usage": input_usage(n_prompt, n_cached),
+        });
+        put_warnings(&mut message, &self.shape);
+        frames.push(frame(&json!({"type": "message_start", "message": message})));
     }
 
     fn reasoning(&mut self, text: &str, frames: &mut Vec<Frame>) {

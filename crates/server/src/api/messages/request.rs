@@ -4,12 +4,15 @@ use ds4_text::{Message, Mode, Role, ToolCall, json};
 use serde_json::{Map, Value, json};
 
 use super::reply::{ReplyShape, ThinkingDisplay, call_id};
+use crate::api::choices;
 use crate::api::fields::{Fields, PathStyle};
 use crate::api::normalise::normalise;
 use crate::api::tools;
 use crate::api::wishes::{self, ThinkingWish};
-use crate::api::{RequestContext, invalid, unsupported};
-use crate::generation::{Endpoint, Failure, Generation, PromptSource, Tool, ToolChoice};
+use crate::api::{Media, Preferences, RequestContext, invalid, unsupported};
+use crate::generation::{
+    Endpoint, Failure, Generation, OutputSchema, PromptSource, Tool, ToolChoice,
+};
 
 /// Between the text blocks of a system text, of a user message and of a tool result.
 const BLOCK_BREAK: &str = "\n\n";
@@ -49,6 +52,8 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
 
     let mut reader = Reader {
         tools: &tools,
+        preferences: &context.preferences,
+        refuses_media: false,
         messages: Vec::new(),
         turn_handles: Vec::new(),
         warnings,
@@ -91,7 +96,8 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         .filter(|tool| !tool.deferred)
         .map(|tool| tool.function.clone())
         .collect();
-    let messages = normalise(messages, shown, schema.clone(), "messages")?;
+    let shown_schema = schema.as_ref().map(|schema| schema.schema.clone());
+    let messages = normalise(messages, shown, shown_schema, "messages")?;
     let generation = Generation {
         endpoint: Endpoint::Messages,
         model: model.to_owned(),
@@ -119,6 +125,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         model: model.to_owned(),
         request_id: context.request_id.clone(),
         thinking: display,
+        warnings: Vec::new(),
         signature: (context.new_id)(),
     };
     Ok(Parsed {
@@ -146,11 +153,18 @@ fn thinking(
     if let Some(output) = fields.object("output_config")? {
         wish.effort = wishes::effort(&output, "effort")?;
     }
-    Ok((wish.resolve(model, context), display))
+    let preferences = &context.preferences;
+    if preferences.hides_default_thinking && !wish.says_something() {
+        display = ThinkingDisplay::Hidden;
+    }
+    let default = preferences
+        .messages_thinking
+        .unwrap_or(context.default_thinking);
+    Ok((wish.resolve(model, default, context), display))
 }
 
 /// The schema of `output_config.format`, or of `output_format` as it was called first.
-fn output_schema(fields: &Fields) -> Result<Option<Value>, Failure> {
+fn output_schema(fields: &Fields) -> Result<Option<OutputSchema>, Failure> {
     let format = match fields.object("output_config")? {
         Some(output) => output.object("format")?,
         None => None,
@@ -159,9 +173,9 @@ fn output_schema(fields: &Fields) -> Result<Option<Value>, Failure> {
         return Ok(None);
     };
     match format.str("type")? {
-        "json_schema" => match format.get("schema") {
-            Some(schema @ Value::Object(_)) => Ok(Some(schema.clone())),
-            _ => Err(format.mismatch("schema", "a JSON schema")),
+        "json_schema" => match choices::schema(&format, "schema")? {
+            Some(schema) => Ok(Some(schema)),
+            None => Err(format.mismatch("schema", "a JSON schema")),
         },
         "text" => Ok(None),
         other => Err(format.unknown_word("type", other, "json_schema")),
@@ -341,6 +355,9 @@ fn tool_choice(fields: &Fields, declared: &[Tool]) -> Result<(ToolChoice, bool),
 /// Turns blocks into messages.
 struct Reader<'a> {
     tools: &'a [Tool],
+    preferences: &'a Preferences,
+    /// Whether images and the like are refused in what is being read.
+    refuses_media: bool,
     messages: Vec<Message>,
     turn_handles: Vec<String>,
     warnings: Vec<String>,
@@ -370,7 +387,10 @@ impl Reader<'_> {
         };
         let mut kept = Vec::new();
         for text in &texts {
-            let (text, is_shorter) = without_volatile_lines(text);
+            let (text, is_shorter) = match self.preferences.keeps_client_headers {
+                true => (text.as_str(), false),
+                false => without_volatile_lines(text),
+            };
             if is_shorter {
                 let place = owner.path_of(name);
                 self.warnings
@@ -408,7 +428,9 @@ impl Reader<'_> {
         let n_before = self.messages.len();
         for block in content_blocks(message)? {
             if block.str("type")? != "tool_result" {
+                self.refuses_media = self.preferences.media == Media::Refuse;
                 let text = self.block_text(&block)?;
+                self.refuses_media = false;
                 if !text.is_empty() {
                     texts.push(text);
                 }
@@ -526,10 +548,10 @@ impl Reader<'_> {
                 let input = block.get("input").map(json::to_string).unwrap_or_default();
                 format!("[{name} {input}]")
             }
-            "image" => self.omitted(block, "image"),
+            "image" => self.omitted(block, "image")?,
             other => match block.get("text") {
                 Some(Value::String(text)) => text.clone(),
-                _ => self.omitted(block, other),
+                _ => self.omitted(block, other)?,
             },
         })
     }
@@ -552,15 +574,18 @@ impl Reader<'_> {
                     }
                 }
             },
-            _ => texts.push(self.omitted(block, "document")),
+            _ => texts.push(self.omitted(block, "document")?),
         }
         Ok(texts.join("\n"))
     }
 
-    fn omitted(&mut self, block: &Fields, noun: &str) -> String {
+    fn omitted(&mut self, block: &Fields, noun: &str) -> Result<String, Failure> {
+        if self.refuses_media {
+            return Err(tools::refused(block.path(), noun));
+        }
         self.warnings
             .push(format!("{}: {noun} left out", block.path()));
-        tools::omitted(noun)
+        Ok(tools::omitted(noun))
     }
 }
 

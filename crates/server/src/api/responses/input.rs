@@ -4,6 +4,7 @@ use ds4_text::{Message, Role, ToolCall};
 use serde_json::{Value, json};
 
 use super::origin::{self, flat_name};
+use crate::api::Media;
 use crate::api::fields::Fields;
 use crate::api::tools::{self, INPUT};
 use crate::generation::{Failure, Tool};
@@ -15,6 +16,8 @@ const PART_BREAK: &str = "\n\n";
 #[derive(Debug, Default)]
 pub(super) struct Conversation {
     pub(super) messages: Vec<Message>,
+    /// What becomes of images and the like in what a user says.
+    pub(super) media: Media,
     /// `encrypted_content` of reasoning items, oldest first.
     pub(super) turn_handles: Vec<String>,
     /// What was left out.
@@ -155,8 +158,9 @@ impl Conversation {
         Ok(())
     }
 
-    /// The texts of a string or of a list of parts. Other parts are named: refusing them would
-    /// end the session, because the client sends them again with every turn.
+    /// The texts of a string or of a list of parts. Other parts are named, unless the server is
+    /// to refuse them: refusing ends the session, because the client sends them again with every
+    /// turn.
     fn parts(&mut self, item: &Fields, name: &str) -> Result<Vec<String>, Failure> {
         match item.get(name) {
             None => return Ok(Vec::new()),
@@ -180,6 +184,9 @@ impl Conversation {
                 "input_file" | "file" => "file",
                 other => other,
             };
+            if self.media == Media::Refuse && item.optional_str("role")? == Some("user") {
+                return Err(tools::refused(part.path(), noun));
+            }
             self.warnings
                 .push(format!("{}: {noun} left out", part.path()));
             let file_name = part.optional_str("filename")?;

@@ -10,4 +10,6 @@ pub(crate) use origin::raw_input;
 pub use origin::{Origin, Origins, flat_name};
 pub use reply::{ReasoningDisplay, ReplyShape, Stream, complete, token_count};
 pub use request::{Parsed, parse, parse_with_store};
-pub use store::{MemoryStore, NoStore, ResponseStore, StoredResponse, deleted, input_items};
+pub use store::{
+    MAX_AGE_S, MemoryStore, NoStore, ResponseStore, StoredResponse, deleted, input_items,
+};

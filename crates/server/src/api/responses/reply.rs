@@ -44,6 +44,8 @@ pub struct ReplyShape {
     pub logprobs: bool,
     /// How the client declared its tools.
     pub origins: Origins,
+    /// What of the request is not done.
+    pub warnings: Vec<String>,
 }
 
 /// The response object of a reply that is not streamed.
@@ -310,6 +312,9 @@ fn response(shape: &ReplyShape, status: &str, output: Vec<Value>) -> Value {
     });
     for (name, value) in &shape.echo {
         object[name.as_str()] = value.clone();
+    }
+    if !shape.warnings.is_empty() {
+        object["warnings"] = shape.warnings.clone().into();
     }
     object
 }
@@ -727,7 +732,7 @@ fn extend(event: &mut Map<String, Value>, members: Value) {
 /// The code of an error inside a stream; agents know what to do about these three.
 fn error_code(kind: FailureKind) -> &'static str {
     match kind {
-        FailureKind::ContextOverflow => "context_length_exceeded",
+        FailureKind::ContextOverflow { .. } => "context_length_exceeded",
         FailureKind::Overloaded => "rate_limit_exceeded",
         _ => "server_error",
     }

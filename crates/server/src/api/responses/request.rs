@@ -9,13 +9,14 @@ use super::input::{Conversation, item_type};
 use super::origin::{self, Origin, Origins, flat_name};
 use super::reply::{ReasoningDisplay, ReplyShape};
 use super::store::{NoStore, ResponseStore};
+use crate::api::choices;
 use crate::api::fields::{Fields, PathStyle};
 use crate::api::normalise::normalise;
 use crate::api::tools;
 use crate::api::wishes::{self, ThinkingWish};
 use crate::api::{RequestContext, invalid, unsupported};
 use crate::generation::{
-    Endpoint, Failure, FailureKind, Generation, PromptSource, Tool, ToolChoice,
+    Endpoint, Failure, FailureKind, Generation, OutputSchema, PromptSource, Tool, ToolChoice,
 };
 
 /// Most likely tokens that may be asked for.
@@ -73,7 +74,10 @@ pub fn parse_with_store(
         .collect::<Result<_, _>>()?;
 
     let mut declared = Vec::new();
-    let mut conversation = Conversation::default();
+    let mut conversation = Conversation {
+        media: context.preferences.media,
+        ..Conversation::default()
+    };
     for tool in fields.objects("tools")? {
         declared.extend(read_tool(&tool, context, &mut conversation.warnings)?);
     }
@@ -104,6 +108,7 @@ pub fn parse_with_store(
         turn_handles,
         warnings,
         orphan,
+        ..
     } = conversation;
     // A reasoning item whose text only its handle can restore.
     messages.retain(|message| {
@@ -141,7 +146,7 @@ pub fn parse_with_store(
     let messages = normalise(messages, shown, shown_schema, "input")?;
     let sampling = wishes::sampling(&fields)?;
     let include = include(&fields)?;
-    let reasoning = reasoning(&fields)?;
+    let reasoning = reasoning(&fields, context)?;
     let max_output_tokens = fields.count("max_output_tokens")?;
     let top_logprobs = fields.count("top_logprobs")?.unwrap_or(0);
     if top_logprobs > MAX_TOP_LOGPROBS {
@@ -176,12 +181,15 @@ pub fn parse_with_store(
         encrypted_content: include.encrypted_content.then(context.new_id),
         logprobs: include.logprobs,
         origins,
+        warnings: Vec::new(),
     };
     let generation = Generation {
         endpoint: Endpoint::Responses,
         model: model.to_owned(),
         prompt: PromptSource::Messages(messages),
-        thinking: reasoning.wish.resolve(model, context),
+        thinking: reasoning
+            .wish
+            .resolve(model, context.default_thinking, context),
         tools: declared,
         tool_choice,
         parallel_tool_calls,
@@ -303,24 +311,24 @@ struct Reasoning {
     display: ReasoningDisplay,
 }
 
-fn reasoning(fields: &Fields) -> Result<Reasoning, Failure> {
+fn reasoning(fields: &Fields, context: &RequestContext) -> Result<Reasoning, Failure> {
     let mut read = Reasoning {
         wish: ThinkingWish::default(),
-        display: ReasoningDisplay::Summary,
+        display: context.preferences.responses_reasoning,
     };
     let Some(reasoning) = fields.object("reasoning")? else {
         return Ok(read);
     };
     read.wish.effort = wishes::effort(&reasoning, "effort")?;
     read.wish.budget = reasoning.count("max_tokens")?.filter(|n| *n > 0);
-    // Agents that say nothing show and send back a summary, and lose reasoning in any other form.
     // The second is the older name of the same member.
     let summary = match reasoning.optional_str("summary")? {
         None => reasoning.optional_str("generate_summary")?,
         summary => summary,
     };
     read.display = match summary {
-        None | Some("auto" | "concise" | "detailed") => ReasoningDisplay::Summary,
+        None => read.display,
+        Some("auto" | "concise" | "detailed") => ReasoningDisplay::Summary,
         Some("none") => ReasoningDisplay::Text,
         Some(other) => {
             let expected = "auto, concise, detailed or none";
@@ -345,7 +353,7 @@ fn include(fields: &Fields) -> Result<Include, Failure> {
 }
 
 /// The schema that the answer follows, and the one that the prompt shows.
-fn output_schema(fields: &Fields) -> Result<(Option<Value>, Option<Value>), Failure> {
+fn output_schema(fields: &Fields) -> Result<(Option<OutputSchema>, Option<Value>), Failure> {
     let format = match fields.object("text")? {
         Some(text) => text.object("format")?,
         None => None,
@@ -355,10 +363,20 @@ fn output_schema(fields: &Fields) -> Result<(Option<Value>, Option<Value>), Fail
     };
     match format.str("type")? {
         "text" => Ok((None, None)),
-        "json_object" => Ok((Some(json!({"type": "object"})), None)),
-        "json_schema" => match format.get("schema") {
-            Some(schema @ Value::Object(_)) => Ok((Some(schema.clone()), Some(schema.clone()))),
-            _ => Err(format.mismatch("schema", "a JSON schema")),
+        "json_object" => Ok((
+            Some(OutputSchema {
+                schema: json!({"type": "object"}),
+                strict: true,
+                place: format.path().to_owned(),
+            }),
+            None,
+        )),
+        "json_schema" => match choices::schema(&format, "schema")? {
+            Some(schema) => {
+                let shown = schema.schema.clone();
+                Ok((Some(schema), Some(shown)))
+            }
+            None => Err(format.mismatch("schema", "a JSON schema")),
         },
         other => Err(format.unknown_word("type", other, "text, json_object or json_schema")),
     }

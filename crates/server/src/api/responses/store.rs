@@ -10,6 +10,8 @@ use crate::generation::Failure;
 
 /// Most items that one page of [`input_items`] lists.
 const MAX_PAGE: usize = 100;
+/// Seconds after which a response is dropped: 30 days.
+pub const MAX_AGE_S: u64 = 30 * 24 * 60 * 60;
 /// Items of a page when the client does not say.
 const DEFAULT_PAGE: usize = 20;
 
@@ -84,6 +86,15 @@ pub struct MemoryStore {
     by_id: HashMap<String, Kept>,
     /// Ids of responses by the ids of their output items and calls.
     by_item: HashMap<String, String>,
+    /// Input items by address, which stays theirs while a response holds them.
+    shared: HashMap<usize, SharedItem>,
+}
+
+/// An input item that responses share, and which is counted once.
+#[derive(Clone, Copy, Debug)]
+struct SharedItem {
+    n_holders: usize,
+    n_bytes: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -103,19 +114,31 @@ impl MemoryStore {
             n_put: 0,
             by_id: HashMap::new(),
             by_item: HashMap::new(),
+            shared: HashMap::new(),
         }
     }
 
     /// Keeps a response and drops the oldest ones until the limits hold again. One that exceeds
     /// them by itself is not kept.
     pub fn put(&mut self, response: StoredResponse) {
-        // Items that are shared with another response are counted there.
-        let own_input = response.input.iter().filter(|i| Arc::strong_count(i) == 1);
-        let n_bytes = own_input.map(|item| json_bytes(item)).sum::<usize>()
-            + json_bytes(&response.response)
-            + response.input.len() * size_of::<Arc<Value>>();
         let id = response.id().to_owned();
         self.remove(&id);
+        let n_bytes =
+            json_bytes(&response.response) + response.input.len() * size_of::<Arc<Value>>();
+        for item in &response.input {
+            let shared = self
+                .shared
+                .entry(Arc::as_ptr(item).addr())
+                .or_insert_with(|| {
+                    let n_bytes = json_bytes(item);
+                    self.n_bytes += n_bytes;
+                    SharedItem {
+                        n_holders: 0,
+                        n_bytes,
+                    }
+                });
+            shared.n_holders += 1;
+        }
         for key in item_keys(&response) {
             self.by_item.insert(key, id.clone());
         }
@@ -136,12 +159,35 @@ impl MemoryStore {
         }
     }
 
+    /// Drops the responses that were made more than [`MAX_AGE_S`] before `now_unix`.
+    pub fn expire(&mut self, now_unix: u64) {
+        let is_old = |kept: &Kept| {
+            let created = kept.response.response["created_at"].as_u64();
+            created.is_some_and(|at| at.saturating_add(MAX_AGE_S) < now_unix)
+        };
+        let old = self.by_id.iter().filter(|(_, kept)| is_old(kept));
+        let old: Vec<String> = old.map(|(id, _)| id.clone()).collect();
+        for id in old {
+            self.remove(&id);
+        }
+    }
+
     /// Drops a response; whether there was one.
     pub fn remove(&mut self, id: &str) -> bool {
         let Some(kept) = self.by_id.remove(id) else {
             return false;
         };
         self.n_bytes -= kept.n_bytes;
+        for item in &kept.response.input {
+            let address = Arc::as_ptr(item).addr();
+            if let Some(shared) = self.shared.get_mut(&address) {
+                shared.n_holders -= 1;
+                if shared.n_holders == 0 {
+                    self.n_bytes -= shared.n_bytes;
+                    self.shared.remove(&address);
+                }
+            }
+        }
         for key in item_keys(&kept.response) {
             if self.by_item.get(&key).is_some_and(|owner| owner == id) {
                 self.by_item.remove(&key);
