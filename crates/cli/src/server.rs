@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use ds4_engine::store::{
-    BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions, TurnLog,
+    BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions,
     TurnLogOptions, WeightsFingerprint,
 };
 use ds4_engine::{CacheRounding, Engine, Scheduler};
@@ -37,9 +37,6 @@ use crate::error;
 use crate::interrupt;
 use crate::model::{name_of, open_engine_of, open_file, revision_of};
 use crate::options::EngineOptions;
-
-/// The file of the turn log, in the folder of the store.
-const TURN_LOG: &str = "turns.log";
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
@@ -306,7 +303,7 @@ fn run(args: ServerArgs) -> Result<()> {
                 usage.n_points,
                 usage.n_bytes >> 20
             ));
-            let log = TurnLog::open(folder.join(TURN_LOG), TurnLogOptions::default())?;
+            let log = store.open_turn_log(TurnLogOptions::default())?;
             (Scheduler::new(engine).with_store(store), Some(log))
         }
     };

@@ -18,6 +18,7 @@ use super::save::{RowSource, SaveError, read_groups};
 use super::scan::{
     COMPAT_PREFIX, CompatDir, FORMAT_FILE, FORMAT_TEXT, LOCK_FILE, quarantine, scan,
 };
+use super::turns::{TurnLog, TurnLogError, TurnLogOptions};
 use super::volume::{self, LocalVolume, Volume};
 use super::writer;
 
@@ -564,6 +565,20 @@ impl Store {
             (std::cmp::Reverse(c.n_tokens), by_text)
         });
         candidates
+    }
+
+    /// The log of the turns that were sampled with this store's model. It lies
+    /// in the folder of the model's key, because its token ids mean nothing to
+    /// another vocabulary. A file that is not a log is moved to the quarantine.
+    pub fn open_turn_log(&self, options: TurnLogOptions) -> Result<TurnLog, TurnLogError> {
+        let path = self.shared.compat.turn_log();
+        match TurnLog::open(&path, options) {
+            Err(error @ TurnLogError::NotALog { .. }) => {
+                self.shared.quarantine(&path, error.to_string());
+                TurnLog::open(&path, options)
+            }
+            opened => opened,
+        }
     }
 
     /// Why nothing beyond the first `n_used` tokens of a prompt could be

@@ -26,6 +26,8 @@ pub(crate) const COMPAT_PREFIX: &str = "compat-";
 pub(crate) const GC_LOCK_FILE: &str = "gc.lock";
 /// How often points were used, rewritten as a whole.
 pub(crate) const JOURNAL_FILE: &str = "journal";
+/// What was sampled in the turns of this key.
+pub(crate) const TURN_LOG_FILE: &str = "turns.log";
 
 const BLOCKS_DIR: &str = "blocks";
 const POINTS_DIR: &str = "points";
@@ -65,6 +67,10 @@ impl CompatDir {
 
     pub(crate) fn journal(&self) -> PathBuf {
         self.path.join(JOURNAL_FILE)
+    }
+
+    pub(crate) fn turn_log(&self) -> PathBuf {
+        self.path.join(TURN_LOG_FILE)
     }
 
     /// Creates the folder and what is always in it.

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use ds4_engine::store::{Reason, Store, StoreError, StoreOptions, clear, gc, list, verify};
+use ds4_engine::store::{
+    Reason, Store, StoreError, StoreOptions, TurnLogOptions, clear, gc, list, verify,
+};
 
 use crate::damage::files;
 use crate::lookup::{lengths, save, save_as};
@@ -95,6 +97,44 @@ fn clearing_leaves_what_is_not_the_stores() {
         "no store is here any more"
     );
     assert!(matches!(list(dir.path()), Err(StoreError::Io { .. })));
+}
+
+#[test]
+fn turns_lie_with_the_states_of_their_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("kv");
+    let open_for = |weights| {
+        let layout = small_layout();
+        let key = key_of(&small_geometry(), &layout, weights);
+        Store::open(&folder, small_options(), key, layout).unwrap()
+    };
+    let log_of = |store: &Store| store.open_turn_log(TurnLogOptions::default()).unwrap();
+    let (one, other) = (open_for(1), open_for(2));
+    log_of(&one).append(1, &[b"call"], b"said").unwrap();
+    assert!(log_of(&one).get(b"call").unwrap().is_some());
+    assert!(log_of(&other).get(b"call").unwrap().is_none());
+
+    let logs: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("turns.log"))
+        .filter(|log| log.is_file())
+        .collect();
+    assert_eq!(logs.len(), 2);
+    for log in &logs {
+        fs::write(log, b"something else").unwrap();
+    }
+    assert!(
+        log_of(&one).get(b"call").unwrap().is_none(),
+        "a damaged log is an empty one"
+    );
+    assert_eq!(one.counts().n_quarantined, 1);
+    log_of(&one).append(1, &[b"call"], b"said").unwrap();
+    drop((one, other));
+    clear(&folder).unwrap();
+    assert!(
+        !logs.iter().any(|log| log.exists()),
+        "turns are cleared too"
+    );
 }
 
 #[test]
