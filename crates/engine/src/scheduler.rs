@@ -566,12 +566,19 @@ impl Scheduler {
             } = waiting;
             let reuse = self.find(&idle, &request);
             let Reuse { slot, n_cached, .. } = reuse;
+            let goes_on =
+                reuse.from == slot && reuse.n_loaded == 0 && reuse.n_held == reuse.n_cached;
             let n_total = request.tokens.len();
             self.clock += 1;
             let taken = &mut self.slots[slot];
             taken.last_used = self.clock;
             taken.affinity = request.affinity;
-            taken.turn_start = n_cached;
+            if goes_on {
+                taken.turn_start = n_cached;
+            } else if taken.turn_start > n_cached {
+                // Nothing says that what was found is of the same conversation.
+                taken.turn_start = 0;
+            }
             taken.prompt_end = prompt_end(n_total);
             taken.unsaved_since = None;
             taken.is_private = !request.use_cache;

@@ -13,7 +13,8 @@ pub(super) struct Slot {
     pub(super) last_used: u64,
     /// [`Request::affinity`](super::Request::affinity) of its last request.
     pub(super) affinity: Option<u64>,
-    /// Tokens that its last request found: what follows is that request's turn.
+    /// Where the turn of its last request begins, when that went on from all that the slot held;
+    /// 0 when it only began like something that was found.
     pub(super) turn_start: usize,
     /// The end of the last prompt, without the tokens that began the reply.
     pub(super) prompt_end: usize,

@@ -87,6 +87,28 @@ fn a_slot_is_written_before_it_is_given_up() {
 }
 
 #[test]
+fn a_conversation_that_begins_like_another_does_not_do_its_turn_over() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    let system = long_prompt(&golden, 200);
+    let mut first_turns = Vec::new();
+    for user in [5..55, 60..100, 110..130] {
+        let prompt = [&system, &golden.tokens[user]].concat();
+        let id = scheduler.submit(greedy(&prompt, 40)).unwrap();
+        let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
+        first_turns.push([&prompt[..], &reply].concat());
+    }
+    scheduler.store().expect("with a store").flush();
+    // Of each the last token said was never computed.
+    for turn in &first_turns {
+        let next = [turn, &golden.tokens[..9]].concat();
+        let (n_cached, _) = found(&mut scheduler, greedy(&next, 2));
+        assert_eq!(n_cached, turn.len() - 1);
+    }
+}
+
+#[test]
 fn an_anchor_is_found_after_a_restart() {
     let golden = model();
     let folder = tempfile::tempdir().expect("a temporary folder");

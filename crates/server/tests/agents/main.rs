@@ -25,6 +25,7 @@
 //!
 //! Every request leaves its line on the standard error, with what of its prompt was cached.
 
+#[path = "../common/actor.rs"]
 mod actor;
 mod play;
 mod stage;

@@ -12,7 +12,7 @@ use ds4_formats::gguf::Gguf;
 use ds4_server::http::{ModelFacts, Server, ServerOptions, bind};
 use tempfile::TempDir;
 
-use crate::actor::Actor;
+use crate::actor::{Actor, Takes};
 use crate::play;
 
 /// Replies in the making at once: agents ask for a title beside their first turn.
@@ -84,11 +84,14 @@ fn load(server: &Arc<Server>, folder: &Path, context: usize) {
     let key = CompatKey::new(&inputs, &layout);
     let store = Store::open(folder, store, key, layout).expect("the store opens");
     let log = store.open_turn_log(TurnLogOptions::default());
-    let actor = Actor::new(
-        Scheduler::new(engine).with_store(store),
-        Arc::clone(&tokenizer),
-        play::reply,
-    );
+    let reader = Arc::clone(&tokenizer);
+    let play = move |prompt: &[u32]| {
+        let text = reader.decode(prompt);
+        let text = text.expect("a prompt holds tokens of the vocabulary");
+        Some(reader.encode(&play::reply(&text)))
+    };
+    let scheduler = Scheduler::new(engine).with_store(store);
+    let actor = Actor::new(scheduler, Box::new(play), Takes::default());
     server
         .load(actor, tokenizer, facts, Some(log.expect("the log opens")))
         .expect("the engine has its thread");

@@ -5,6 +5,7 @@ mod calls;
 mod connections;
 mod http;
 mod protocols;
+mod replay;
 mod script;
 mod web;
 mod worker;
