@@ -391,7 +391,6 @@ async fn conversations_and_titles_on_fewer_slots_compute_only_what_is_new() {
         for (client, habit, before) in &mut clients {
             let take = house.turn(client, *habit, turn).await;
             if let Some(before) = before {
-                eprintln!("{:#?}", house.web().log.lock().unwrap());
                 assert_only_new(before, &take, &format!("{habit:?}, turn {number}"));
             }
             *before = Some(take);
