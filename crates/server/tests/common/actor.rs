@@ -126,14 +126,12 @@ impl TokenSource for Actor {
         });
         drop(takes);
         self.roles.insert(id, role);
-        self.prompt(id);
         Ok(id)
     }
 
     fn constrain(&mut self, id: SequenceId, constraint: Constraint) {
         if let Some(role) = self.roles.get_mut(&id) {
             role.wanted = constraint;
-            self.prompt(id);
         }
     }
 
@@ -146,7 +144,6 @@ impl TokenSource for Actor {
             role.n_said += tokens.len();
         }
         self.scheduler.force(id, tokens);
-        self.prompt(id);
     }
 
     fn cancel(&mut self, id: SequenceId) {
@@ -171,6 +168,11 @@ impl TokenSource for Actor {
     }
 
     fn tick(&mut self) -> Result<Vec<Event>, StepError> {
+        // Only now has the server said what it asks for.
+        let all: Vec<SequenceId> = self.roles.keys().copied().collect();
+        for id in all {
+            self.prompt(id);
+        }
         let events = self.scheduler.tick()?;
         for event in &events {
             match event {
@@ -185,7 +187,6 @@ impl TokenSource for Actor {
                         role.n_said += 1;
                         let take = role.take;
                         self.takes()[take].said.push(*token);
-                        self.prompt(*id);
                     }
                 }
                 Event::Finished { id, .. } => {
