@@ -5,10 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use ds4_engine::SamplingOptions;
 use ds4_server::calls::{CallReader, CallVocabulary};
-use ds4_server::generation::{Endpoint, Generation, PromptSource, Thinking, Tool, ToolChoice};
-use ds4_text::{Effort, Mode, Tokenizer};
+use ds4_server::generation::{Endpoint, Generation, PromptSource, Tool};
+use ds4_text::Tokenizer;
 use serde_json::json;
 
 /// As many tools as a large agent declares.
@@ -27,26 +26,8 @@ fn generation() -> Generation {
         origin: json!(null),
     });
     Generation {
-        endpoint: Endpoint::Chat,
-        model: String::new(),
-        prompt: PromptSource::Text(String::new()),
-        thinking: Thinking {
-            mode: Mode::Chat,
-            effort: Effort::None,
-            budget: None,
-        },
         tools: tools.collect(),
-        tool_choice: ToolChoice::Auto,
-        parallel_tool_calls: true,
-        schema: None,
-        sampling: SamplingOptions::default(),
-        max_tokens: None,
-        stop: Vec::new(),
-        n_top_logprobs: None,
-        ignore_eos: false,
-        stream: false,
-        affinity: None,
-        use_cache: true,
+        ..Generation::new(Endpoint::Chat, PromptSource::Text(String::new()))
     }
 }
 

@@ -122,8 +122,37 @@ pub struct Generation {
     pub stream: bool,
     /// Key by which the client's requests belong together, if it has one.
     pub affinity: Option<String>,
-    /// Whether the prompt may go on from what is kept, and is kept for others.
+    /// Whether the prompt may go on from what is kept, and whether it and the reply are kept.
     pub use_cache: bool,
+}
+
+impl Generation {
+    /// A request that says no more than what to continue: no thinking, no tools, the whole answer
+    /// at once.
+    pub fn new(endpoint: Endpoint, prompt: PromptSource) -> Generation {
+        Generation {
+            endpoint,
+            model: String::new(),
+            prompt,
+            thinking: Thinking {
+                mode: Mode::Chat,
+                effort: Effort::None,
+                budget: None,
+            },
+            tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            schema: None,
+            sampling: SamplingOptions::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            n_top_logprobs: None,
+            ignore_eos: false,
+            stream: false,
+            affinity: None,
+            use_cache: true,
+        }
+    }
 }
 
 /// Tokens and where they were counted.

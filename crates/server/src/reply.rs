@@ -312,7 +312,10 @@ impl ReplyInProgress {
         // What a client will send back whole is worth finding again.
         let whole = match finish {
             Ok(Finish::Stop | Finish::ToolCalls) => true,
-            Ok(Finish::Length) => self.calls.is_empty(),
+            // What was cut short in its reasoning has no end that the next prompt could go on from.
+            Ok(Finish::Length | Finish::ContextFull | Finish::Cancelled) => {
+                self.calls.is_empty() && !self.in_reasoning
+            }
             _ => false,
         };
         let turn = (whole && !self.tokens.is_empty()).then(|| Turn {

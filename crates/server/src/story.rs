@@ -166,12 +166,11 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use ds4_conformance::speaking_model;
-    use ds4_engine::SamplingOptions;
     use ds4_text::{Effort, Message, Mode, ToolCall};
     use serde_json::json;
 
     use super::*;
-    use crate::generation::{Endpoint, Generation, PromptSource, Thinking, ToolChoice};
+    use crate::generation::{Endpoint, Generation, PromptSource, Thinking};
     use crate::prompt::{PromptRules, Prompter};
     use crate::turns::Turns;
 
@@ -210,26 +209,12 @@ mod tests {
 
     fn prompt(messages: Vec<Message>, mode: Mode) -> TokenPrompt {
         let generation = Generation {
-            endpoint: Endpoint::Chat,
-            model: String::new(),
-            prompt: PromptSource::Messages(messages),
             thinking: Thinking {
                 mode,
                 effort: Effort::Low,
                 budget: None,
             },
-            tools: Vec::new(),
-            tool_choice: ToolChoice::Auto,
-            parallel_tool_calls: true,
-            schema: None,
-            sampling: SamplingOptions::default(),
-            max_tokens: None,
-            stop: Vec::new(),
-            n_top_logprobs: None,
-            ignore_eos: false,
-            stream: false,
-            affinity: None,
-            use_cache: true,
+            ..Generation::new(Endpoint::Chat, PromptSource::Messages(messages))
         };
         prompter().tokens(&generation).expect("a prompt")
     }

@@ -800,7 +800,9 @@ impl<S: TokenSource> Body<S> {
             cache_source: started.as_ref().map_or("none", |s| s.source),
             cache_miss: started.as_ref().map_or_else(String::new, |s| s.why.clone()),
         };
-        if let Some(turn) = ended.turn {
+        if let Some(turn) = ended.turn
+            && job.generation.use_cache
+        {
             self.turns
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

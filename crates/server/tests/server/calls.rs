@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use ds4_engine::SamplingOptions;
 use ds4_server::calls::{CallReader, CallVocabulary};
-use ds4_server::generation::{Endpoint, Generation, PromptSource, Thinking, Tool, ToolChoice};
+use ds4_server::generation::{Endpoint, Generation, PromptSource, Tool, ToolChoice};
 use ds4_text::{
-    Effort, EndReason, Message, Mode, RenderOptions, ReplyParser, Start, Tokenizer, ToolCall,
-    ToolSchemas, parse_strict, render,
+    EndReason, Message, RenderOptions, ReplyParser, Start, Tokenizer, ToolCall, ToolSchemas,
+    parse_strict, render,
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -26,26 +25,9 @@ fn generation(tools: &[(String, Value)], tool_choice: ToolChoice) -> Generation 
         origin: json!(null),
     });
     Generation {
-        endpoint: Endpoint::Chat,
-        model: String::new(),
-        prompt: PromptSource::Text(String::new()),
-        thinking: Thinking {
-            mode: Mode::Chat,
-            effort: Effort::None,
-            budget: None,
-        },
         tools: tools.collect(),
         tool_choice,
-        parallel_tool_calls: true,
-        schema: None,
-        sampling: SamplingOptions::default(),
-        max_tokens: None,
-        stop: Vec::new(),
-        n_top_logprobs: None,
-        ignore_eos: false,
-        stream: false,
-        affinity: None,
-        use_cache: true,
+        ..Generation::new(Endpoint::Chat, PromptSource::Text(String::new()))
     }
 }
 

@@ -137,26 +137,14 @@ fn outcome_of(events: &[ReplyEvent]) -> Outcome {
 
 fn chat(messages: Vec<Message>) -> Generation {
     Generation {
-        endpoint: Endpoint::Chat,
-        model: "m".to_owned(),
-        prompt: PromptSource::Messages(messages),
         thinking: Thinking {
             mode: Mode::Thinking,
             effort: Effort::Low,
             budget: None,
         },
-        tools: Vec::new(),
-        tool_choice: ToolChoice::Auto,
-        parallel_tool_calls: true,
-        schema: None,
-        sampling: SamplingOptions::default(),
-        max_tokens: None,
-        stop: Vec::new(),
-        n_top_logprobs: None,
-        ignore_eos: false,
+        model: "m".to_owned(),
         stream: true,
-        affinity: None,
-        use_cache: true,
+        ..Generation::new(Endpoint::Chat, PromptSource::Messages(messages))
     }
 }
 

@@ -401,6 +401,51 @@ async fn conversations_and_titles_on_fewer_slots_compute_only_what_is_new() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_cut_short_stands_in_its_own_tokens_if_it_was_kept_and_had_thought_to_the_end() {
+    let house = House::open(1).await;
+    let turn = Turn {
+        user: None,
+        reasoning: "First I think about it for a while, in some words.",
+        content: "Then I say what I think of it, in more words than there is room for.",
+        calls: &[],
+    };
+    let line = turn.tokens(&house.tokenizer, Habit::PiChat);
+    let close = house.tokenizer.protocol().think_close;
+    let n_reasoning = line.iter().position(|t| *t == close).expect("it ends");
+    let in_content = n_reasoning + 9;
+    for (n, keeps, replays) in [
+        (n_reasoning - 5, true, false),
+        (in_content, true, true),
+        (in_content - 1, false, false),
+    ] {
+        let mut messages = vec![
+            json!({"role": "system", "content": "You think and say."}),
+            json!({"role": "user", "content": format!("Say it. ({n})")}),
+        ];
+        let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+        house.lines.lock().unwrap().push_back(Some(line.clone()));
+        let body = json!({
+            "messages": messages, "max_tokens": n, "tools": tools, "cache_prompt": keeps,
+        });
+        let answer = house.web().post("/v1/chat/completions", &body).await.json();
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "length", "{answer}");
+        let before = house.last_take();
+        messages.push(choice["message"].clone());
+        messages.push(json!({"role": "user", "content": "Go on."}));
+        house.lines.lock().unwrap().push_back(Some(Vec::new()));
+        let body = json!({"messages": messages, "tools": tools});
+        let answer = house.web().post("/v1/chat/completions", &body).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let take = house.last_take();
+        let whole = [&before.prompt[..], &before.said].concat();
+        assert_eq!(take.prompt.starts_with(&whole), replays, "cut after {n}");
+        let behind = &take.prompt[before.prompt.len()..];
+        assert!(behind.contains(&close), "the reasoning is closed");
+    }
+}
+
 /// What an engine that never saw anything says to a prompt, greedily.
 fn from_nothing(prompt: &[u32], n: usize) -> Vec<u32> {
     let mut scheduler = Scheduler::new(engine(1));
