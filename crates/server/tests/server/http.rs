@@ -324,10 +324,11 @@ async fn a_client_that_hangs_up_frees_the_engine_and_a_retry_resumes() {
         // With and without a stream, and while it waits in the queue, hanging up is enough.
         let mut body = body.clone();
         body["stream"] = json!(stream);
+        let before = web.seen.lock().unwrap().n_prefilled;
         let connection = web
             .open("POST", "/v1/chat/completions", &[], &body.to_string())
             .await;
-        while web.seen.lock().unwrap().n_prefilled < 100 {
+        while web.seen.lock().unwrap().n_prefilled < before + 100 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         drop(connection);
