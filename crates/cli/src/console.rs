@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::args::VerbosityArgs;
+use crate::model_choice::ModelChoice;
 
 /// Clears from the cursor to the end of the line.
 const CLEAR_LINE: &str = "\x1b[K";
@@ -61,6 +62,15 @@ impl Console {
         }
     }
 
+    /// Which model answers: always said, at more length to a person who watches.
+    pub(crate) fn announce(&self, model: &ModelChoice, name: &str) {
+        if self.stderr_is_terminal || self.verbose {
+            self.report(&model.banner(name));
+        } else {
+            self.report(&model.line(name));
+        }
+    }
+
     /// A line that matters also in a log: warnings and the closing line.
     pub(crate) fn report(&self, line: &str) {
         if !self.quiet {
@@ -80,13 +90,23 @@ impl Console {
         self.raw(&format!("error: {}\n", crate::error::one_line(error)));
     }
 
-    /// Shows how far something is, in place of the last such line; only where it can be replaced.
-    pub(crate) fn progress(&self, line: &str) {
-        let can_replace = self.stderr_is_terminal && self.colour && !self.quiet;
-        if can_replace && self.last_progress.get().elapsed() >= PROGRESS_INTERVAL {
+    /// Shows at once that something was begun.
+    pub(crate) fn begin_progress(&self, line: &str) {
+        if self.can_replace() {
             self.last_progress.set(Instant::now());
             self.shows_progress.set(true);
             self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
+        }
+    }
+
+    fn can_replace(&self) -> bool {
+        self.stderr_is_terminal && self.colour && !self.quiet
+    }
+
+    /// Shows how far something is, in place of the last such line; only where it can be replaced.
+    pub(crate) fn progress(&self, line: &str) {
+        if self.last_progress.get().elapsed() >= PROGRESS_INTERVAL {
+            self.begin_progress(line);
         }
     }
 

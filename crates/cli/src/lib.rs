@@ -15,6 +15,7 @@ mod markdown_style;
 mod model;
 mod model_choice;
 mod options;
+mod other_names;
 mod prompt_input;
 #[cfg(feature = "server")]
 mod protocol_args;
@@ -23,9 +24,11 @@ mod reply_writer;
 mod server;
 #[cfg(feature = "server")]
 mod store_args;
+mod suggestion;
 #[cfg(feature = "server")]
 mod switch;
 mod units;
+mod version;
 
 pub use ds4::main as ds4;
 #[cfg(feature = "server")]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ds4_engine::{
@@ -9,6 +10,7 @@ use ds4_engine::{
     Timings, TokenLogprobs, tokenizer_of,
 };
 use ds4_formats::gguf::Gguf;
+use ds4_model::Geometry;
 use ds4_text::{
     Detokenizer, EndReason, Message, Mode, Prompt, RenderOptions, Reply, ReplyParser, Revision,
     Start, Tokenizer, ToolSchemas, render,
@@ -19,6 +21,7 @@ use crate::console::Console;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
+use crate::reply_writer::printable;
 use crate::units;
 
 /// What the built-in model is called in messages.
@@ -29,13 +32,49 @@ const BUILT_IN_NAME: &str = "the built-in model";
 /// # Errors
 /// It cannot be read or is not GGUF.
 pub(crate) fn open_file(choice: &ModelChoice) -> Result<Gguf> {
-    Ok(match choice {
-        ModelChoice::File { path, .. } => Gguf::open(path)?,
+    match choice {
+        ModelChoice::File { path, .. } => blaming(choice, Gguf::open(path).map_err(Into::into)),
         ModelChoice::BuiltIn => {
             let bytes = BUILT_IN.context("this build carries no model")?;
-            Gguf::parse(bytes.to_vec().into()).context(BUILT_IN_NAME)?
+            Gguf::parse(bytes.to_vec().into()).context(BUILT_IN_NAME)
         }
-    })
+    }
+}
+
+/// A failure with who named the file, when it was not named on the command line.
+fn blaming<T>(choice: &ModelChoice, result: Result<T>) -> Result<T> {
+    match choice.origin() {
+        Some(origin) => result.context(origin),
+        None => result,
+    }
+}
+
+/// The context to open: the one asked for, or the model's longest with a warning when more is
+/// asked for, as the published guides do whatever the model is.
+pub(crate) fn context_within(
+    asked: Option<usize>,
+    gguf: &Gguf,
+    choice: &ModelChoice,
+    console: &Console,
+) -> Option<usize> {
+    let asked = asked?;
+    // What is wrong with a file is said by who opens it.
+    let Ok(geometry) = Geometry::from_metadata(gguf.metadata()) else {
+        return Some(asked);
+    };
+    let longest = geometry.max_context;
+    if asked > longest {
+        let name = gguf.metadata().str("general.name").unwrap_or_default();
+        let name = match name {
+            "" => name_of(choice).display().to_string(),
+            name => printable(name).into_owned(),
+        };
+        console.report(&format!(
+            "a context of {asked} tokens is longer than that of {name}: opened with {}",
+            units::plural(longest, "token")
+        ));
+    }
+    Some(asked.min(longest))
 }
 
 /// The name of a choice in messages.
@@ -80,7 +119,7 @@ pub(crate) fn open_engine_of(
         }
     });
     console.end_progress();
-    let engine = result?;
+    let engine = blaming(&options.model, result.map_err(Into::into))?;
     console.detail(&format!("memory: {}", engine.plan()));
     Ok(engine)
 }
@@ -155,6 +194,23 @@ pub(crate) struct Outcome {
     pub reason: FinishReason,
     /// Where the time went.
     pub timings: Timings,
+    /// Prompt tokens that were computed: fewer than were not cached when it was stopped early.
+    pub n_computed: usize,
+}
+
+impl Outcome {
+    /// Prompt tokens computed in a second.
+    pub(crate) fn prefill_rate(&self) -> f64 {
+        per_second(self.n_computed, self.timings.prefill)
+    }
+}
+
+/// So many things in a time; 0 in no time.
+fn per_second(n: usize, time: Duration) -> f64 {
+    match time.is_zero() {
+        true => 0.0,
+        false => n as f64 / time.as_secs_f64(),
+    }
 }
 
 /// A model with its tokenizer and one slot.
@@ -180,14 +236,13 @@ impl Model {
         chunk: usize,
         console: &Console,
     ) -> Result<Model> {
-        if let Some(banner) = options.model.banner() {
-            console.note(&banner);
-        }
         let gguf = open_file(&options.model)?;
+        let context = context_within(context, &gguf, &options.model, console);
         let engine = open_engine_of(&gguf, options, console, |open| {
             open.context = context;
             open.chunk = chunk;
         })?;
+        console.announce(&options.model, engine.name());
         let name = name_of(&options.model);
         let tokenizer = engine.tokenizer().with_context(|| no_tokenizer(&name))?;
         let revision = match rules.revision {
@@ -214,8 +269,9 @@ impl Model {
     /// The context does not fit.
     pub(crate) fn reopen(&mut self, context: usize, console: &Console) -> Result<()> {
         let chunk = self.chunk;
+        let context = context_within(Some(context), &self.gguf, &self.options.model, console);
         let engine = open_engine_of(&self.gguf, &self.options, console, |open| {
-            open.context = Some(context);
+            open.context = context;
             open.chunk = chunk;
         })?;
         self.scheduler = Scheduler::new(engine);
@@ -301,6 +357,12 @@ impl Model {
             detokenizer: Detokenizer::new(&self.tokenizer),
             parser: ReplyParser::new(prompt.start, ToolSchemas::default()),
         };
+        let mut n_read = 0;
+        // The first step may take long: that it is under way is said before it.
+        on(Progress::Prefill {
+            n_done: 0,
+            n_total: n_prompt,
+        })?;
         let mut run = || -> Result<(FinishReason, Timings)> {
             loop {
                 if interrupt::requested() {
@@ -310,7 +372,10 @@ impl Model {
                     match event {
                         Event::Prefill {
                             n_done, n_total, ..
-                        } => on(Progress::Prefill { n_done, n_total })?,
+                        } => {
+                            n_read = n_done;
+                            on(Progress::Prefill { n_done, n_total })?;
+                        }
                         Event::Token {
                             token, logprobs, ..
                         } => {
@@ -339,6 +404,7 @@ impl Model {
         Ok(Outcome {
             reply,
             reason,
+            n_computed: n_read.saturating_sub(timings.n_cached),
             timings,
         })
     }
@@ -409,7 +475,7 @@ pub(crate) fn revision_of(path: &Path, model_name: &str) -> Revision {
     }
 }
 
-/// The closing line of a reply.
+/// The closing line of a reply: what was computed, and how fast.
 pub(crate) fn closing_line(outcome: &Outcome) -> String {
     let Timings {
         n_prompt,
@@ -427,10 +493,19 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
         0 => "-".to_owned(),
         _ => format!("{rate:.1}"),
     };
+    let n_computed = outcome.n_computed;
+    let n_new = n_prompt - n_cached;
+    let prefill = match n_computed == n_new {
+        true => units::plural(n_new, "token"),
+        false => format!(
+            "{} of {}",
+            units::count(n_computed as u64),
+            units::plural(n_new, "token")
+        ),
+    };
     format!(
-        "prefill {} at {} t/s, {} cached; decode {} at {} t/s{reason}",
-        units::plural(n_prompt - n_cached, "token"),
-        rate(n_prompt - n_cached, outcome.timings.prefill_rate()),
+        "prefill {prefill} at {} t/s, {} cached; decode {} at {} t/s{reason}",
+        rate(n_computed, outcome.prefill_rate()),
         units::count(n_cached as u64),
         units::plural(n_decoded, "token"),
         rate(n_decoded.saturating_sub(1), outcome.timings.decode_rate()),
@@ -440,6 +515,34 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_closing_line_counts_what_was_computed() {
+        let outcome = |n_computed, n_decoded, reason| Outcome {
+            reply: Reply::default(),
+            reason,
+            timings: Timings {
+                n_prompt: 1200,
+                n_cached: 200,
+                prefill: Duration::from_secs(10),
+                n_decoded,
+                decode: Duration::from_secs(2),
+            },
+            n_computed,
+        };
+        assert_eq!(
+            closing_line(&outcome(1000, 21, FinishReason::Stop)),
+            "prefill 1,000 tokens at 100.0 t/s, 200 cached; decode 21 tokens at 10.0 t/s"
+        );
+        assert_eq!(
+            closing_line(&outcome(512, 0, FinishReason::Cancelled)),
+            "prefill 512 of 1,000 tokens at 51.2 t/s, 200 cached; decode 0 tokens at - t/s; stopped"
+        );
+        assert_eq!(
+            closing_line(&outcome(0, 0, FinishReason::Cancelled)),
+            "prefill 0 of 1,000 tokens at - t/s, 200 cached; decode 0 tokens at - t/s; stopped"
+        );
+    }
 
     #[test]
     fn the_release_is_told_by_names_and_by_what_lies_beside_the_file() {

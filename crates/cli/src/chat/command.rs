@@ -67,9 +67,9 @@ pub(super) fn parse(line: &str) -> Result<Option<Command>> {
         Ok(PathBuf::from(argument))
     };
     let command = match name {
-        "ctx" => match argument.replace(['_', ','], "").parse() {
-            Ok(n) if n > 0 => return Ok(Some(Command::Context(n))),
-            _ => bail!("/ctx needs a number of tokens, found {argument:?}: e.g. /ctx 32768"),
+        "ctx" => match crate::args::tokens(argument) {
+            Ok(n) => return Ok(Some(Command::Context(n))),
+            Err(_) => bail!("/ctx needs a number of tokens, found {argument:?}: e.g. /ctx 32768"),
         },
         "read" => return Ok(Some(Command::Read(file()?))),
         "save" => return Ok(Some(Command::Save(file()?))),

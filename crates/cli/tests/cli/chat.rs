@@ -166,7 +166,8 @@ fn what_goes_wrong_is_said_and_the_conversation_goes_on() {
         ("/read long.txt", "the context holds 1,024"),
         ("/load none.json", "none.json"),
         ("/save no/such/folder/x.json", "cannot write"),
-        ("/ctx 99999999", "99999999"),
+        ("/ctx 99999999", "opened with 4,096 tokens"),
+        ("/ctx 1k", "a context of 1,024 tokens"),
     ] {
         terminal.enter(line);
         terminal.see(words);

@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 #[cfg(unix)]
 mod chat;
+mod definitions;
 mod inspect;
 mod kv;
 mod logits;
