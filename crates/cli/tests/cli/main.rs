@@ -6,6 +6,7 @@ mod bench;
 #[cfg(unix)]
 mod chat;
 mod definitions;
+mod documents;
 mod inspect;
 mod kv;
 mod logits;
