@@ -294,6 +294,9 @@ pub(crate) struct AskArgs {
     #[arg(long, help_heading = "Thinking")]
     pub show_reasoning: bool,
 
+    /// Keep nothing of a conversation on disk
+    #[arg(long, help_heading = "Output")]
+    pub private: bool,
     /// One JSON document instead of text: the answer, its reasoning, counts and times
     #[arg(long, conflicts_with_all = ["dump_tokens", "dump_logprobs"], help_heading = "Output")]
     pub json: bool,

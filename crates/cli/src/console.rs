@@ -18,6 +18,9 @@ pub(crate) const RESET: &str = "\x1b[0m";
 /// Least time between two lines of progress: what is over sooner shows none.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Columns of a terminal from which on lines are broken between words.
+const MIN_WIDTH: usize = 20;
+
 /// Where output goes and how it may look.
 #[derive(Debug)]
 pub(crate) struct Console {
@@ -48,6 +51,16 @@ impl Console {
             shows_progress: Cell::new(false),
             last_progress: Cell::new(Instant::now()),
         }
+    }
+
+    /// Columns of the terminal on stdout; `None` where there is none or it does not say.
+    pub(crate) fn width(&self) -> Option<usize> {
+        if !self.stdout_is_terminal {
+            return None;
+        }
+        let (width, _) = terminal_size::terminal_size_of(io::stdout())?;
+        // On a very narrow one words would hardly ever fit.
+        Some(usize::from(width.0)).filter(|width| *width >= MIN_WIDTH)
     }
 
     /// Whether stdout takes colours.

@@ -22,6 +22,7 @@ mod protocol_args;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
+mod states;
 #[cfg(feature = "server")]
 mod store_args;
 mod suggestion;
@@ -29,6 +30,7 @@ mod suggestion;
 mod switch;
 mod units;
 mod version;
+mod word_wrap;
 
 pub use ds4::main as ds4;
 #[cfg(feature = "server")]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use ds4_engine::store::{Store, StoreOptions};
 use ds4_engine::{
     Engine, Event, FinishReason, LoadProgress, OpenOptions, Request, SamplingOptions, Scheduler,
     Timings, TokenLogprobs, tokenizer_of,
@@ -13,8 +14,9 @@ use ds4_formats::gguf::Gguf;
 use ds4_model::Geometry;
 use ds4_text::{
     Detokenizer, EndReason, Message, Mode, Prompt, RenderOptions, Reply, ReplyParser, Revision,
-    Start, Tokenizer, ToolSchemas, render,
+    Start, Tokenizer, ToolSchemas, markers, render,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::args::RevisionArg;
 use crate::console::Console;
@@ -22,6 +24,7 @@ use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
 use crate::reply_writer::printable;
+use crate::states;
 use crate::units;
 
 /// What the built-in model is called in messages.
@@ -143,6 +146,10 @@ fn no_tokenizer(name: &Path) -> String {
 /// A rendered conversation, ready for the model.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TokenPrompt {
+    /// Its text.
+    pub text: String,
+    /// Lengths in bytes and tokens at which replies of the model end in it.
+    ends: Vec<(usize, usize)>,
     /// The tokens.
     pub tokens: Vec<u32>,
     /// What the model's first character belongs to.
@@ -222,7 +229,50 @@ pub(crate) struct Model {
     rules: ThinkingRules,
     revision: Revision,
     chunk: usize,
+    spoken: Spoken,
 }
+
+/// What was read and said last, in the tokens in which it was: the same text may be cut into
+/// others, and a cache knows tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spoken {
+    text: String,
+    tokens: Vec<u32>,
+    /// Lengths in bytes and tokens at which replies end, ascending.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Spoken {
+    /// The ends of replies that a text shares with this one, all in this one's tokens.
+    fn shared(&self, text: &str) -> &[(usize, usize)] {
+        let n_alike = self
+            .text
+            .bytes()
+            .zip(text.bytes())
+            .take_while(|(a, b)| a == b)
+            .count();
+        // A marker behind a reply is a token of its own, whatever stands before it.
+        let is_end = |at: usize| {
+            let rest = text.get(at..);
+            rest.is_some_and(|rest| {
+                rest.is_empty()
+                    || rest.starts_with(MARKER)
+                    || rest.starts_with(markers::THINK_CLOSE)
+            })
+        };
+        let n = self
+            .ends
+            .iter()
+            .rposition(|(bytes, tokens)| {
+                *bytes <= n_alike && *tokens <= self.tokens.len() && is_end(*bytes)
+            })
+            .map_or(0, |last| last + 1);
+        &self.ends[..n]
+    }
+}
+
+/// How markers between messages begin.
+const MARKER: &str = "<｜";
 
 impl Model {
     /// Opens it.
@@ -259,7 +309,46 @@ impl Model {
             rules,
             revision,
             chunk,
+            spoken: Spoken::default(),
         })
+    }
+
+    /// Keeps states of conversations in a folder, over the end of the program too.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub(crate) fn keep_states(self, folder: &Path, budget_bytes: u64) -> Result<Model> {
+        let engine = self.scheduler.engine();
+        let backend = self.options.backend;
+        let (key, layout) = states::compat(&self.gguf, engine, backend, &self.tokenizer);
+        let options = StoreOptions {
+            budget_bytes,
+            max_tokens: engine.context(),
+            ..StoreOptions::default()
+        };
+        let store = Store::open(folder, options, key, layout)?;
+        Ok(Model {
+            scheduler: self.scheduler.with_store(store),
+            ..self
+        })
+    }
+
+    /// Writes the state of the conversation, where states are kept.
+    pub(crate) fn save_state(&mut self) {
+        self.scheduler.save_all();
+    }
+
+    /// What was read and said last.
+    pub(crate) fn spoken(&self) -> &Spoken {
+        &self.spoken
+    }
+
+    /// Takes over what another run read and said, if it is in the tokens of this model.
+    pub(crate) fn remember(&mut self, spoken: Spoken) {
+        let text = self.tokenizer.decode(&spoken.tokens);
+        if text.is_ok_and(|text| text == spoken.text) {
+            self.spoken = spoken;
+        }
     }
 
     /// Opens it again with another context, which empties the cache. On an error the model is as
@@ -303,16 +392,25 @@ impl Model {
             mode,
             effort,
             revision: self.revision,
+            // What was thought stays: a reply after it reads only what is new.
+            drop_thinking: false,
             ..RenderOptions::default()
         };
         let prompt: Prompt = render(messages, &options)?;
+        let ends = self.spoken.shared(&prompt.text).to_vec();
+        let (n_bytes, n_tokens) = ends.last().copied().unwrap_or_default();
+        let mut tokens = self.spoken.tokens[..n_tokens].to_vec();
+        let rest = prompt.tail(n_bytes).unwrap_or_default();
+        tokens.extend(self.tokenizer.encode_prompt(&rest));
         Ok(TokenPrompt {
-            tokens: self.tokenizer.encode_prompt(&prompt),
+            tokens,
+            ends,
             start: match mode {
                 Mode::Chat => Start::Content,
                 Mode::Thinking => Start::Reasoning,
             },
             lowered,
+            text: prompt.text,
         })
     }
 
@@ -357,6 +455,7 @@ impl Model {
             detokenizer: Detokenizer::new(&self.tokenizer),
             parser: ReplyParser::new(prompt.start, ToolSchemas::default()),
         };
+        let mut said = Vec::new();
         let mut n_read = 0;
         // The first step may take long: that it is under way is said before it.
         on(Progress::Prefill {
@@ -383,6 +482,7 @@ impl Model {
                                 token,
                                 logprobs: logprobs.as_ref(),
                             })?;
+                            said.push(token);
                             text.push(token, on)?;
                         }
                         Event::Finished {
@@ -400,6 +500,7 @@ impl Model {
             let _ = self.scheduler.tick();
         }
         let (reason, timings) = result?;
+        self.spoken = self.spoken_after(prompt, &said);
         let reply = text.finish(reason, on)?;
         Ok(Outcome {
             reply,
@@ -407,6 +508,24 @@ impl Model {
             n_computed: n_read.saturating_sub(timings.n_cached),
             timings,
         })
+    }
+}
+
+impl Model {
+    /// What was read and said after a reply of some tokens.
+    fn spoken_after(&self, prompt: &TokenPrompt, said: &[u32]) -> Spoken {
+        let mut spoken = Spoken {
+            text: prompt.text.clone(),
+            tokens: prompt.tokens.clone(),
+            ends: prompt.ends.clone(),
+        };
+        // A reply that ends inside a character has no text of its own.
+        if let Ok(text) = self.tokenizer.decode(said) {
+            spoken.text.push_str(&text);
+            spoken.tokens.extend_from_slice(said);
+            spoken.ends.push((spoken.text.len(), spoken.tokens.len()));
+        }
+        spoken
     }
 }
 
@@ -515,6 +634,37 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_said_is_reused_up_to_the_last_reply_that_stands_unchanged() {
+        let spoken = Spoken {
+            text: "<｜User｜>a<｜Assistant｜>one<｜User｜>b<｜Assistant｜>two".to_owned(),
+            tokens: (0..10).collect(),
+            ends: vec![(30, 4), (60, 9)],
+        };
+        let ends = spoken.ends.clone();
+        let len = |text: &str| spoken.text.find(text).expect("a part") + text.len();
+        let spoken = Spoken {
+            ends: vec![(len("one"), 4), (len("two"), 9)],
+            ..spoken.clone()
+        };
+        drop(ends);
+        let n_shared = |text: &str| spoken.shared(text).len();
+        let whole = spoken.text.clone();
+        assert_eq!(n_shared(&whole), 2);
+        assert_eq!(
+            n_shared(&format!("{whole}<｜end▁of▁sentence｜><｜User｜>c")),
+            2
+        );
+        assert_eq!(
+            n_shared(&format!("{whole} and more")),
+            1,
+            "it goes on otherwise"
+        );
+        assert_eq!(n_shared(&whole.replace("two", "three")), 1);
+        assert_eq!(n_shared(&whole.replace("one", "1")), 0);
+        assert_eq!(n_shared(""), 0);
+    }
 
     #[test]
     fn the_closing_line_counts_what_was_computed() {

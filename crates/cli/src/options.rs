@@ -150,6 +150,8 @@ pub(crate) struct AskOptions {
     pub show_reasoning: bool,
     /// Write the answer as JSON.
     pub json: bool,
+    /// Leave nothing of a conversation on disk.
+    pub private: bool,
 }
 
 impl AskOptions {
@@ -224,6 +226,7 @@ impl AskOptions {
             },
             show_reasoning: args.show_reasoning,
             json: args.json,
+            private: args.private,
         };
         sampling(&options.settings, options.seed).validate(usize::MAX)?;
         Ok(options)

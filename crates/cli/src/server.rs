@@ -13,11 +13,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, Parser};
-use ds4_engine::store::{
-    BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions,
-    TurnLogOptions, WeightsFingerprint,
-};
-use ds4_engine::{BackendKind, CacheRounding, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
+use ds4_engine::store::{BUDGET_BYTES, MIN_TOKENS, Store, StoreOptions, TurnLogOptions};
+use ds4_engine::{BackendKind, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -28,7 +25,6 @@ use ds4_server::prompt::{PromptRules, ReasoningHistory};
 use ds4_server::trace::Trace;
 use ds4_server::turns::DEFAULT_MAX_CALL_IDS;
 use ds4_text::{Effort, MarkerText, Mode, Revision, Tokenizer};
-use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
@@ -44,6 +40,7 @@ use crate::options::EngineOptions;
 use crate::other_names;
 use crate::protocol_args::ProtocolArgs;
 use crate::reply_writer::printable;
+use crate::states;
 use crate::store_args::StoreArgs;
 use crate::switch::Switch;
 
@@ -417,17 +414,7 @@ fn open_store(
     engine: &Engine,
     tokenizer: &Tokenizer,
 ) -> Result<Store> {
-    let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
-    let inputs = CompatInputs {
-        geometry: engine.geometry(),
-        weights: WeightsFingerprint::of(gguf),
-        tokenizer: tokenizer_hash(tokenizer),
-        numerics_class: match backend {
-            BackendKind::Cpu => "cpu",
-            BackendKind::Reference => "reference",
-        },
-    };
-    let key = CompatKey::new(&inputs, &layout);
+    let (key, layout) = states::compat(gguf, engine, backend, tokenizer);
     let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,
@@ -436,17 +423,6 @@ fn open_store(
     };
     args.store.apply(&mut options);
     Ok(Store::open(folder, options, key, layout)?)
-}
-
-/// Names what the token ids of a model mean.
-fn tokenizer_hash(tokenizer: &Tokenizer) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for token in 0..tokenizer.n_vocab() as u32 {
-        let bytes = tokenizer.token_bytes(token);
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    }
-    hash.finalize().into()
 }
 
 /// What tells a server to stop: Ctrl+C, or the signal by which services are stopped.

@@ -215,6 +215,7 @@ impl Shown for Silent {
 fn reply_writer(options: &AskOptions, console: &Console) -> ReplyWriter<io::StdoutLock<'static>> {
     let style = ReasoningStyle::new(console, options.show_reasoning);
     ReplyWriter::new(io::stdout().lock(), style, console.stdout_is_terminal)
+        .wrapped(console.width())
 }
 
 fn ended(outcome: &Outcome) -> Answered {
