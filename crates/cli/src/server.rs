@@ -67,9 +67,9 @@ struct ServerArgs {
     /// Replies in the making at once; each has a context of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
     parallel: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", default_value_t = 512, hide_short_help = true)]
-    chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    chunk: Option<usize>,
     /// Most tokens of a reply whose request does not say; -1 is the default
     #[arg(
         short = 'n',

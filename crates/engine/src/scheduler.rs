@@ -43,6 +43,7 @@ use std::time::Duration;
 use ds4_model::StepError;
 
 use crate::engine::Engine;
+use crate::plan::OpenError;
 use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
 use crate::store::{NotStored, Store};
 
@@ -419,6 +420,13 @@ impl Scheduler {
     pub fn into_engine(mut self) -> Engine {
         self.abandon_step();
         self.engine
+    }
+
+    /// Gives all slots up and takes as many that hold `context` tokens each; sequences are
+    /// dropped. On an error the slots are as long as they were, and empty.
+    pub fn set_context(&mut self, context: usize) -> Result<(), OpenError> {
+        self.reset();
+        self.engine.set_context(context)
     }
 
     /// Accepts a request; it runs as soon as a slot is idle.
