@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use ds4_engine::store::{Store, StoreOptions};
 use ds4_engine::{
     Engine, Event, FinishReason, LoadProgress, NotFinite, OpenOptions, Request, SamplingOptions,
-    Scheduler, Timings, TokenLogprobs, tokenizer_of,
+    Scheduler, SchedulerOptions, Timings, TokenLogprobs, tokenizer_of,
 };
 use ds4_formats::gguf::Gguf;
 use ds4_model::Geometry;
@@ -284,7 +284,7 @@ impl Model {
         console.detail(&format!("prompt revision: {revision:?}"));
         Ok(Model {
             tokenizer: Arc::clone(tokenizer),
-            scheduler: Scheduler::new(engine),
+            scheduler: Scheduler::new(engine).with_options(SchedulerOptions::responsive()),
             gguf,
             options: options.clone(),
             rules,

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, Parser};
-use ds4_engine::store::{BUDGET_BYTES, MIN_TOKENS, Store, StoreOptions, TurnLogOptions};
+use ds4_engine::store::{
+    BUDGET_BYTES, MIN_TOKENS, QUEUE_BYTES, Store, StoreOptions, TurnLogOptions,
+};
 use ds4_engine::{BackendKind, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
@@ -321,12 +323,17 @@ fn run(args: ServerArgs) -> Result<()> {
         }
     });
 
+    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let gguf = open_file(&engine_options.model)?;
     let context = context_within(args.ctx, &gguf, &engine_options.model, &console);
     let engine = open_engine_of(&gguf, &engine_options, &console, |open| {
         open.context = context;
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
+        open.snapshot_bytes = args.snapshot_mem << 20;
+        if folder.is_some() {
+            open.store_bytes = QUEUE_BYTES as u64;
+        }
     })?;
     console.announce(&engine_options.model, engine.name());
     let tokenizer = Arc::clone(engine.tokenizer().with_context(|| {
@@ -355,9 +362,8 @@ fn run(args: ServerArgs) -> Result<()> {
     let model_name = facts.name.clone();
     let keeping = SchedulerOptions {
         snapshot_bytes: args.snapshot_mem << 20,
-        ..SchedulerOptions::default()
+        ..SchedulerOptions::responsive()
     };
-    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {

@@ -64,9 +64,9 @@ pub use snapshots::{
 /// Rows of a prefill chunk in a step that also decodes, until it is known how long such
 /// steps take.
 pub const MIXED_CHUNK: usize = 128;
-/// Default of [`SchedulerOptions::prefill_time`].
+/// [`SchedulerOptions::prefill_time`] of somebody who waits.
 pub const PREFILL_TIME: Duration = Duration::from_millis(800);
-/// Default of [`SchedulerOptions::mixed_time`].
+/// [`SchedulerOptions::mixed_time`] of somebody who waits.
 pub const MIXED_TIME: Duration = Duration::from_millis(250);
 /// Tokens that a running slot must have, or be about to have, more than the idle
 /// ones for a request to be begun as a copy of it.
@@ -84,11 +84,25 @@ pub struct SchedulerOptions {
     /// How long nothing runs in a slot before its state goes to disk.
     pub idle_save: Duration,
     /// How long a step of prompt tokens alone may take, by the rate measured so far: so
-    /// long does a prompt that is given up go on.
-    pub prefill_time: Duration,
+    /// long does a prompt that is given up go on. `None` for as many rows as there can be,
+    /// whatever they take.
+    pub prefill_time: Option<Duration>,
     /// How long a step may take in which prompt tokens are computed beside sequences that
-    /// are decoding: so long do these wait for their next token.
-    pub mixed_time: Duration,
+    /// are decoding: so long do these wait for their next token. `None` for
+    /// [`MIXED_CHUNK`] rows, whatever they take.
+    pub mixed_time: Option<Duration>,
+}
+
+impl SchedulerOptions {
+    /// Those of a program with somebody before it: steps of [`PREFILL_TIME`] and
+    /// [`MIXED_TIME`] at most.
+    pub fn responsive() -> SchedulerOptions {
+        SchedulerOptions {
+            prefill_time: Some(PREFILL_TIME),
+            mixed_time: Some(MIXED_TIME),
+            ..SchedulerOptions::default()
+        }
+    }
 }
 
 impl Default for SchedulerOptions {
@@ -96,8 +110,8 @@ impl Default for SchedulerOptions {
         SchedulerOptions {
             snapshot_bytes: SNAPSHOT_BYTES,
             idle_save: IDLE_SAVE,
-            prefill_time: PREFILL_TIME,
-            mixed_time: MIXED_TIME,
+            prefill_time: None,
+            mixed_time: None,
         }
     }
 }
