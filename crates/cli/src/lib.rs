@@ -22,6 +22,8 @@ mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "server")]
+mod stop;
+#[cfg(feature = "server")]
 mod store_args;
 #[cfg(feature = "server")]
 mod switch;

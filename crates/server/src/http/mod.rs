@@ -9,6 +9,7 @@
 //! then begins at once, before the prompt is computed, and never falls silent for long.
 
 mod body;
+mod compile;
 mod confine;
 mod connection;
 mod error;

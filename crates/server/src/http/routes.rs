@@ -22,12 +22,13 @@ use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
 use crate::log::endpoint_name;
 use crate::prompt::{Prompter, TokenPrompt};
-use crate::schema::Schemas;
+use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
+use super::compile::Compilations;
 use super::confine::{Panicked, confine};
 use super::error::{HttpError, json as json_response};
 use super::generate::{self, Shape};
@@ -55,6 +56,8 @@ const READ_HEADERS: [&str; 8] = [
 ];
 
 type Answer = Result<Response, HttpError>;
+/// What the content and the calls of a reply must follow, and what of it is not enforced.
+type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
 
 /// Everything that needs a loaded model.
 pub(super) struct Ready {
@@ -67,12 +70,29 @@ pub(super) struct Ready {
     schemas: OnceLock<Result<Schemas, String>>,
     /// Made when the first tool is declared.
     calls: OnceLock<Arc<CallVocabulary>>,
+    pub(super) compilations: Compilations,
     stored: Mutex<responses::MemoryStore>,
 }
 
 impl Ready {
+    /// What keeps a reply's content on its schema and its calls well-formed, and what of the schema
+    /// is not enforced.
+    ///
+    /// # Errors
+    /// A schema that cannot be enforced.
+    pub(super) fn constraints(&self, generation: &Generation) -> Result<Constraints, Failure> {
+        let (schema, warnings) = match &generation.schema {
+            Some(schema) => {
+                let (reader, warnings) = self.schemas()?.compile(schema)?;
+                (Some(reader), warnings)
+            }
+            None => (None, Vec::new()),
+        };
+        Ok((schema, self.call_reader(generation), warnings))
+    }
+
     /// What compiles schemas.
-    pub(super) fn schemas(&self) -> Result<&Schemas, Failure> {
+    fn schemas(&self) -> Result<&Schemas, Failure> {
         let schemas = self
             .schemas
             .get_or_init(|| Schemas::new(self.prompter.tokenizer()));
@@ -84,7 +104,7 @@ impl Ready {
     }
 
     /// What keeps a request's calls well-formed, if it may make any.
-    pub(super) fn call_reader(&self, generation: &Generation) -> Option<CallReader> {
+    fn call_reader(&self, generation: &Generation) -> Option<CallReader> {
         if generation.tools.is_empty() {
             return None;
         }
@@ -197,6 +217,7 @@ impl Server {
             facts,
             schemas: OnceLock::new(),
             calls: OnceLock::new(),
+            compilations: Compilations::default(),
             stored: Mutex::new(responses::MemoryStore::new(
                 MAX_STORED_RESPONSES,
                 MAX_STORED_BYTES,
@@ -361,14 +382,44 @@ fn now_unix() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// A path without what is different in every request.
-fn route_label(path: &str) -> &str {
+/// Paths that metrics tell apart.
+const LABELS: [&str; 19] = [
+    "/",
+    "/health",
+    "/healthz",
+    "/ping",
+    "/version",
+    "/metrics",
+    "/props",
+    "/slots",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/chat/completions/input_tokens",
+    "/v1/chat/completions/control",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses/input_tokens",
+];
+
+/// What metrics call a path: one of a fixed number of names, whatever clients ask for.
+fn route_label(path: &str) -> &'static str {
+    if let Some(label) = LABELS.iter().find(|label| **label == path) {
+        return label;
+    }
     for prefix in ["/v1/models", "/v1/responses", "/v1/cancel"] {
-        if path.starts_with(&format!("{prefix}/")) && !path.ends_with("/input_tokens") {
+        let behind = path.strip_prefix(prefix);
+        if behind.is_some_and(|behind| behind.is_empty() || behind.starts_with('/')) {
             return prefix;
         }
     }
-    path
+    match page::is_part(path) {
+        true => "/",
+        false => "other",
+    }
 }
 
 fn router(server: Arc<Server>) -> Router {
