@@ -176,8 +176,17 @@ impl ReplyInProgress {
         if self.generation.ignore_eos {
             forbidden.extend(stop_tokens(&self.tokenizer));
         }
+        let follows = self.schema.as_ref().is_some_and(SchemaReader::has_begun);
+        if follows && phase == Phase::Content && !forbidden.contains(&protocol.dsml) {
+            // In a string it would look like the beginning of a block.
+            forbidden.push(protocol.dsml);
+        }
         let allowed = match &mut self.block {
-            Some(block) if block.has_begun() => block.admitted(),
+            Some(block) if block.has_begun() => block.admitted().map_err(|reason| Failure {
+                kind: FailureKind::Unsupported,
+                message: format!("the reply's calls can no longer follow their schemas: {reason}"),
+                param: Some("tools".to_owned()),
+            })?,
             _ if phase == Phase::Content => self.schema_allows(!no_tools)?.map(Arc::new),
             _ => None,
         };
@@ -432,7 +441,7 @@ impl ReplyInProgress {
         };
         let bytes = self.tokenizer.token_bytes(token);
         let admitted = if block.has_begun() {
-            block.push(bytes)
+            block.push(token)
         } else {
             let n_before = self.tail.len();
             self.tail.extend_from_slice(bytes);
@@ -447,7 +456,7 @@ impl ReplyInProgress {
             };
             let admitted = begins.is_none_or(|at| {
                 let behind = at + MARKUP_OPEN.len();
-                block.push(&self.tail[behind..])
+                block.push_text(&self.tail[behind..])
             });
             let n_old = self.tail.len().saturating_sub(OPENING_BYTES);
             self.tail.drain(..n_old);

@@ -1,6 +1,6 @@
 //! Content that must follow a JSON schema.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ds4_engine::TokenSet;
 use ds4_text::Tokenizer;
@@ -9,18 +9,25 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, TokenParser};
 use serde_json::{Map, Value};
 
+use crate::calls::{DelicateTokens, json_spelling};
 use crate::generation::{Failure, FailureKind, OutputSchema};
 
 /// In front of the text of tokens that are no text: the grammar never admits them.
 const NO_TEXT: u8 = 0xff;
+/// Compiled grammars that are kept, as agents send the same tools with every turn.
+const MAX_KEPT: usize = 16;
 
-/// Compiles schemas for one vocabulary.
+/// Compiles schemas and grammars for one vocabulary.
 pub struct Schemas {
     factory: ParserFactory,
+    delicate: Arc<DelicateTokens>,
+    /// Grammars and what reads them, the one used last at the end.
+    kept: Mutex<Vec<(String, Matcher)>>,
 }
 
 impl Schemas {
-    /// For this vocabulary.
+    /// For this vocabulary. Tokens that end a reply or that no reply contains are never admitted;
+    /// other markers are text.
     ///
     /// # Errors
     /// What the vocabulary lacks.
@@ -34,10 +41,12 @@ impl Schemas {
                 word.clear();
             }
         }
-        for (token, text) in tokenizer.added_tokens() {
-            let mut word = vec![NO_TEXT];
-            word.extend_from_slice(text.as_bytes());
-            words[token as usize] = word;
+        let ends = crate::reply::stop_tokens(tokenizer);
+        for token in ends.into_iter().chain(tokenizer.never_sampled()) {
+            let word = &mut words[token as usize];
+            if word.first() != Some(&NO_TEXT) {
+                word.insert(0, NO_TEXT);
+            }
         }
         let info = TokRxInfo::new(words.len() as u32, tokenizer.protocol().eos);
         let trie = TokTrie::from(&info, &words);
@@ -47,9 +56,48 @@ impl Schemas {
         let limits = factory.limits_mut();
         limits.max_items_in_row = MAX_ITEMS_IN_ROW;
         limits.step_max_items = MAX_ITEMS_IN_STEP;
+        limits.step_lexer_fuel = MAX_FUEL_IN_STEP;
         limits.max_lexer_states = MAX_LEXER_STATES;
         limits.verbose_errors = false;
-        Ok(Schemas { factory })
+        Ok(Schemas {
+            factory,
+            delicate: Arc::new(DelicateTokens::new(tokenizer)),
+            kept: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn delicate(&self) -> Arc<DelicateTokens> {
+        Arc::clone(&self.delicate)
+    }
+
+    pub(crate) fn tok_env(&self) -> TokEnv {
+        self.factory.tok_env().clone()
+    }
+
+    /// What reads by a grammar in the Lark dialect, and can begin.
+    pub(crate) fn matcher(&self, lark: &str) -> Result<Matcher, String> {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock();
+        if let Some(at) = kept.iter().position(|(known, _)| known == lark) {
+            let found = kept.remove(at);
+            let matcher = found.1.deep_clone();
+            kept.push(found);
+            return Ok(matcher);
+        }
+        drop(kept);
+        let grammar = TopLevelGrammar::from_lark(lark.to_owned());
+        let parser = self.factory.create_parser(grammar);
+        let mut matcher = Matcher::new(Ok(parser.map_err(|e| first_line(format!("{e:#}")))?));
+        let mask = matcher.compute_mask().map_err(first_line)?;
+        if mask.is_zero() {
+            return Err("nothing can satisfy it".to_owned());
+        }
+        let mut kept = lock();
+        if kept.len() == MAX_KEPT {
+            kept.remove(0);
+        }
+        kept.push((lark.to_owned(), matcher.deep_clone()));
+        Ok(matcher)
     }
 
     /// A reader of content that must follow a schema, and a line for every keyword that was left
@@ -123,7 +171,11 @@ impl Schemas {
     }
 
     fn parser(&self, schema: &Value) -> Result<TokenParser, String> {
-        let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+        let mut schema = schema.clone();
+        if let Value::Object(members) = &mut schema {
+            members.insert("x-guidance".to_owned(), json_spelling(false));
+        }
+        let grammar = TopLevelGrammar::from_json_schema(schema);
         let parser = self.factory.create_parser(grammar);
         // The rest of the message shows parts of the grammar.
         parser.map_err(|e| first_line(format!("{e:#}")))
@@ -149,6 +201,8 @@ impl Schemas {
 const MAX_ITEMS_IN_ROW: usize = 20_000;
 /// The same for all tokens that are tried for one place.
 const MAX_ITEMS_IN_STEP: usize = 400_000;
+/// Work on the automaton for all tokens that are tried for one place; a millisecond does 14,000.
+const MAX_FUEL_IN_STEP: u64 = 2_000_000;
 /// States of the automaton of a reply's strings and numbers, of 1 to 2 KiB each.
 const MAX_LEXER_STATES: usize = 50_000;
 /// Largest `multipleOf` that is enforced, in units of its last decimal: its automaton has as many
@@ -263,6 +317,38 @@ impl FaultSearch<'_> {
             });
         }
     }
+}
+
+/// A schema without the keywords that would take too long to compile, and those: pointer and
+/// reason of each.
+pub(crate) fn bounded(mut schema: Value) -> (Value, Vec<(String, String)>) {
+    let faults = costly_multiples(&schema);
+    let places = take_out(faults, &mut schema);
+    (schema, places)
+}
+
+/// A schema without what cannot be enforced in it, and that: pointer and reason of each. Nothing is
+/// taken out of one that is `strict`.
+pub(crate) fn relaxed(
+    schemas: &Schemas,
+    mut schema: Value,
+    strict: bool,
+) -> (Value, Vec<(String, String)>) {
+    let faults = schemas.faults(&schema);
+    let places = match strict {
+        true => take_out(faults, &mut schema.clone()),
+        false => take_out(faults, &mut schema),
+    };
+    (schema, places)
+}
+
+fn take_out(faults: Vec<Fault>, schema: &mut Value) -> Vec<(String, String)> {
+    let mut places = Vec::new();
+    for fault in faults {
+        fault.relax(schema);
+        places.push((fault.place().to_owned(), fault.reason));
+    }
+    places
 }
 
 /// The `multipleOf` keywords whose automaton would be too large, alone or, where schemas can be
@@ -395,7 +481,7 @@ impl SchemaReader {
 }
 
 /// What went wrong, without the parts of a grammar behind it.
-fn first_line(error: impl std::fmt::Display) -> String {
+pub(crate) fn first_line(error: impl std::fmt::Display) -> String {
     let error = error.to_string();
     error.lines().next().unwrap_or_default().to_owned()
 }

@@ -209,29 +209,23 @@ fn constrains(generation: &Generation) -> bool {
 }
 
 /// Tokens of a request's prompt, however many; where the oldest turns of one that is too long are
-/// dropped, what is left.
+/// dropped, what is left. `room` is what its body takes.
 pub(super) async fn count(
     ready: &Arc<Ready>,
     mut generation: Generation,
     truncates: bool,
+    room: Room,
 ) -> Result<usize, HttpError> {
     let preparer = Arc::clone(ready);
-    let n = tokio::task::spawn_blocking(move || {
+    let counted = ready.utility.run(move || {
+        let _room = room;
         if truncates {
             let prompt = preparer.prompt(&mut generation, truncates, &mut Vec::new())?;
             return Ok(prompt.tokens.len());
         }
-        let tokens = preparer.prompter.encode(&generation)?;
-        Ok::<_, Failure>(tokens.len())
-    })
-    .await;
-    let failed = |_| {
-        HttpError::new(
-            FailureKind::Internal,
-            "rendering the prompt failed by a bug",
-        )
-    };
-    Ok(n.map_err(failed)??)
+        Ok(preparer.prompter.encode(&generation)?.len())
+    });
+    counted.await
 }
 
 async fn whole(

@@ -21,6 +21,7 @@ mod options;
 mod page;
 mod routes;
 mod socket;
+mod utility;
 mod wire;
 
 pub use connection::{BoundServer, bind};

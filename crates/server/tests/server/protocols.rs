@@ -148,7 +148,7 @@ async fn a_keyword_that_cannot_be_enforced_is_refused_by_its_pointer_or_relaxed(
     let web = Web::start(
         Behaviour::default(),
         options(),
-        vec!["t</think>{\"a\":1}"; 12],
+        vec!["t</think>{\"a\": 1}"; 12],
     )
     .await;
     let schema = json!({
@@ -232,12 +232,12 @@ async fn a_schema_that_nothing_bounds_is_refused_or_relaxed_and_never_waited_for
         assert_eq!(web.post(path, &body).await.status, 200, "{schema}");
     }
     let schema = json!({"type": "object", "properties": optional});
-    let reply = "t</think>{\"p0\":1,\"p509\":2}";
+    let reply = "t</think>{\"p0\": 1, \"p509\": 2}";
     let web = Web::start(Behaviour::default(), options(), vec![reply]).await;
     let (path, _, body) = with_schema(&schema, json!(true))[0].clone();
     let answer = web.post(path, &body).await.json();
     let content = &answer["choices"][0]["message"]["content"];
-    assert_eq!(content, "{\"p0\":1,\"p509\":2}");
+    assert_eq!(content, "{\"p0\": 1, \"p509\": 2}");
 }
 
 /// The script says what the schema does not admit, which a model cannot.
@@ -266,7 +266,7 @@ async fn beside_tools_content_follows_the_schema_or_a_call_stands_in_its_place()
     let call = "t</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n\
                 <｜DSML｜parameter name=\"x\" string=\"true\">y</｜DSML｜parameter>\n\
                 </｜DSML｜invoke>\n</｜DSML｜tool_calls>";
-    let reply = "t</think>{\"ok\":true}";
+    let reply = "t</think>{\"ok\": true}";
     let web = Web::start(Behaviour::default(), options(), vec![reply, call]).await;
     let tool = json!({"type": "function", "function": {
         "name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}});
@@ -274,7 +274,7 @@ async fn beside_tools_content_follows_the_schema_or_a_call_stands_in_its_place()
     body["tools"] = json!([tool]);
     let answer = web.post(path, &body).await.json();
     let message = &answer["choices"][0]["message"];
-    assert_eq!(message["content"], "{\"ok\":true}", "{answer}");
+    assert_eq!(message["content"], "{\"ok\": true}", "{answer}");
     {
         let seen = web.seen.lock().unwrap();
         let sets = seen.constraints.iter().filter_map(|c| c.allowed.as_ref());
