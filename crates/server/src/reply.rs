@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ds4_engine::{Constraint, FinishReason, TokenLogprobs, TokenSet};
+use ds4_engine::{Constraint, FinishReason, NotFinite, TokenLogprobs, TokenSet};
 use ds4_text::{EndReason, Event, Phase, ReplyParser, Start, Tokenizer, ToolSchemas, Utf8Stream};
 
 use crate::calls::{CallReader, MARKUP_OPEN};
@@ -281,7 +281,7 @@ impl ReplyInProgress {
         let end = match reason {
             FinishReason::Stop => EndReason::Stop,
             FinishReason::Length | FinishReason::ContextFull => EndReason::Length,
-            FinishReason::Cancelled => EndReason::Cancelled,
+            FinishReason::Cancelled | FinishReason::NotFinite => EndReason::Cancelled,
         };
         let parser = std::mem::replace(
             &mut self.parser,
@@ -297,7 +297,13 @@ impl ReplyInProgress {
         if self.stopped_at.is_none() {
             self.release_content(&mut step);
         }
-        let finish = if let Some(stop) = self.stopped_at.take() {
+        let finish = if reason == FinishReason::NotFinite {
+            Err(Failure {
+                kind: FailureKind::Internal,
+                message: NotFinite.to_string(),
+                param: None,
+            })
+        } else if let Some(stop) = self.stopped_at.take() {
             Ok(Finish::StopString(stop))
         } else if let Some(detail) = self.malformed.take() {
             let shown = self.generation.stream && !self.calls.is_empty();
@@ -324,7 +330,7 @@ impl ReplyInProgress {
             Ok(match reason {
                 FinishReason::Length => Finish::Length,
                 FinishReason::ContextFull => Finish::ContextFull,
-                FinishReason::Cancelled => Finish::Cancelled,
+                FinishReason::Cancelled | FinishReason::NotFinite => Finish::Cancelled,
                 FinishReason::Stop if self.calls.is_empty() => Finish::Stop,
                 FinishReason::Stop => Finish::ToolCalls,
             })
