@@ -35,7 +35,13 @@ const BUILT_IN_NAME: &str = "the built-in model";
 /// It cannot be read or is not GGUF.
 pub(crate) fn open_file(choice: &ModelChoice) -> Result<Gguf> {
     match choice {
-        ModelChoice::File { path, .. } => blaming(choice, Gguf::open(path).map_err(Into::into)),
+        ModelChoice::File { path, .. } => {
+            // Opening a pipe would wait for somebody to write to it.
+            if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+                bail!("{}: found a pipe or a device, expected a file", path.display());
+            }
+            blaming(choice, Gguf::open(path).map_err(Into::into))
+        }
         ModelChoice::BuiltIn => {
             let bytes = BUILT_IN.context("this build carries no model")?;
             Gguf::parse(bytes.to_vec().into()).context(BUILT_IN_NAME)
