@@ -1,9 +1,17 @@
-// One element of a row of weights of any type, from the bytes of a file; the
-// formulas are those of ds4_formats::quant, where the blocks are drawn. The
-// numbers of the types are ggml's. Slow and plain: it needs no alignment.
+// One weight of any type, from the bytes of a file or from a layout of
+// layout.cuh. The formulas are those of ds4_formats::quant, where the blocks are
+// drawn; the numbers of the types are ggml's. Slow and plain.
 #pragma once
 #include "common.cuh"
 #include "grids.cuh"
+#include "layout.cuh"
+
+// Layouts, beside the numbers of types.
+#define LAYOUT_HC 101
+#define LAYOUT_Q8 108
+#define LAYOUT_Q2K 110
+#define LAYOUT_IQ2_GATE 116
+#define LAYOUT_IQ2_UP 117
 
 __device__ __forceinline__ u32 le16(const u8* p) { return p[0] | (u32)p[1] << 8; }
 __device__ __forceinline__ u32 le32(const u8* p) { return le16(p) | le16(p + 2) << 16; }
@@ -132,4 +140,45 @@ __device__ __forceinline__ float element(const u8* row, u32 k) {
         return half_at(b) * (float)scale * (float)IQ4_LEVELS[(b[8 + 16 * i + l % 16] >> (4 * (l / 16))) & 15];
     }
     return 0.0f;
+}
+
+// Where a matrix of any type lies.
+struct Matrix {
+    const u8* data;
+    u64 row_bytes;
+    u32 n_in;
+    u32 n_out;
+    // Of LAYOUT_HC: streams of the input.
+    u32 n_hc;
+    u32 reserved;
+};
+
+// Weight (row, k) of a matrix that lies at `data`.
+template <int T>
+__device__ __forceinline__ float weight_at(const Matrix& m, const u8* data, u32 row, u32 k) {
+    if (T < 100) return element<T>(data + row * m.row_bytes, k);
+    if (T == LAYOUT_HC) {
+        u32 n_embd = m.n_in / m.n_hc, stream = k / n_embd, channel = k % n_embd;
+        u64 at = (((u64)(channel / 32) * m.n_out + row) * m.n_hc + stream) * 32 + channel % 32;
+        return half_at(data + 2 * at);
+    }
+    if (T == LAYOUT_Q8)
+        return half_at(data + ds4_q8_scale_at(m.n_in, row, k)) * (float)(i8)data[ds4_q8_code_at(m.n_in, row, k)];
+    const u32 g = row % 8, h = row / 8 % 2, c = k % 256, b = c / 32;
+    const u8* record = data + ((u64)(row / 32) * (m.n_in / 256) + k / 256) * (T == LAYOUT_Q2K ? DS4_Q2K_PAIR : DS4_IQ2_PAIR);
+    if (T == LAYOUT_Q2K) {
+        const u8* tile = record + row / 16 % 2 * DS4_Q2K_TILE;
+        u32 n = c / 128, r = b % 4, a = h + 2 * (c / 16 % 2), t = c / 4 % 4, q = c / 16 % 8;
+        u32 code = (tile[512 * n + (4 * g + t) * 16 + 4 * a + c % 4] >> (2 * r)) & 3;
+        u32 s = tile[DS4_Q2K_SCALES + (4 * g + q / 2) * 8 + 4 * h + 2 * n + q % 2];
+        const u8* d = tile + DS4_Q2K_D + 8 * g + 4 * h;
+        return half_at(d) * (float)(s & 15) * (float)code - half_at(d + 2) * (float)(s >> 4);
+    }
+    const u8* tile = record + ((T == LAYOUT_IQ2_UP ? 2 : 0) + row / 16 % 2) * DS4_IQ2_TILE;
+    u32 t = c / 8 % 4, j = c % 8, lane = 4 * g + t, i = 2 * (b % 2) + h;
+    u32 index = tile[lane * 16 + 2 * b + h];
+    u32 signs = le32(tile + DS4_IQ2_SIGNS + lane * 16 + 4 * (b / 2));
+    u32 nibbles = tile[DS4_IQ2_NIBBLES + (4 * g + b / 2) * 2 + h];
+    float scale = half_at(tile + DS4_IQ2_D + 4 * g + 2 * h) * (0.5f + (float)(nibbles >> (4 * (b % 2)) & 15)) / 4.0f;
+    return scale * negate_if((float)(u8)(GRID_IQ2_XXS[index] >> (8 * j)), signs >> (i < 3 ? 4 * j + 2 - i : 4 * j + 3));
 }

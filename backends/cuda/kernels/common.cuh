@@ -18,11 +18,12 @@ struct Rows {
     const u32* token;
     const u32* position;
     const u32* slot;
+    const u32* base;
     const u32* first_row;
     const u32* end_row;
-    const u32* source;
-    const u32* base;
     const u32* see_end;
+    const u32* window_start;
+    const u32* source;
     const float* inv_temperature;
     // [n_rows, 4 tables, rope_dim / 2, 2]
     const float* angles;

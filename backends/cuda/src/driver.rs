@@ -819,3 +819,5 @@ pub(crate) struct Kernel {
 
 // SAFETY: a handle of the driver, usable from any thread of its context.
 unsafe impl Send for Kernel {}
+// SAFETY: as above; nothing in it changes.
+unsafe impl Sync for Kernel {}

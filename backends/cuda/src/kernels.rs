@@ -11,14 +11,22 @@ use std::ptr;
 use std::sync::Arc;
 
 use cudarc::nvrtc::sys as nvrtc;
-use ds4_formats::quant;
+use ds4_formats::{GgmlType, quant};
 
 use crate::driver::{Context, DriverError, Kernel, Module};
+use crate::weight::Layout;
 
 /// Sources by the name that `#include` uses.
 const SOURCES: &[(&str, &str)] = &[
     ("common.cuh", include_str!("../kernels/common.cuh")),
     ("blocks.cuh", include_str!("../kernels/blocks.cuh")),
+    ("geometry.cuh", include_str!("../kernels/geometry.cuh")),
+    ("iq2_grid.cuh", include_str!("../kernels/iq2_grid.cuh")),
+    ("layout.cuh", include_str!("../kernels/layout.cuh")),
+    ("repack.cu", include_str!("../kernels/repack.cu")),
+    // What NVRTC lacks of the two headers that device and host share.
+    ("stddef.h", STDDEF),
+    ("stdint.h", STDINT),
     ("attend.cu", include_str!("../kernels/plain/attend.cu")),
     ("caches.cu", include_str!("../kernels/plain/caches.cu")),
     ("embed.cu", include_str!("../kernels/plain/embed.cu")),
@@ -37,8 +45,18 @@ const SOURCES: &[(&str, &str)] = &[
     ("streams.cu", include_str!("../kernels/plain/streams.cu")),
 ];
 
+const STDDEF: &str = "#pragma once\ntypedef decltype(sizeof(0)) size_t;\n";
+const STDINT: &str = "#pragma once\n\
+    typedef signed char int8_t; typedef unsigned char uint8_t;\n\
+    typedef short int16_t; typedef unsigned short uint16_t;\n\
+    typedef int int32_t; typedef unsigned int uint32_t;\n\
+    typedef long long int64_t; typedef unsigned long long uint64_t;\n";
+
 /// Version of the machine code's surroundings: what is not in a source but changes what it means.
 const FORMAT: &str = "ds4-cuda 1";
+
+/// The form that the driver of any device compiles itself.
+const PORTABLE: &str = "compute_80";
 
 /// First bytes of a file of machine code.
 const MAGIC: &[u8; 8] = b"DS4CUBN1";
@@ -100,6 +118,12 @@ impl Unit {
         self
     }
 
+    /// Whether it can be compiled for an architecture: some use instructions of one.
+    pub fn runs_on(&self, architecture: &str) -> bool {
+        let _ = architecture;
+        true
+    }
+
     /// Its file and defines, for people.
     pub fn name(&self) -> String {
         let mut name = self.file.to_owned();
@@ -120,7 +144,7 @@ impl Unit {
         add(architecture);
         add(&self.name());
         for (name, text) in sources() {
-            if name.ends_with(".cuh") || name == self.file {
+            if !name.ends_with(".cu") || name == self.file {
                 add(name);
                 add(&text);
             }
@@ -128,6 +152,50 @@ impl Unit {
         let stem = self.file.trim_end_matches(".cu");
         format!("{stem}-{architecture}-{}", &hash.finalize().to_hex()[..24])
     }
+}
+
+/// Units that the published geometry and the published mixtures of weight types use: what a release
+/// has machine code for.
+pub fn flash_units() -> Vec<Unit> {
+    let mut units: Vec<Unit> = [
+        "attend.cu",
+        "caches.cu",
+        "index.cu",
+        "repack.cu",
+        "routes.cu",
+        "rows.cu",
+        "streams.cu",
+    ]
+    .map(Unit::new)
+    .to_vec();
+    let code = |layout: Layout, ty: GgmlType| layout.code(ty);
+    let (q8, q4) = (GgmlType::Q8_0, GgmlType::Q4_K);
+    let q8_layout = code(Layout::Q8, q8);
+    for ty in [
+        code(Layout::Raw, GgmlType::F16),
+        code(Layout::Hc, GgmlType::F16),
+        q8_layout,
+    ] {
+        units.push(Unit::new("matmul.cu").define("TYPE", ty));
+    }
+    units.push(Unit::new("embed.cu").define("TYPE", code(Layout::Raw, GgmlType::F16)));
+    let q4 = code(Layout::Raw, q4);
+    let pairs = [
+        (q8_layout, q8_layout),
+        (q4, q4),
+        (
+            code(Layout::Iq2Gate, GgmlType::IQ2_XXS),
+            code(Layout::Iq2Up, GgmlType::IQ2_XXS),
+        ),
+    ];
+    for (gate, up) in pairs {
+        let unit = Unit::new("experts_gate_up.cu").define("TYPE", gate);
+        units.push(unit.define("TYPE_UP", up));
+    }
+    for ty in [code(Layout::Q2k, GgmlType::Q2_K), q4] {
+        units.push(Unit::new("experts_down.cu").define("TYPE", ty));
+    }
+    units
 }
 
 /// Every source with its name: those of the folder and the generated grids.
@@ -231,7 +299,14 @@ impl Kernels {
         if let Some(image) = path.as_deref().and_then(read_image) {
             return Ok(image);
         }
-        let image = compile(unit, &self.architecture)?;
+        let image = match compile(unit, &self.architecture) {
+            Ok(image) => image,
+            Err(error) => {
+                let key = unit.key(PORTABLE);
+                let portable = embedded::CUBINS.iter().find(|(name, _)| *name == key);
+                return portable.map(|(_, image)| image.to_vec()).ok_or(error);
+            }
+        };
         self.n_compiled += 1;
         if let Some(path) = path {
             // The next run compiles again when this one cannot keep it.
@@ -289,7 +364,7 @@ fn compile(unit: &Unit, architecture: &str) -> Result<Vec<u8>, KernelError> {
     for (name, text) in sources() {
         if name == unit.file {
             main = Some(c(&text));
-        } else if name.ends_with(".cuh") {
+        } else if !name.ends_with(".cu") {
             names.push(c(name));
             headers.push(c(&text));
         }
@@ -390,8 +465,8 @@ mod tests {
     fn every_include_of_a_source_is_a_source() {
         let all: Vec<_> = sources().collect();
         for (name, text) in &all {
-            for line in text.lines().filter_map(|l| l.strip_prefix("#include \"")) {
-                let included = line.trim_end_matches('"');
+            for line in text.lines().filter_map(|l| l.strip_prefix("#include ")) {
+                let included = line.trim_matches(['"', '<', '>']);
                 assert!(all.iter().any(|(n, _)| *n == included), "{name} includes {included}");
             }
         }

@@ -3,19 +3,9 @@
 // Grid (heads, rows); (2 * dim + 256) floats of shared memory.
 #include "common.cuh"
 
-// The attended row of number `i`: window rows in order of position, then
-// compressed rows.
-struct Attended {
-    u32 n_window;
-    u32 n_rows;
-    u32 first_position;
-    u32 batch_start;
-    u32 first_row;
-};
-
-extern "C" __global__ void __launch_bounds__(256) attend(
+extern "C" __global__ void __launch_bounds__(256, 2) attend(
     Rows rows, const float* q, const float* kv, Cache ring, Cache compressed, u32 ratio,
-    const u32* selected, u32 n_selected, const float* sinks, u32 window, float scale, float* out) {
+    const u32* selected, u32 n_selected, const float* sinks, float scale, float* out) {
     extern __shared__ float shared[];
     __shared__ float scratch[32];
     u32 h = blockIdx.x, r = blockIdx.y, dim = ring.width;
@@ -30,10 +20,9 @@ extern "C" __global__ void __launch_bounds__(256) attend(
     }
     u32 slot = rows.slot[r], position = rows.position[r];
     u32 batch_start = segment_position(rows, r), first_row = rows.first_row[r];
-    u32 first = position + 1 > window ? position + 1 - window : 0;
-    // Rows of the batch that are seen: up to its own, or to the end of a draft block.
-    u32 seen_end = batch_start + (rows.see_end[r] - first_row);
-    u32 n_window = seen_end - first;
+    // Window rows in order of position: of the ring, then of the batch.
+    u32 first = rows.window_start[r];
+    u32 n_window = batch_start + (rows.see_end[r] - first_row) - first;
     u32 n_compressed = ratio ? (position + 1) / ratio : 0;
     if (selected) n_compressed = min(n_compressed, n_selected);
     u32 n = n_window + n_compressed, warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -3,16 +3,15 @@
 #include "blocks.cuh"
 
 extern "C" __global__ void __launch_bounds__(256) experts_down(
-    Rows rows, const u64* downs, u64 row_bytes, u32 n_in, u32 n_out, u32 n_used,
-    const float* hidden, const u32* experts, float* out) {
+    Rows rows, Matrix down, const u64* downs, u32 n_used, const float* hidden, const u32* experts, float* out) {
     u32 o = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, r = blockIdx.y;
-    if (o >= n_out || rows.slot[r] == PAD_SLOT) return;
+    if (o >= down.n_out || rows.slot[r] == PAD_SLOT) return;
     float sum = 0.0f;
     for (u32 i = 0; i < n_used; ++i) {
-        const u8* row = (const u8*)downs[experts[(u64)r * n_used + i]] + o * row_bytes;
-        const float* h = hidden + ((u64)r * n_used + i) * n_in;
-        for (u32 k = lane; k < n_in; k += 32) sum += element<TYPE>(row, k) * h[k];
+        const u8* data = (const u8*)downs[experts[(u64)r * n_used + i]];
+        const float* h = hidden + ((u64)r * n_used + i) * down.n_in;
+        for (u32 k = lane; k < down.n_in; k += 32) sum += weight_at<TYPE>(down, data, o, k) * h[k];
     }
     sum = warp_sum(sum);
-    if (lane == 0) out[(u64)r * n_out + o] = sum;
+    if (lane == 0) out[(u64)r * down.n_out + o] = sum;
 }

@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(1024) top_k(
 
 // The `k` largest logits of a row in descending order, of equal ones the lowest
 // id first, and the log-sum-exp of the logits at temperature 1 and at the row's
-// own. k <= 1024. Grid (outputs).
+// own, NaN when a logit is not finite. k <= 1024, k <= n. Grid (outputs).
 extern "C" __global__ void __launch_bounds__(1024) choose(
     Rows rows, const float* logits, u32 n, u32 k, u32* ids, float* values, float* lse) {
     __shared__ u32 bins[256];
@@ -106,9 +106,16 @@ extern "C" __global__ void __launch_bounds__(1024) choose(
     u32 r = blockIdx.x;
     if (rows.slot[r] == PAD_SLOT) return;
     const float* z = logits + (u64)r * n;
-    float most = z[0];
-    for (u32 i = threadIdx.x; i < n; i += blockDim.x) most = fmaxf(most, z[i]);
+    float most = -__int_as_float(0x7f800000), wrong = 0.0f;
+    for (u32 i = threadIdx.x; i < n; i += blockDim.x) {
+        most = fmaxf(most, z[i]);
+        if (!isfinite(z[i])) wrong = 1.0f;
+    }
     most = block_max(most, scratch);
+    if (block_max(wrong, scratch) != 0.0f) {
+        if (threadIdx.x < 2) lse[2 * r + threadIdx.x] = __int_as_float(0x7fc00000);
+        return;
+    }
     float t = rows.inv_temperature[r], one = 0.0f, own = 0.0f;
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) {
         one += expf(z[i] - most);
@@ -120,8 +127,7 @@ extern "C" __global__ void __launch_bounds__(1024) choose(
         lse[2 * r] = most + logf(one);
         lse[2 * r + 1] = most * t + logf(own);
     }
-    u32 m = min(k, n);
-    kth_key(z, n, m, bins, state);
+    kth_key(z, n, k, bins, state);
     u32 threshold = state[0], n_equal = state[1], n_out = 0, n_tied = 0;
     for (u32 at = 0; at < n; at += blockDim.x) {
         u32 i = at + threadIdx.x;
@@ -136,17 +142,13 @@ extern "C" __global__ void __launch_bounds__(1024) choose(
     }
     __syncthreads();
     // The rank of each among the chosen, which are in order of id.
-    for (u32 i = threadIdx.x; i < m; i += blockDim.x) {
+    for (u32 i = threadIdx.x; i < k; i += blockDim.x) {
         u32 key = order_key(z[chosen[i]]), rank = 0;
-        for (u32 j = 0; j < m; ++j) {
+        for (u32 j = 0; j < k; ++j) {
             u32 other = order_key(z[chosen[j]]);
             rank += other > key || (other == key && j < i);
         }
         ids[(u64)r * k + rank] = chosen[i];
         values[(u64)r * k + rank] = z[chosen[i]];
-    }
-    for (u32 i = m + threadIdx.x; i < k; i += blockDim.x) {
-        ids[(u64)r * k + i] = PAD_SLOT;
-        values[(u64)r * k + i] = -__int_as_float(0x7f800000);
     }
 }

@@ -6,16 +6,14 @@
 #define ROWS 8
 
 extern "C" __global__ void __launch_bounds__(256) matmul(
-    const u8* weight, u64 row_bytes, u32 n_in, u32 n_out, u32 group_rank,
-    const float* x, u32 x_width, float* out, u32 out_width, u32 n_rows) {
+    Matrix m, u32 group_rank, const float* x, u32 x_width, float* out, u32 out_width, u32 n_rows) {
     u32 o = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32;
-    if (o >= n_out) return;
-    const u8* row = weight + o * row_bytes;
+    if (o >= m.n_out) return;
     u32 first = blockIdx.y * ROWS;
-    x += (u64)first * x_width + (group_rank ? o / group_rank * n_in : 0);
+    x += (u64)first * x_width + (group_rank ? o / group_rank * m.n_in : 0);
     float sums[ROWS] = {};
-    for (u32 k = lane; k < n_in; k += 32) {
-        float w = element<TYPE>(row, k);
+    for (u32 k = lane; k < m.n_in; k += 32) {
+        float w = weight_at<TYPE>(m, m.data, o, k);
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r)
             if (first + r < n_rows) sums[r] += w * x[(u64)r * x_width + k];
