@@ -16,7 +16,7 @@ use crate::driver::{
 };
 use crate::error::{self, out_of_memory};
 use crate::kernels::{Kernels, Unit};
-use crate::load::{Source, Upload, move_all};
+use crate::load::{Few, Source, Upload, move_all};
 use crate::times::KernelTimes;
 use crate::weight::{Layout, Weight};
 
@@ -366,7 +366,11 @@ impl CudaBackend {
     ) -> Result<(), BackendError> {
         self.pair = None;
         let uploads = std::mem::take(&mut self.uploads);
-        move_all(&self.context, &mut self.kernels, &uploads, progress)
+        let mut few = Few {
+            stream: &self.copies,
+            staging: &mut self.staging,
+        };
+        move_all(&self.context, &mut self.kernels, &uploads, &mut few, progress)
     }
 
     /// Moves weights that were uploaded after the last [`uploads_done`](Self::uploads_done): tests of

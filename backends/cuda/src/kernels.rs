@@ -462,6 +462,26 @@ mod tests {
     }
 
     #[test]
+    fn every_unit_compiles_at_run_time() {
+        // SAFETY: as in `compile`.
+        if !unsafe { nvrtc::is_culib_present() } {
+            println!("skipped: NVRTC is not installed");
+            return;
+        }
+        let types = GgmlType::all().iter().filter(|ty| **ty != GgmlType::I32);
+        let matmuls = types.map(|ty| Unit::new("matmul.cu").define("TYPE", i64::from(ty.id())));
+        for unit in flash_units().into_iter().chain(matmuls) {
+            for architecture in ["sm_80", "sm_90a"] {
+                if unit.runs_on(architecture)
+                    && let Err(error) = compile(&unit, architecture)
+                {
+                    panic!("{error}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_include_of_a_source_is_a_source() {
         let all: Vec<_> = sources().collect();
         for (name, text) in &all {

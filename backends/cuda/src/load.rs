@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use ds4_formats::Tensor;
 use ds4_model::BackendError;
 
-use crate::driver::{Context, Event, Kernel, Launch, Memory, Pinned, Stream, parameter};
+use crate::driver::{Context, DriverError, Event, Kernel, Launch, Memory, Pinned, Stream, parameter};
 use crate::error;
 use crate::kernels::{Kernels, Unit};
 use crate::weight::Layout;
@@ -216,69 +216,85 @@ impl Reader<'_> {
             let upload = &self.uploads[part.upload];
             let pinned = &mut slot.pinned.bytes_mut()[..part.n_bytes];
             read(&upload.source, self.files, part.start, pinned)?;
-            self.send(&stream, upload, part, slot).map_err(error::device)?;
+            let bytes = &slot.pinned.bytes()[..part.n_bytes];
+            send(&stream, self.kernels, upload, part, bytes, Some(&slot.staging))
+                .and_then(|()| stream.record(&slot.done))
+                .map_err(error::device)?;
             // Nobody listens any more when another reader failed.
             let _ = progress.send(part.n_bytes as u64);
         }
         stream.wait().map_err(error::device)
     }
+}
 
+/// Queues a part whose bytes are in pinned memory: a copy to its place, or to `staging` and a kernel
+/// that repacks it from there.
+fn send(
+    stream: &Stream,
+    kernels: Option<&Repacking>,
+    upload: &Upload,
+    part: &Part,
+    bytes: &[u8],
+    staging: Option<&Memory>,
+) -> Result<(), DriverError> {
+    let Some((kernels, staging)) = kernels.zip(staging).filter(|_| part.n_words > 0) else {
+        // SAFETY: the destination was allocated for the whole upload.
+        return unsafe { stream.to_device(part.to, bytes) };
+    };
+    let from = staging.address();
+    let n_in = upload.n_in as u32;
+    let launch = Launch::new([REPACK_BLOCKS, 1, 1], 256);
+    let (to, n_words) = (parameter(&part.to), parameter(&part.n_words));
+    let (source, width) = (parameter(&from), parameter(&n_in));
+    // SAFETY: the staging memory has room for the largest part and is not used again before what is
+    // queued here is done; the part is whole records of the layout, whose words the kernel writes to
+    // the part's place in the destination.
+    unsafe {
+        stream.to_device(from, bytes)?;
+        match upload.layout {
+            Layout::Q8 => stream.launch(&kernels.q8, launch, &[source, to, width, n_words]),
+            Layout::Q2k => stream.launch(&kernels.q2k, launch, &[source, to, width, n_words]),
+            Layout::Iq2Gate | Layout::Iq2Up => {
+                let half = u32::from(upload.layout == Layout::Iq2Up);
+                let parameters = [source, parameter(&half), to, width, n_words];
+                stream.launch(&kernels.iq2, launch, &parameters)
+            }
+            Layout::Hc => {
+                let (n_mix, n_hc) = (upload.n_rows as u32, upload.n_hc as u32);
+                let n_embd = n_in / n_hc;
+                let sizes = [parameter(&n_mix), parameter(&n_hc), parameter(&n_embd)];
+                let parameters = [source, to, sizes[0], sizes[1], sizes[2], n_words];
+                stream.launch(&kernels.hc, launch, &parameters)
+            }
+            Layout::Raw | Layout::Vector => unreachable!("plain parts have no words"),
+        }
+    }
+}
+
+/// What a single small upload goes through without threads.
+pub(crate) struct Few<'a> {
+    pub(crate) stream: &'a Stream,
+    pub(crate) staging: &'a mut Pinned,
+}
+
+impl Few<'_> {
     fn send(
-        &self,
-        stream: &Stream,
+        &mut self,
+        context: &Arc<Context>,
+        kernels: Option<&Repacking>,
         upload: &Upload,
         part: &Part,
-        slot: &Slot,
-    ) -> Result<(), crate::driver::DriverError> {
-        let bytes = &slot.pinned.bytes()[..part.n_bytes];
-        let from = slot.staging.address();
-        let plain = part.n_words == 0;
-        // SAFETY: the destination was allocated for the whole upload and the staging memory for the
-        // largest part; the slot is not used again before its event.
-        unsafe { stream.to_device(if plain { part.to } else { from }, bytes)? };
-        if let Some(kernels) = self.kernels.filter(|_| !plain) {
-            let launch = Launch::new([REPACK_BLOCKS, 1, 1], 256);
-            let n_in = upload.n_in as u32;
-            let (from, to, n_words) = (parameter(&from), parameter(&part.to), parameter(&part.n_words));
-            // SAFETY: the part is whole records of the layout, whose words the kernel writes to the
-            // part's place in the destination, from rows that are all in the staging memory.
-            unsafe {
-                match upload.layout {
-                    Layout::Q8 => {
-                        stream.launch(&kernels.q8, launch, &[from, to, parameter(&n_in), n_words])?;
-                    }
-                    Layout::Q2k => {
-                        stream.launch(&kernels.q2k, launch, &[from, to, parameter(&n_in), n_words])?;
-                    }
-                    Layout::Iq2Gate | Layout::Iq2Up => {
-                        let half = u32::from(upload.layout == Layout::Iq2Up);
-                        stream.launch(
-                            &kernels.iq2,
-                            launch,
-                            &[from, parameter(&half), to, parameter(&n_in), n_words],
-                        )?;
-                    }
-                    Layout::Hc => {
-                        let (n_mix, n_hc) = (upload.n_rows as u32, upload.n_hc as u32);
-                        let n_embd = n_in / n_hc;
-                        stream.launch(
-                            &kernels.hc,
-                            launch,
-                            &[
-                                from,
-                                to,
-                                parameter(&n_mix),
-                                parameter(&n_hc),
-                                parameter(&n_embd),
-                                n_words,
-                            ],
-                        )?;
-                    }
-                    Layout::Raw | Layout::Vector => unreachable!("plain parts have no words"),
-                }
-            }
-        }
-        stream.record(&slot.done)
+    ) -> Result<(), BackendError> {
+        let bytes = &mut self.staging.bytes_mut()[..part.n_bytes];
+        read(&upload.source, &HashMap::new(), part.start, bytes)?;
+        let room = match part.n_words {
+            0 => None,
+            _ => Some(Memory::new(context, part.n_bytes).map_err(error::device)?),
+        };
+        let bytes = &self.staging.bytes()[..part.n_bytes];
+        send(self.stream, kernels, upload, part, bytes, room.as_ref())
+            .and_then(|()| self.stream.wait())
+            .map_err(error::device)
     }
 }
 
@@ -287,6 +303,7 @@ pub(crate) fn move_all(
     context: &Arc<Context>,
     kernels: &mut Kernels,
     uploads: &[Upload],
+    few: &mut Few<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), BackendError> {
     let mut parts = Vec::new();
@@ -308,6 +325,10 @@ pub(crate) fn move_all(
     } else {
         None
     };
+    let part_bytes = parts.iter().map(|part| part.n_bytes).max().unwrap_or(0);
+    if uploads.len() == 1 && part_bytes <= few.staging.bytes().len() && parts.len() == 1 {
+        return few.send(context, repacking.as_ref(), &uploads[0], &parts[0]);
+    }
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let n_readers = threads.clamp(1, MAX_READERS).min(parts.len());
     let files = open_files(uploads);
@@ -320,7 +341,7 @@ pub(crate) fn move_all(
         stop: &stop,
         files: &files,
         kernels: repacking.as_ref(),
-        part_bytes: parts.iter().map(|part| part.n_bytes).max().unwrap_or(0),
+        part_bytes,
     };
     std::thread::scope(|scope| {
         let (sender, receiver) = mpsc::channel();
