@@ -20,8 +20,12 @@ fn main() {
         for path in paths {
             let path = path.canonicalize().expect("a file of the folder");
             let key = path.file_stem().expect("a name").to_string_lossy();
-            writeln!(list, "({key:?}, include_bytes!({:?})),", path.display().to_string())
-                .expect("a string grows");
+            writeln!(
+                list,
+                "({key:?}, include_bytes!({:?})),",
+                path.display().to_string()
+            )
+            .expect("a string grows");
         }
     }
     list.push_str("];\n");

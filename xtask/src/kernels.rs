@@ -20,7 +20,14 @@ const WHEELS: &[&str] = &[
 ];
 /// What a release holds machine code for, and one form that later devices compile themselves.
 const RELEASE: &[&str] = &[
-    "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a", "sm_121a", "compute_80",
+    "sm_80",
+    "sm_86",
+    "sm_89",
+    "sm_90a",
+    "sm_100a",
+    "sm_120a",
+    "sm_121a",
+    "compute_80",
 ];
 /// What the check compiles everything for.
 const CHECKED: &[&str] = &["sm_80", "sm_90a"];
@@ -97,7 +104,9 @@ pub(crate) fn run(mut args: impl Iterator<Item = String>) -> Result<(), String> 
                 })
             })
             .collect();
-        let ends = workers.into_iter().map(|w| w.join().expect("no worker panics"));
+        let ends = workers
+            .into_iter()
+            .map(|w| w.join().expect("no worker panics"));
         ends.filter_map(Result::err).collect::<Vec<_>>()
     });
     if !failures.is_empty() {
@@ -121,17 +130,15 @@ pub(crate) fn run(mut args: impl Iterator<Item = String>) -> Result<(), String> 
         return std::fs::write(&table, text).map_err(|e| format!("{}: {e}", table.display()));
     }
     if check {
-        let text = std::fs::read_to_string(&table).map_err(|e| format!("{}: {e}", table.display()))?;
+        let text =
+            std::fs::read_to_string(&table).map_err(|e| format!("{}: {e}", table.display()))?;
         return beyond(&text, &found);
     }
     Ok(())
 }
 
 /// Compares registers with the table: a kernel that is not in it, or takes more, fails.
-fn beyond(
-    table: &str,
-    found: &BTreeMap<(String, String, String), Report>,
-) -> Result<(), String> {
+fn beyond(table: &str, found: &BTreeMap<(String, String, String), Report>) -> Result<(), String> {
     let limits: BTreeMap<(&str, &str, &str), u32> = table
         .lines()
         .skip(1)
@@ -174,7 +181,13 @@ fn compiler(root: &Path) -> Result<PathBuf, String> {
         return Ok(nvcc);
     }
     let installed = Command::new("python3")
-        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ])
         .args(["--no-deps", "--target"])
         .arg(&folder)
         .args(WHEELS)
@@ -216,7 +229,11 @@ fn compile(
         .arg(format!("-arch={arch}"))
         .args(["-std=c++17", "-Xptxas", "-v", "-I"])
         .arg(folder)
-        .args(unit.defines.iter().map(|(name, value)| format!("-D{name}={value}")))
+        .args(
+            unit.defines
+                .iter()
+                .map(|(name, value)| format!("-D{name}={value}")),
+        )
         .arg("-o")
         .arg(&part)
         .arg(folder.join(unit.file));
@@ -240,7 +257,10 @@ fn compile(
 fn reports(said: &str) -> Vec<(String, Report)> {
     let number_before = |line: &str, word: &str| -> u32 {
         let at = line.find(word).unwrap_or(0);
-        let digits = line[..at].trim_end().rsplit(|c: char| !c.is_ascii_digit()).next();
+        let digits = line[..at]
+            .trim_end()
+            .rsplit(|c: char| !c.is_ascii_digit())
+            .next();
         digits.and_then(|d| d.parse().ok()).unwrap_or(0)
     };
     let mut all: Vec<(String, Report)> = Vec::new();
@@ -306,7 +326,15 @@ ptxas info    : Used 7 registers, used 0 barriers
         };
         let table = "unit\tkernel\tarchitecture\tregisters\nu\tk\tsm_80\t40\n";
         assert_eq!(beyond(table, &found(40)), Ok(()));
-        assert!(beyond(table, &found(41)).unwrap_err().contains("41 registers"));
-        assert!(beyond("", &found(40)).unwrap_err().contains("not in the table"));
+        assert!(
+            beyond(table, &found(41))
+                .unwrap_err()
+                .contains("41 registers")
+        );
+        assert!(
+            beyond("", &found(40))
+                .unwrap_err()
+                .contains("not in the table")
+        );
     }
 }

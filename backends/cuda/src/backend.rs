@@ -71,6 +71,16 @@ pub enum CudaError {
     Kernel(#[from] crate::kernels::KernelError),
 }
 
+impl CudaError {
+    /// Whether there is simply no such device or driver.
+    pub fn is_absent(&self) -> bool {
+        matches!(
+            self,
+            CudaError::Device(DeviceError::NoDriver | DeviceError::NoDevice { .. })
+        )
+    }
+}
+
 /// What `begin` decided for the step under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Mode {
@@ -177,7 +187,10 @@ impl CudaBackend {
 
     /// Time of every kernel since the last call, longest first, when it was made `timed`.
     pub fn take_times(&mut self) -> Vec<(String, u64, f64)> {
-        self.times.as_mut().map(KernelTimes::take).unwrap_or_default()
+        self.times
+            .as_mut()
+            .map(KernelTimes::take)
+            .unwrap_or_default()
     }
 
     /// Starts a kernel, or records it.
@@ -224,7 +237,13 @@ impl CudaBackend {
     }
 
     fn is_capturing(&self) -> bool {
-        matches!(self.mode, Mode::Record { capturing: true, .. })
+        matches!(
+            self.mode,
+            Mode::Record {
+                capturing: true,
+                ..
+            }
+        )
     }
 
     /// Waits for the step that was launched last, which may not be the one being recorded.
@@ -238,7 +257,11 @@ impl CudaBackend {
 
     fn keep(&mut self, key: StepKey, graph: Graph) {
         if self.graphs.len() >= MAX_RECORDINGS
-            && let Some(oldest) = self.graphs.iter().min_by_key(|(_, r)| r.used).map(|(k, _)| *k)
+            && let Some(oldest) = self
+                .graphs
+                .iter()
+                .min_by_key(|(_, r)| r.used)
+                .map(|(k, _)| *k)
         {
             self.graphs.remove(&oldest);
         }
@@ -306,7 +329,11 @@ impl CudaBackend {
             self.pair = Some((layer, memory.clone()));
         }
         let is_experts = need.role == WeightRole::Experts;
-        let n_experts = if is_experts { *tensor.ne.last().expect("a shape") as usize } else { 1 };
+        let n_experts = if is_experts {
+            *tensor.ne.last().expect("a shape") as usize
+        } else {
+            1
+        };
         let table = match is_experts {
             true => Some(self.table(need, &memory, n_experts)?),
             false => None,
@@ -353,7 +380,8 @@ impl CudaBackend {
         self.staging.bytes_mut()[..addresses.len()].copy_from_slice(&addresses);
         // SAFETY: the table has exactly so many bytes, and the staging memory stays until the wait.
         unsafe {
-            self.copies.to_device(table.address(), &self.staging.bytes()[..addresses.len()])
+            self.copies
+                .to_device(table.address(), &self.staging.bytes()[..addresses.len()])
         }
         .and_then(|()| self.copies.wait())
         .map_err(error::device)?;
@@ -370,7 +398,13 @@ impl CudaBackend {
             stream: &self.copies,
             staging: &mut self.staging,
         };
-        move_all(&self.context, &mut self.kernels, &uploads, &mut few, progress)
+        move_all(
+            &self.context,
+            &mut self.kernels,
+            &uploads,
+            &mut few,
+            progress,
+        )
     }
 
     /// Moves weights that were uploaded after the last [`uploads_done`](Self::uploads_done): tests of
@@ -550,7 +584,9 @@ impl CudaBackend {
         }
         if let Some(key) = graph {
             let recorded = &self.graphs[&key];
-            self.compute.replay(&recorded.graph).map_err(error::device)?;
+            self.compute
+                .replay(&recorded.graph)
+                .map_err(error::device)?;
         }
         self.compute.record(&self.launched).map_err(error::device)
     }

@@ -36,7 +36,8 @@ impl Buffer {
                 what: what(),
                 n_bytes: usize::MAX,
             })?;
-        let memory = Memory::new(context, n_bytes).map_err(|e| out_of_memory(e, what(), n_bytes))?;
+        let memory =
+            Memory::new(context, n_bytes).map_err(|e| out_of_memory(e, what(), n_bytes))?;
         Ok(Buffer {
             element,
             shape,

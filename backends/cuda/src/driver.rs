@@ -99,7 +99,7 @@ fn check(result: sys::CUresult, call: impl FnOnce() -> String) -> Result<()> {
 }
 
 /// What is known of a device.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DeviceFacts {
     /// Its name.
     pub name: String,
@@ -113,8 +113,16 @@ pub struct DeviceFacts {
     pub block_shared_bytes: u32,
     /// All its memory.
     pub memory_bytes: u64,
+    /// Bytes a second of its memory by clock and width of the bus, where the driver says them.
+    pub bandwidth: Option<f64>,
     /// CUDA version that the driver supports, 1000 times the major number plus 10 times the minor.
     pub driver: i32,
+}
+
+/// Two transfers a clock (in kHz) of the whole bus (in bits).
+fn bandwidth(clock_khz: u32, bus_bits: u32) -> Option<f64> {
+    let bytes = 2.0 * f64::from(clock_khz) * 1e3 * f64::from(bus_bits) / 8.0;
+    (bytes > 0.0).then_some(bytes)
 }
 
 /// A device's primary context.
@@ -156,7 +164,9 @@ impl Context {
         let mut count = 0;
         // SAFETY: the library is there, and the calls write one integer each.
         unsafe {
-            check(sys::cuDriverGetVersion(&mut driver), || "cuDriverGetVersion".into())?;
+            check(sys::cuDriverGetVersion(&mut driver), || {
+                "cuDriverGetVersion".into()
+            })?;
             if driver < MIN_DRIVER {
                 return Err(DeviceError::OldDriver { found: driver });
             }
@@ -165,7 +175,9 @@ impl Context {
                 return Err(DeviceError::NoDevice { ordinal, count: 0 });
             }
             check(started, || "cuInit".into())?;
-            check(sys::cuDeviceGetCount(&mut count), || "cuDeviceGetCount".into())?;
+            check(sys::cuDeviceGetCount(&mut count), || {
+                "cuDeviceGetCount".into()
+            })?;
         }
         if ordinal >= count as usize {
             return Err(DeviceError::NoDevice {
@@ -177,7 +189,9 @@ impl Context {
         let mut name = [0; 256];
         // SAFETY: `ordinal` is one of the devices, and the buffer has the length that is said.
         unsafe {
-            check(sys::cuDeviceGet(&mut device, ordinal as i32), || "cuDeviceGet".into())?;
+            check(sys::cuDeviceGet(&mut device, ordinal as i32), || {
+                "cuDeviceGet".into()
+            })?;
             check(
                 sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device),
                 || "cuDeviceGetName".into(),
@@ -216,6 +230,10 @@ impl Context {
                     A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
                 )?,
                 memory_bytes: 0,
+                bandwidth: bandwidth(
+                    attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
+                    attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
+                ),
                 driver,
             },
         };
@@ -229,7 +247,9 @@ impl Context {
             return Ok(());
         }
         // SAFETY: the context lives as long as `self`.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, || "cuCtxSetCurrent".into())?;
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, || {
+            "cuCtxSetCurrent".into()
+        })?;
         CURRENT.set(self.number);
         Ok(())
     }
@@ -239,7 +259,10 @@ impl Context {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two sizes.
-        check(unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) }, || "cuMemGetInfo".into())?;
+        check(
+            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) },
+            || "cuMemGetInfo".into(),
+        )?;
         Ok((free as u64, total as u64))
     }
 }
@@ -270,9 +293,10 @@ impl Memory {
         context.enter()?;
         let mut at = 0;
         // SAFETY: plain device memory, freed when this value is dropped.
-        check(unsafe { sys::cuMemAlloc_v2(&mut at, n_bytes.max(1)) }, || {
-            format!("cuMemAlloc of {n_bytes} bytes")
-        })?;
+        check(
+            unsafe { sys::cuMemAlloc_v2(&mut at, n_bytes.max(1)) },
+            || format!("cuMemAlloc of {n_bytes} bytes"),
+        )?;
         Ok(Memory {
             context: context.clone(),
             at,
@@ -319,9 +343,10 @@ impl Pinned {
         context.enter()?;
         let mut at = ptr::null_mut();
         // SAFETY: freed when this value is dropped.
-        check(unsafe { sys::cuMemHostAlloc(&mut at, n_bytes.max(1), 0) }, || {
-            format!("cuMemHostAlloc of {n_bytes} bytes")
-        })?;
+        check(
+            unsafe { sys::cuMemHostAlloc(&mut at, n_bytes.max(1), 0) },
+            || format!("cuMemHostAlloc of {n_bytes} bytes"),
+        )?;
         // SAFETY: at least `n_bytes` were allocated.
         unsafe { ptr::write_bytes(at.cast::<u8>(), 0, n_bytes) };
         Ok(Pinned {
@@ -426,7 +451,9 @@ impl Stream {
         let mut stream = ptr::null_mut();
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: destroyed when this value is dropped.
-        check(unsafe { sys::cuStreamCreate(&mut stream, flags) }, || "cuStreamCreate".into())?;
+        check(unsafe { sys::cuStreamCreate(&mut stream, flags) }, || {
+            "cuStreamCreate".into()
+        })?;
         Ok(Stream {
             context: context.clone(),
             stream,
@@ -453,10 +480,11 @@ impl Stream {
     pub(crate) unsafe fn to_device(&self, to: u64, from: &[u8]) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the caller's duty.
-        let copied = unsafe {
-            sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream)
-        };
-        check(copied, || format!("cuMemcpyHtoDAsync of {} bytes", from.len()))
+        let copied =
+            unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.as_ptr().cast(), from.len(), self.stream) };
+        check(copied, || {
+            format!("cuMemcpyHtoDAsync of {} bytes", from.len())
+        })
     }
 
     /// Copies bytes of the device to pinned memory.
@@ -469,7 +497,9 @@ impl Stream {
         let copied = unsafe {
             sys::cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), from, to.len(), self.stream)
         };
-        check(copied, || format!("cuMemcpyDtoHAsync of {} bytes", to.len()))
+        check(copied, || {
+            format!("cuMemcpyDtoHAsync of {} bytes", to.len())
+        })
     }
 
     /// Copies bytes on the device.
@@ -522,16 +552,19 @@ impl Stream {
         let mut n_attributes = 0;
         if launch.cluster > 1 {
             attributes[n_attributes].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
-            attributes[n_attributes].value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
-                x: launch.cluster,
-                y: 1,
-                z: 1,
-            };
+            attributes[n_attributes].value.clusterDim =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: launch.cluster,
+                    y: 1,
+                    z: 1,
+                };
             n_attributes += 1;
         }
         if launch.dependent {
             attributes[n_attributes].id = Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
-            attributes[n_attributes].value.programmaticStreamSerializationAllowed = 1;
+            attributes[n_attributes]
+                .value
+                .programmaticStreamSerializationAllowed = 1;
             n_attributes += 1;
         }
         let config = sys::CUlaunchConfig {
@@ -556,7 +589,9 @@ impl Stream {
                 ptr::null_mut(),
             )
         };
-        check(started, || format!("cuLaunchKernelEx ({}, {launch:?})", kernel.name))
+        check(started, || {
+            format!("cuLaunchKernelEx ({}, {launch:?})", kernel.name)
+        })
     }
 
     /// Begins to record instead of running.
@@ -564,9 +599,10 @@ impl Stream {
         self.context.enter()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives.
-        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, || {
-            "cuStreamBeginCapture".into()
-        })
+        check(
+            unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) },
+            || "cuStreamBeginCapture".into(),
+        )
     }
 
     /// Ends a recording.
@@ -574,9 +610,10 @@ impl Stream {
         self.context.enter()?;
         let mut graph = ptr::null_mut();
         // SAFETY: the stream is capturing; an invalid capture gives an error and no graph.
-        check(unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) }, || {
-            "cuStreamEndCapture".into()
-        })?;
+        check(
+            unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) },
+            || "cuStreamEndCapture".into(),
+        )?;
         let mut executable = ptr::null_mut();
         // SAFETY: the graph was just made, and is destroyed below whatever comes of it.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
@@ -593,16 +630,20 @@ impl Stream {
     pub(crate) fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both live; what its kernels touch is kept by whoever recorded it.
-        check(unsafe { sys::cuGraphLaunch(graph.executable, self.stream) }, || {
-            "cuGraphLaunch".into()
-        })
+        check(
+            unsafe { sys::cuGraphLaunch(graph.executable, self.stream) },
+            || "cuGraphLaunch".into(),
+        )
     }
 
     /// Marks this place.
     pub(crate) fn record(&self, event: &Event) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both live.
-        check(unsafe { sys::cuEventRecord(event.event, self.stream) }, || "cuEventRecord".into())
+        check(
+            unsafe { sys::cuEventRecord(event.event, self.stream) },
+            || "cuEventRecord".into(),
+        )
     }
 }
 
@@ -640,9 +681,10 @@ impl Event {
         };
         let mut event = ptr::null_mut();
         // SAFETY: destroyed when this value is dropped.
-        check(unsafe { sys::cuEventCreate(&mut event, flags as u32) }, || {
-            "cuEventCreate".into()
-        })?;
+        check(
+            unsafe { sys::cuEventCreate(&mut event, flags as u32) },
+            || "cuEventCreate".into(),
+        )?;
         Ok(Event {
             context: context.clone(),
             event,
@@ -653,7 +695,9 @@ impl Event {
     pub(crate) fn wait(&self) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the event lives.
-        check(unsafe { sys::cuEventSynchronize(self.event) }, || "cuEventSynchronize".into())
+        check(unsafe { sys::cuEventSynchronize(self.event) }, || {
+            "cuEventSynchronize".into()
+        })
     }
 
     /// Time since an earlier one; `None` when the driver is too old to say. Both were waited for.
@@ -724,9 +768,10 @@ impl Module {
         context.enter()?;
         let mut module = ptr::null_mut();
         // SAFETY: a cubin carries its own length, PTX ends with a zero, and the driver checks both.
-        check(unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) }, || {
-            format!("cuModuleLoadData ({name})")
-        })?;
+        check(
+            unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) },
+            || format!("cuModuleLoadData ({name})"),
+        )?;
         Ok(Module {
             context: context.clone(),
             module,

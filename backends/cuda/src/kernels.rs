@@ -216,9 +216,20 @@ fn grids() -> String {
         }
         text + "};\n"
     }
-    let iq1: Vec<[u8; 8]> = quant::iq1_grid().iter().map(|row| row.map(|v| v as u8)).collect();
+    let iq1: Vec<[u8; 8]> = quant::iq1_grid()
+        .iter()
+        .map(|row| row.map(|v| v as u8))
+        .collect();
     let levels = |name: &str, values: &[i8]| {
-        format!("__device__ const i8 {name}[{}] = {{{}}};\n", values.len(), values.iter().map(i8::to_string).collect::<Vec<_>>().join(","))
+        format!(
+            "__device__ const i8 {name}[{}] = {{{}}};\n",
+            values.len(),
+            values
+                .iter()
+                .map(i8::to_string)
+                .collect::<Vec<_>>()
+                .join(",")
+        )
     };
     [
         "// The codebooks of the IQ types, eight or four values a word; made from ds4_formats.\n#pragma once\n#include \"common.cuh\"\n".to_owned(),
@@ -277,7 +288,11 @@ impl Kernels {
     }
 
     /// A kernel of a unit, which is loaded when it is first asked for.
-    pub(crate) fn get(&mut self, unit: &Unit, name: &'static str) -> Result<Arc<Kernel>, KernelError> {
+    pub(crate) fn get(
+        &mut self,
+        unit: &Unit,
+        name: &'static str,
+    ) -> Result<Arc<Kernel>, KernelError> {
         if let Some(loaded) = self.modules.get_mut(unit) {
             return kernel_of(loaded, name);
         }
@@ -295,7 +310,10 @@ impl Kernels {
         if let Some((_, image)) = embedded::CUBINS.iter().find(|(name, _)| *name == key) {
             return Ok(image.to_vec());
         }
-        let path = self.folder.as_ref().map(|folder| folder.join(format!("{key}.cubin")));
+        let path = self
+            .folder
+            .as_ref()
+            .map(|folder| folder.join(format!("{key}.cubin")));
         if let Some(image) = path.as_deref().and_then(read_image) {
             return Ok(image);
         }
@@ -340,7 +358,10 @@ fn write_image(path: &Path, image: &[u8]) -> std::io::Result<()> {
         std::fs::create_dir_all(folder)?;
     }
     let part = path.with_extension(format!("part-{}", std::process::id()));
-    std::fs::write(&part, [MAGIC, blake3::hash(image).as_bytes().as_slice(), image].concat())?;
+    std::fs::write(
+        &part,
+        [MAGIC, blake3::hash(image).as_bytes().as_slice(), image].concat(),
+    )?;
     std::fs::rename(&part, path)
 }
 
@@ -487,7 +508,10 @@ mod tests {
         for (name, text) in &all {
             for line in text.lines().filter_map(|l| l.strip_prefix("#include ")) {
                 let included = line.trim_matches(['"', '<', '>']);
-                assert!(all.iter().any(|(n, _)| *n == included), "{name} includes {included}");
+                assert!(
+                    all.iter().any(|(n, _)| *n == included),
+                    "{name} includes {included}"
+                );
             }
         }
     }

@@ -10,7 +10,9 @@ use std::sync::{Arc, mpsc};
 use ds4_formats::Tensor;
 use ds4_model::BackendError;
 
-use crate::driver::{Context, DriverError, Event, Kernel, Launch, Memory, Pinned, Stream, parameter};
+use crate::driver::{
+    Context, DriverError, Event, Kernel, Launch, Memory, Pinned, Stream, parameter,
+};
 use crate::error;
 use crate::kernels::{Kernels, Unit};
 use crate::weight::Layout;
@@ -217,9 +219,16 @@ impl Reader<'_> {
             let pinned = &mut slot.pinned.bytes_mut()[..part.n_bytes];
             read(&upload.source, self.files, part.start, pinned)?;
             let bytes = &slot.pinned.bytes()[..part.n_bytes];
-            send(&stream, self.kernels, upload, part, bytes, Some(&slot.staging))
-                .and_then(|()| stream.record(&slot.done))
-                .map_err(error::device)?;
+            send(
+                &stream,
+                self.kernels,
+                upload,
+                part,
+                bytes,
+                Some(&slot.staging),
+            )
+            .and_then(|()| stream.record(&slot.done))
+            .map_err(error::device)?;
             // Nobody listens any more when another reader failed.
             let _ = progress.send(part.n_bytes as u64);
         }

@@ -44,7 +44,14 @@ fn each_row(rows: &Rows) -> Launch {
 
 impl CudaBackend {
     /// A product with the first `n_rows` rows of `x`, into `out` at an address.
-    fn product(&mut self, weight: &Weight, group_rank: usize, x: &Buffer, out: (u64, usize), n_rows: usize) {
+    fn product(
+        &mut self,
+        weight: &Weight,
+        group_rank: usize,
+        x: &Buffer,
+        out: (u64, usize),
+        n_rows: usize,
+    ) {
         let grid = [
             weight.n_out.div_ceil(BLOCK_OUTPUTS),
             n_rows.div_ceil(BLOCK_ROWS),
@@ -159,7 +166,12 @@ impl Backend for CudaBackend {
             &typed("embed.cu", table),
             "embed",
             each_row(rows),
-            &[p(&rows.view()), p(&table.matrix()), p(&n_hc), p(&streams.address())],
+            &[
+                p(&rows.view()),
+                p(&table.matrix()),
+                p(&n_hc),
+                p(&streams.address()),
+            ],
         );
     }
 
@@ -235,7 +247,11 @@ impl Backend for CudaBackend {
         hc: &HyperConnection<Weight>,
         h: &mut Buffer,
     ) {
-        let products = self.head_products.as_ref().expect("allocated with the rows").address();
+        let products = self
+            .head_products
+            .as_ref()
+            .expect("allocated with the rows")
+            .address();
         let g = &self.geometry;
         let (n_hc, rms_eps, hc_eps) = (g.n_hc, g.rms_eps, g.hc_eps);
         self.product(&hc.fn_, 0, streams, (products, n_hc), rows.n_rows());
@@ -281,7 +297,12 @@ impl Backend for CudaBackend {
             &unit("streams.cu"),
             "select_rows",
             each_row(rows),
-            &[p(&rows.view()), p(&x.address()), p(&n(x.width())), p(&out.address())],
+            &[
+                p(&rows.view()),
+                p(&x.address()),
+                p(&n(x.width())),
+                p(&out.address()),
+            ],
         );
     }
 
@@ -315,7 +336,12 @@ impl Backend for CudaBackend {
             &unit("rows.cu"),
             "add",
             each_row(rows),
-            &[p(&rows.view()), p(&x.address()), p(&out.address()), p(&n(out.width()))],
+            &[
+                p(&rows.view()),
+                p(&x.address()),
+                p(&out.address()),
+                p(&n(out.width())),
+            ],
         );
     }
 
@@ -387,7 +413,12 @@ impl Backend for CudaBackend {
             &unit("rows.cu"),
             "kv_round",
             each_row(rows),
-            &[p(&rows.view()), p(&rope_dim), p(&x.address()), p(&n(x.width()))],
+            &[
+                p(&rows.view()),
+                p(&rope_dim),
+                p(&x.address()),
+                p(&n(x.width())),
+            ],
         );
     }
 
@@ -457,7 +488,12 @@ impl Backend for CudaBackend {
             &unit("caches.cu"),
             "store_compressed",
             each_row(rows),
-            &[p(&rows.view()), p(&n(ratio)), p(&pooled.address()), p(&cache.cache())],
+            &[
+                p(&rows.view()),
+                p(&n(ratio)),
+                p(&pooled.address()),
+                p(&cache.cache()),
+            ],
         );
     }
 
@@ -476,7 +512,10 @@ impl Backend for CudaBackend {
     }
 
     fn index_scores(&mut self, rows: &Rows, inputs: IndexScores<'_, Buffer>, scores: &mut Buffer) {
-        let ScoreTile { rows: range, stride } = &inputs.tile;
+        let ScoreTile {
+            rows: range,
+            stride,
+        } = &inputs.tile;
         let (heads, dim) = (self.geometry.n_index_heads, self.geometry.index_dim);
         let scale = inverse_root(dim) * inverse_root(heads);
         let blocks = stride.div_ceil(128).clamp(1, SCORE_BLOCKS);
@@ -646,7 +685,10 @@ impl Backend for CudaBackend {
         self.run(
             &typed("experts_down.cu", down),
             "experts_down",
-            Launch::new([down.n_out.div_ceil(BLOCK_OUTPUTS), rows.n_rows(), 1], THREADS),
+            Launch::new(
+                [down.n_out.div_ceil(BLOCK_OUTPUTS), rows.n_rows(), 1],
+                THREADS,
+            ),
             &[
                 p(&rows.view()),
                 p(&down.matrix()),
@@ -659,17 +701,15 @@ impl Backend for CudaBackend {
         );
     }
 
-    fn gate_up(
-        &mut self,
-        rows: &Rows,
-        inputs: GateUp<'_, Buffer, Weight>,
-        hidden: &mut Buffer,
-    ) {
+    fn gate_up(&mut self, rows: &Rows, inputs: GateUp<'_, Buffer, Weight>, hidden: &mut Buffer) {
         let GateUp { gate, up, .. } = inputs;
         self.run(
             &typed("experts_gate_up.cu", gate).define("TYPE_UP", up.code()),
             "experts_gate_up",
-            Launch::new([gate.n_out.div_ceil(BLOCK_OUTPUTS), 1, rows.n_rows()], THREADS),
+            Launch::new(
+                [gate.n_out.div_ceil(BLOCK_OUTPUTS), 1, rows.n_rows()],
+                THREADS,
+            ),
             &[
                 p(&rows.view()),
                 p(&gate.matrix()),

@@ -27,7 +27,11 @@ impl KernelTimes {
         })
     }
 
-    pub(crate) fn before(&mut self, stream: &Stream, name: &'static str) -> Result<(), DriverError> {
+    pub(crate) fn before(
+        &mut self,
+        stream: &Stream,
+        name: &'static str,
+    ) -> Result<(), DriverError> {
         if self.names.len() >= MAX_KERNELS {
             return Ok(());
         }

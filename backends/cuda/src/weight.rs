@@ -49,7 +49,9 @@ impl Layout {
                 Layout::Iq2Up
             }
             (WeightRole::PreciseMatrix, GgmlType::F16)
-                if (is("hc_attn_fn.weight") || is("hc_ffn_fn.weight") || is("output_hc_fn.weight"))
+                if (is("hc_attn_fn.weight")
+                    || is("hc_ffn_fn.weight")
+                    || is("output_hc_fn.weight"))
                     && n_in % (32 * n_hc as u64) == 0 =>
             {
                 Layout::Hc
