@@ -17,6 +17,7 @@ use crate::driver::{
 use crate::error::{self, out_of_memory};
 use crate::kernels::{Kernels, Unit};
 use crate::load::{Few, Source, Upload, move_all};
+use crate::prefill::{self, Workspace};
 use crate::times::KernelTimes;
 use crate::weight::{Layout, Weight};
 
@@ -46,8 +47,42 @@ pub struct CudaOptions {
     pub cache: Option<PathBuf>,
     /// Whether to measure every kernel, which turns recordings off.
     pub timed: bool,
-    /// Whether to run the plain kernels only.
-    pub plain: bool,
+    /// Where the kernels for the published geometry take the place of the plain ones.
+    pub fast: Fast,
+}
+
+/// Parts of the network that have kernels for the published geometry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fast {
+    /// From one sublayer to the next.
+    pub turns: bool,
+    /// The attention sublayer.
+    pub attention: bool,
+    /// The experts sublayer.
+    pub experts: bool,
+    /// Whole steps of a few rows.
+    pub steps: bool,
+}
+
+impl Fast {
+    /// None: the plain kernels only.
+    pub const NONE: Fast = Fast {
+        turns: false,
+        attention: false,
+        experts: false,
+        steps: false,
+    };
+}
+
+impl Default for Fast {
+    fn default() -> Fast {
+        Fast {
+            turns: true,
+            attention: true,
+            experts: true,
+            steps: true,
+        }
+    }
 }
 
 /// Why a backend could not be made.
@@ -118,6 +153,8 @@ pub struct CudaBackend {
     /// Products of the head's hyper-connection, f32 `[rows, n_hc]`.
     pub(crate) head_products: Option<Memory>,
     n_head_rows: usize,
+    /// Of the kernels for the published geometry.
+    pub(crate) workspace: Option<Workspace>,
     pub(crate) options: CudaOptions,
     kernels: Kernels,
     /// The end of the step that was launched last.
@@ -161,6 +198,7 @@ impl CudaBackend {
             staging: Pinned::new(&context, STAGING_BYTES).map_err(driver)?,
             head_products: None,
             n_head_rows: 0,
+            workspace: None,
             kernels: Kernels::new(&context, options.cache.clone()),
             launched: Event::new(&context, false).map_err(driver)?,
             compute: Stream::new(&context).map_err(driver)?,
@@ -168,6 +206,11 @@ impl CudaBackend {
             options,
             context,
         })
+    }
+
+    /// Whether the kernels for the published geometry are used.
+    fn is_fast(&self) -> bool {
+        self.options.fast != Fast::NONE && prefill::takes(&self.geometry)
     }
 
     /// What is known of the device.
@@ -301,7 +344,11 @@ impl CudaBackend {
     }
 
     pub(crate) fn workspace_bytes(&self, shape: &SessionShape) -> u64 {
-        (shape.max_rows * self.geometry.n_hc * 4) as u64
+        let products = (shape.max_rows * self.geometry.n_hc * 4) as u64;
+        match self.is_fast() {
+            true => products + prefill::workspace_bytes(shape.max_rows),
+            false => products,
+        }
     }
 
     pub(crate) fn upload(
@@ -440,6 +487,10 @@ impl CudaBackend {
             self.graphs.clear();
             self.head_products = Some(memory);
             self.n_head_rows = capacity;
+            if self.is_fast() {
+                self.workspace = None;
+                self.workspace = Some(Workspace::new(&self.context, capacity)?);
+            }
         }
         Rows::new(&self.context, &self.geometry, capacity)
     }

@@ -126,6 +126,13 @@ pub(crate) struct RowsView {
 
 impl Argument for RowsView {}
 
+impl RowsView {
+    /// Address of the slots.
+    pub(crate) fn slot(&self) -> u64 {
+        self.ids[2]
+    }
+}
+
 /// A [`RowsImage`] on the device, with the pinned memory it comes from.
 #[derive(Debug)]
 pub struct Rows {

@@ -460,10 +460,6 @@ impl Stream {
         })
     }
 
-    pub(crate) fn context(&self) -> &Arc<Context> {
-        &self.context
-    }
-
     /// Waits for everything so far.
     pub(crate) fn wait(&self) -> Result<()> {
         self.context.enter()?;

@@ -24,6 +24,43 @@ const SOURCES: &[(&str, &str)] = &[
     ("iq2_grid.cuh", include_str!("../kernels/iq2_grid.cuh")),
     ("layout.cuh", include_str!("../kernels/layout.cuh")),
     ("repack.cu", include_str!("../kernels/repack.cu")),
+    (
+        "prefill/attend.cu",
+        include_str!("../kernels/prefill/attend.cu"),
+    ),
+    (
+        "prefill/device.cuh",
+        include_str!("../kernels/prefill/device.cuh"),
+    ),
+    (
+        "prefill/experts.cu",
+        include_str!("../kernels/prefill/experts.cu"),
+    ),
+    (
+        "prefill/gemm.cu",
+        include_str!("../kernels/prefill/gemm.cu"),
+    ),
+    ("prefill/hc.cu", include_str!("../kernels/prefill/hc.cu")),
+    (
+        "prefill/index.cu",
+        include_str!("../kernels/prefill/index.cu"),
+    ),
+    (
+        "prefill/matrix.cu",
+        include_str!("../kernels/prefill/matrix.cu"),
+    ),
+    (
+        "prefill/prefill.h",
+        include_str!("../kernels/prefill/prefill.h"),
+    ),
+    (
+        "prefill/rows.cu",
+        include_str!("../kernels/prefill/rows.cu"),
+    ),
+    (
+        "prefill/wgmma.cuh",
+        include_str!("../kernels/prefill/wgmma.cuh"),
+    ),
     // What NVRTC lacks of the two headers that device and host share.
     ("stddef.h", STDDEF),
     ("stdint.h", STDINT),
@@ -118,6 +155,20 @@ impl Unit {
         self
     }
 
+    /// What its folder's sources call another source in `#include`; `None` for one that they cannot
+    /// include.
+    fn included(&self, name: &str) -> Option<String> {
+        let folder = self.file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        if name.ends_with(".cu") {
+            return None;
+        }
+        match name.rsplit_once('/') {
+            Some((other, base)) => (other == folder).then(|| base.to_owned()),
+            None if folder.is_empty() || name.starts_with("std") => Some(name.to_owned()),
+            None => Some(format!("../{name}")),
+        }
+    }
+
     /// Whether it can be compiled for an architecture: some use instructions of one.
     pub fn runs_on(&self, architecture: &str) -> bool {
         let _ = architecture;
@@ -144,12 +195,12 @@ impl Unit {
         add(architecture);
         add(&self.name());
         for (name, text) in sources() {
-            if !name.ends_with(".cu") || name == self.file {
+            if name == self.file || self.included(name).is_some() {
                 add(name);
                 add(&text);
             }
         }
-        let stem = self.file.trim_end_matches(".cu");
+        let stem = self.file.trim_end_matches(".cu").replace('/', "-");
         format!("{stem}-{architecture}-{}", &hash.finalize().to_hex()[..24])
     }
 }
@@ -161,6 +212,13 @@ pub fn flash_units() -> Vec<Unit> {
         "attend.cu",
         "caches.cu",
         "index.cu",
+        "prefill/attend.cu",
+        "prefill/experts.cu",
+        "prefill/gemm.cu",
+        "prefill/hc.cu",
+        "prefill/index.cu",
+        "prefill/matrix.cu",
+        "prefill/rows.cu",
         "repack.cu",
         "routes.cu",
         "rows.cu",
@@ -385,8 +443,8 @@ fn compile(unit: &Unit, architecture: &str) -> Result<Vec<u8>, KernelError> {
     for (name, text) in sources() {
         if name == unit.file {
             main = Some(c(&text));
-        } else if !name.ends_with(".cu") {
-            names.push(c(name));
+        } else if let Some(name) = unit.included(name) {
+            names.push(c(&name));
             headers.push(c(&text));
         }
     }
@@ -506,10 +564,16 @@ mod tests {
     fn every_include_of_a_source_is_a_source() {
         let all: Vec<_> = sources().collect();
         for (name, text) in &all {
+            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
             for line in text.lines().filter_map(|l| l.strip_prefix("#include ")) {
                 let included = line.trim_matches(['"', '<', '>']);
+                let path = match included.strip_prefix("../") {
+                    Some(above) => above.to_owned(),
+                    None if folder.is_empty() || included.starts_with("std") => included.to_owned(),
+                    None => format!("{folder}/{included}"),
+                };
                 assert!(
-                    all.iter().any(|(n, _)| *n == included),
+                    all.iter().any(|(n, _)| *n == path),
                     "{name} includes {included}"
                 );
             }

@@ -16,10 +16,11 @@ mod error;
 pub mod kernels;
 mod load;
 mod ops;
+mod prefill;
 mod times;
 mod weight;
 
-pub use backend::{CudaBackend, CudaError, CudaOptions};
+pub use backend::{CudaBackend, CudaError, CudaOptions, Fast};
 pub use buffer::{Buffer, Rows};
 pub use driver::{DeviceError, DeviceFacts, DriverError};
 pub use weight::{Layout, Weight};

@@ -4,9 +4,10 @@ use ds4_formats::{GgmlType, Tensor};
 use ds4_model::session::SessionShape;
 use ds4_model::weights::HyperConnection;
 use ds4_model::{
-    Attend, Backend, BackendError, Choice, CompressedRows, ElementType, ExpertsGateUp, GateUp,
-    Geometry, IndexScores, LayerKind, Limits, Place, Pool, ReadPart, Recording, Requirement,
-    RopeTable, Rotation, Routes, RowsImage, ScoreTile, Shape, StepKey, WritePart,
+    Attend, AttentionSublayer, Backend, BackendError, Choice, CompressedRows, ElementType, Entry,
+    ExpertsGateUp, ExpertsSublayer, GateUp, Geometry, IndexScores, LayerKind, Limits, Place, Pool,
+    ReadPart, Recording, Requirement, RopeTable, Rotation, Routes, RowsImage, ScoreTile, Shape,
+    StepKey, Turn, WritePart,
 };
 
 use crate::backend::CudaBackend;
@@ -206,6 +207,7 @@ impl Backend for CudaBackend {
     }
 
     fn hc_pre(&mut self, rows: &Rows, streams: &Buffer, gates: &Buffer, x: &mut Buffer) {
+        self.forget_halves();
         let n_hc = n(self.geometry.n_hc);
         self.run(
             &unit("streams.cu"),
@@ -221,6 +223,47 @@ impl Backend for CudaBackend {
                 p(&x.address()),
             ],
         );
+    }
+
+    fn hc_pre_norm(
+        &mut self,
+        rows: &Rows,
+        streams: &Buffer,
+        entry: Entry<'_, Weight>,
+        gates: &mut Buffer,
+        x: &mut Buffer,
+    ) {
+        if self
+            .fast_turn(rows, None, entry, gates, streams, x)
+            .is_none()
+        {
+            self.hc_gates(rows, streams, entry.hc, gates);
+            self.hc_pre(rows, streams, gates, x);
+            self.rms_norm(rows, entry.norm, x);
+        }
+    }
+
+    fn turn(&mut self, rows: &Rows, t: Turn<'_, Buffer, Weight>) {
+        let Turn {
+            y,
+            next,
+            gates,
+            streams,
+            x,
+        } = t;
+        if self
+            .fast_turn(rows, Some(y), next, gates, streams, x)
+            .is_none()
+        {
+            self.hc_post(rows, y, gates, streams);
+            self.hc_pre_norm(rows, streams, next, gates, x);
+        }
+    }
+
+    fn attention(&mut self, rows: &Rows, mut sublayer: AttentionSublayer<'_, Buffer, Weight>) {
+        if self.fast_attention(rows, &mut sublayer).is_none() {
+            ds4_model::attention(self, rows, sublayer);
+        }
     }
 
     fn hc_post(&mut self, rows: &Rows, y: &Buffer, gates: &Buffer, streams: &mut Buffer) {
@@ -323,7 +366,9 @@ impl Backend for CudaBackend {
     }
 
     fn matmul(&mut self, rows: &Rows, weight: &Weight, x: &Buffer, out: &mut Buffer) {
-        self.product(weight, 0, x, (out.address(), out.width()), rows.n_rows());
+        if self.fast_matmul(rows, weight, x, out).is_none() {
+            self.product(weight, 0, x, (out.address(), out.width()), rows.n_rows());
+        }
     }
 
     fn matmul_grouped(&mut self, rows: &Rows, weight: &Weight, x: &Buffer, out: &mut Buffer) {
@@ -583,6 +628,12 @@ impl Backend for CudaBackend {
                 p(&out.address()),
             ],
         );
+    }
+
+    fn experts(&mut self, rows: &Rows, mut sublayer: ExpertsSublayer<'_, Buffer, Weight>) {
+        if self.fast_experts(rows, &mut sublayer).is_none() {
+            ds4_model::experts(self, rows, sublayer);
+        }
     }
 
     fn router_scores(&mut self, rows: &Rows, scores: &mut Buffer) {
