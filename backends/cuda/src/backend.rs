@@ -11,6 +11,7 @@ use ds4_model::{
 };
 
 use crate::buffer::{Buffer, Rows};
+use crate::decode::{self, Decoder};
 use crate::driver::{
     Context, DeviceError, DeviceFacts, Event, Graph, Launch, Memory, Parameter, Pinned, Stream,
 };
@@ -143,6 +144,8 @@ pub struct CudaBackend {
     graphs: HashMap<StepKey, Recorded>,
     n_steps: u64,
     mode: Mode,
+    /// Session of the step under way.
+    current: Option<u64>,
     /// What went wrong since the last launch.
     failed: Option<BackendError>,
     times: Option<KernelTimes>,
@@ -155,13 +158,14 @@ pub struct CudaBackend {
     n_head_rows: usize,
     /// Of the kernels for the published geometry.
     pub(crate) workspace: Option<Workspace>,
+    pub(crate) decoder: Decoder,
     pub(crate) options: CudaOptions,
     kernels: Kernels,
     /// The end of the step that was launched last.
     launched: Event,
     compute: Stream,
-    copies: Stream,
-    context: Arc<Context>,
+    pub(crate) copies: Stream,
+    pub(crate) context: Arc<Context>,
 }
 
 impl CudaBackend {
@@ -191,6 +195,7 @@ impl CudaBackend {
             graphs: HashMap::new(),
             n_steps: 0,
             mode: Mode::Direct,
+            current: None,
             failed: None,
             times,
             uploads: Vec::new(),
@@ -199,6 +204,7 @@ impl CudaBackend {
             head_products: None,
             n_head_rows: 0,
             workspace: None,
+            decoder: Decoder::new(),
             kernels: Kernels::new(&context, options.cache.clone()),
             launched: Event::new(&context, false).map_err(driver)?,
             compute: Stream::new(&context).map_err(driver)?,
@@ -234,6 +240,11 @@ impl CudaBackend {
             .as_mut()
             .map(KernelTimes::take)
             .unwrap_or_default()
+    }
+
+    /// Keeps what went wrong for the launch of the step.
+    pub(crate) fn fail(&mut self, error: BackendError) {
+        self.failed.get_or_insert(error);
     }
 
     /// Starts a kernel, or records it.
@@ -346,7 +357,14 @@ impl CudaBackend {
     pub(crate) fn workspace_bytes(&self, shape: &SessionShape) -> u64 {
         let products = (shape.max_rows * self.geometry.n_hc * 4) as u64;
         match self.is_fast() {
-            true => products + prefill::workspace_bytes(shape.max_rows),
+            true => {
+                products
+                    + prefill::workspace_bytes(shape.max_rows)
+                    + decode::workspace_bytes(
+                        &self.geometry,
+                        shape.bases().last().copied().unwrap_or(0),
+                    )
+            }
             false => products,
         }
     }
@@ -358,6 +376,7 @@ impl CudaBackend {
     ) -> Result<Weight, BackendError> {
         let (ty, n_hc) = (tensor.ty, self.geometry.n_hc);
         let layout = Layout::of(need, ty, n_hc);
+        self.decoder.see_weight(need, layout, ty);
         let n_in = tensor.row_len();
         let n_rows = tensor.n_rows();
         let n_bytes = layout.stride_bytes(ty, n_in as u64, n_rows as u64) as usize;
@@ -422,17 +441,37 @@ impl CudaBackend {
         let addresses: Vec<u8> = (0..n_experts as u64)
             .flat_map(|e| (memory.address() + e * stride).to_le_bytes())
             .collect();
-        let failed = |e| out_of_memory(e, format!("tensor {}", need.name), addresses.len());
-        let table = Memory::new(&self.context, addresses.len()).map_err(failed)?;
-        self.staging.bytes_mut()[..addresses.len()].copy_from_slice(&addresses);
-        // SAFETY: the table has exactly so many bytes, and the staging memory stays until the wait.
+        self.constant(&addresses).map_err(|error| match error {
+            BackendError::OutOfMemory { n_bytes, .. } => BackendError::OutOfMemory {
+                what: format!("tensor {}", need.name),
+                n_bytes,
+            },
+            error => error,
+        })
+    }
+
+    /// Bytes, fewer than the staging memory has, in memory of their own.
+    pub(crate) fn constant(&mut self, bytes: &[u8]) -> Result<Memory, BackendError> {
+        let failed = |e| out_of_memory(e, "a table of addresses".to_owned(), bytes.len());
+        let memory = Memory::new(&self.context, bytes.len()).map_err(failed)?;
+        self.staging.bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+        // SAFETY: the memory has exactly so many bytes, and the staging memory stays until the wait.
         unsafe {
             self.copies
-                .to_device(table.address(), &self.staging.bytes()[..addresses.len()])
+                .to_device(memory.address(), &self.staging.bytes()[..bytes.len()])
         }
         .and_then(|()| self.copies.wait())
         .map_err(error::device)?;
-        Ok(table)
+        Ok(memory)
+    }
+
+    pub(crate) fn forget_recordings(&mut self) {
+        self.graphs.clear();
+    }
+
+    /// The session of the step that is being recorded.
+    pub(crate) fn session(&self) -> Option<u64> {
+        self.current
     }
 
     pub(crate) fn uploads_done(
@@ -595,12 +634,15 @@ impl CudaBackend {
 
     pub(crate) fn begin(&mut self, key: &StepKey) -> Recording {
         self.n_steps += 1;
+        self.current = Some(key.session);
+        self.drop_notes();
         self.settle();
         if let Some(recorded) = self.graphs.get_mut(key) {
             recorded.used = self.n_steps;
             self.mode = Mode::Replay { key: *key };
             return Recording::Replay;
         }
+        self.notes_step(key);
         self.mode = if self.times.is_some() || key.shape.n_rows > MAX_GRAPH_ROWS {
             Mode::Direct
         } else {
@@ -613,6 +655,10 @@ impl CudaBackend {
     }
 
     pub(crate) fn launch(&mut self) -> Result<(), BackendError> {
+        // A step without outputs ends with its last layer.
+        if let Err(error) = self.finish_notes(None) {
+            self.failed.get_or_insert(error);
+        }
         let mode = std::mem::replace(&mut self.mode, Mode::Direct);
         let graph = match mode {
             Mode::Record {
@@ -652,6 +698,7 @@ impl CudaBackend {
 
     pub(crate) fn end_session(&mut self, session: u64) {
         self.graphs.retain(|key, _| key.session != session);
+        self.decoder.end_session(session);
     }
 }
 

@@ -402,6 +402,8 @@ pub(crate) struct Launch {
     pub(crate) shared_bytes: u32,
     /// Blocks of a cluster; 1 for none.
     pub(crate) cluster: u32,
+    /// Whether all blocks must be on the device at once.
+    pub(crate) cooperative: bool,
     /// Whether it may start before the kernel ahead of it ends (it waits for it itself).
     pub(crate) dependent: bool,
 }
@@ -413,8 +415,14 @@ impl Launch {
             threads,
             shared_bytes: 0,
             cluster: 1,
+            cooperative: false,
             dependent: false,
         }
+    }
+
+    pub(crate) fn cooperative(mut self) -> Launch {
+        self.cooperative = true;
+        self
     }
 
     pub(crate) fn shared(mut self, bytes: usize) -> Launch {
@@ -544,7 +552,7 @@ impl Stream {
             id: Id::CU_LAUNCH_ATTRIBUTE_IGNORE,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { pad: [0; 64] },
-        }; 2];
+        }; 3];
         let mut n_attributes = 0;
         if launch.cluster > 1 {
             attributes[n_attributes].id = Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
@@ -554,6 +562,11 @@ impl Stream {
                     y: 1,
                     z: 1,
                 };
+            n_attributes += 1;
+        }
+        if launch.cooperative {
+            attributes[n_attributes].id = Id::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
+            attributes[n_attributes].value.cooperative = 1;
             n_attributes += 1;
         }
         if launch.dependent {

@@ -25,6 +25,44 @@ const SOURCES: &[(&str, &str)] = &[
     ("layout.cuh", include_str!("../kernels/layout.cuh")),
     ("repack.cu", include_str!("../kernels/repack.cu")),
     (
+        "decode/attend.cuh",
+        include_str!("../kernels/decode/attend.cuh"),
+    ),
+    (
+        "decode/block.cuh",
+        include_str!("../kernels/decode/block.cuh"),
+    ),
+    (
+        "decode/dense.cuh",
+        include_str!("../kernels/decode/dense.cuh"),
+    ),
+    (
+        "decode/exchange.cuh",
+        include_str!("../kernels/decode/exchange.cuh"),
+    ),
+    (
+        "decode/experts.cuh",
+        include_str!("../kernels/decode/experts.cuh"),
+    ),
+    (
+        "decode/hyper.cuh",
+        include_str!("../kernels/decode/hyper.cuh"),
+    ),
+    (
+        "decode/prim.cuh",
+        include_str!("../kernels/decode/prim.cuh"),
+    ),
+    (
+        "decode/service.cuh",
+        include_str!("../kernels/decode/service.cuh"),
+    ),
+    ("decode/step.cu", include_str!("../kernels/decode/step.cu")),
+    ("decode/step.h", include_str!("../kernels/decode/step.h")),
+    (
+        "decode/stream.cuh",
+        include_str!("../kernels/decode/stream.cuh"),
+    ),
+    (
         "prefill/attend.cu",
         include_str!("../kernels/prefill/attend.cu"),
     ),
@@ -171,8 +209,8 @@ impl Unit {
 
     /// Whether it can be compiled for an architecture: some use instructions of one.
     pub fn runs_on(&self, architecture: &str) -> bool {
-        let _ = architecture;
-        true
+        // The decode step has instructions of Hopper.
+        self.file != "decode/step.cu" || architecture == "sm_90a"
     }
 
     /// Its file and defines, for people.
@@ -211,6 +249,7 @@ pub fn flash_units() -> Vec<Unit> {
     let mut units: Vec<Unit> = [
         "attend.cu",
         "caches.cu",
+        "decode/step.cu",
         "index.cu",
         "prefill/attend.cu",
         "prefill/experts.cu",
@@ -567,6 +606,10 @@ mod tests {
             let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
             for line in text.lines().filter_map(|l| l.strip_prefix("#include ")) {
                 let included = line.trim_matches(['"', '<', '>']);
+                // The benches' stand-ins for a device, on the host only.
+                if included.starts_with("../../bench/") || included.starts_with("<") {
+                    continue;
+                }
                 let path = match included.strip_prefix("../") {
                     Some(above) => above.to_owned(),
                     None if folder.is_empty() || included.starts_with("std") => included.to_owned(),

@@ -11,6 +11,7 @@ compile_error!("this backend runs on little-endian machines only");
 
 mod backend;
 mod buffer;
+mod decode;
 mod driver;
 mod error;
 pub mod kernels;

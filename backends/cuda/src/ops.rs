@@ -162,6 +162,9 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&mut self, rows: &Rows, table: &Weight, streams: &mut Buffer) {
+        if self.is_noting() {
+            return self.note_embed(rows, table);
+        }
         let n_hc = n(self.geometry.n_hc);
         self.run(
             &typed("embed.cu", table),
@@ -233,6 +236,9 @@ impl Backend for CudaBackend {
         gates: &mut Buffer,
         x: &mut Buffer,
     ) {
+        if self.is_noting() {
+            return;
+        }
         if self
             .fast_turn(rows, None, entry, gates, streams, x)
             .is_none()
@@ -244,6 +250,9 @@ impl Backend for CudaBackend {
     }
 
     fn turn(&mut self, rows: &Rows, t: Turn<'_, Buffer, Weight>) {
+        if self.is_noting() {
+            return;
+        }
         let Turn {
             y,
             next,
@@ -261,12 +270,18 @@ impl Backend for CudaBackend {
     }
 
     fn attention(&mut self, rows: &Rows, mut sublayer: AttentionSublayer<'_, Buffer, Weight>) {
+        if self.is_noting() {
+            return self.note_attention(&sublayer);
+        }
         if self.fast_attention(rows, &mut sublayer).is_none() {
             ds4_model::attention(self, rows, sublayer);
         }
     }
 
     fn hc_post(&mut self, rows: &Rows, y: &Buffer, gates: &Buffer, streams: &mut Buffer) {
+        if self.is_noting() {
+            return;
+        }
         let n_hc = n(self.geometry.n_hc);
         self.run(
             &unit("streams.cu"),
@@ -290,6 +305,9 @@ impl Backend for CudaBackend {
         hc: &HyperConnection<Weight>,
         h: &mut Buffer,
     ) {
+        if self.is_noting() {
+            return self.note_head(hc);
+        }
         let products = self
             .head_products
             .as_ref()
@@ -318,6 +336,7 @@ impl Backend for CudaBackend {
     }
 
     fn tap(&mut self, rows: &Rows, streams: &Buffer, at: usize, taps: &mut Buffer) {
+        self.see_tap();
         let (n_hc, n_embd) = (self.geometry.n_hc, self.geometry.n_embd);
         self.run(
             &unit("streams.cu"),
@@ -336,6 +355,9 @@ impl Backend for CudaBackend {
     }
 
     fn select_rows(&mut self, rows: &Rows, x: &Buffer, out: &mut Buffer) {
+        if self.is_noting() {
+            return;
+        }
         self.run(
             &unit("streams.cu"),
             "select_rows",
@@ -350,6 +372,9 @@ impl Backend for CudaBackend {
     }
 
     fn rms_norm(&mut self, rows: &Rows, weight: &Weight, x: &mut Buffer) {
+        if self.is_noting() {
+            return self.note_head_norm(weight);
+        }
         let eps = self.geometry.rms_eps;
         self.run(
             &unit("rows.cu"),
@@ -366,6 +391,12 @@ impl Backend for CudaBackend {
     }
 
     fn matmul(&mut self, rows: &Rows, weight: &Weight, x: &Buffer, out: &mut Buffer) {
+        if self.is_noting() {
+            if let Err(error) = self.finish_notes(Some((rows, weight, out))) {
+                self.fail(error);
+            }
+            return;
+        }
         if self.fast_matmul(rows, weight, x, out).is_none() {
             self.product(weight, 0, x, (out.address(), out.width()), rows.n_rows());
         }
@@ -631,6 +662,9 @@ impl Backend for CudaBackend {
     }
 
     fn experts(&mut self, rows: &Rows, mut sublayer: ExpertsSublayer<'_, Buffer, Weight>) {
+        if self.is_noting() {
+            return;
+        }
         if self.fast_experts(rows, &mut sublayer).is_none() {
             ds4_model::experts(self, rows, sublayer);
         }
