@@ -43,7 +43,7 @@ struct Report {
 }
 
 pub(crate) const USAGE: &str = "\
-       cargo xtask kernels [--check | --registers] [--out FOLDER]
+       cargo xtask kernels [--check | --registers] [--arch NAME]... [--out FOLDER]
                             compile the CUDA kernels: into FOLDER (default: target/cubins), from
                             where DS4_CUDA_CUBINS=FOLDER puts them into a program; --check fails on
                             local memory and on registers beyond kernels/registers.tsv, and skips
@@ -52,11 +52,13 @@ pub(crate) const USAGE: &str = "\
 pub(crate) fn run(mut args: impl Iterator<Item = String>) -> Result<(), String> {
     let root = crate::root();
     let (mut check, mut write) = (false, false);
+    let mut archs: Vec<String> = Vec::new();
     let mut out = root.join("target/cubins");
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--check" => check = true,
             "--registers" => write = true,
+            "--arch" => archs.push(args.next().ok_or("--arch needs a name")?),
             "--out" => out = args.next().ok_or("--out needs a folder")?.into(),
             other => return Err(format!("unknown argument {other}")),
         }
@@ -76,8 +78,11 @@ pub(crate) fn run(mut args: impl Iterator<Item = String>) -> Result<(), String> 
     let table = root.join("backends/cuda/kernels/registers.tsv");
     let mut jobs: Vec<(Unit, &str)> = Vec::new();
     for unit in flash_units() {
-        let archs = if check || write { CHECKED } else { RELEASE };
-        jobs.extend(archs.iter().map(|arch| (unit.clone(), *arch)));
+        let default = if check || write { CHECKED } else { RELEASE };
+        match archs.is_empty() {
+            true => jobs.extend(default.iter().map(|arch| (unit.clone(), *arch))),
+            false => jobs.extend(archs.iter().map(|arch| (unit.clone(), arch.as_str()))),
+        }
     }
     if check {
         let first = flash_units().remove(0);
