@@ -1,6 +1,6 @@
 // Runs the source of the prefill kernels on the host (emulate.h) and compares with plain double
 // arithmetic: index maps, masks, tails and padding at small and awkward sizes.
-//   g++ -std=c++17 -O2 -DDS4_EMULATE bench/prefill_check.cpp -o prefill_check && ./prefill_check
+//   g++ -std=c++17 -O2 -DDS4_EMULATE -Ikernels bench/prefill_check.cpp -o prefill_check && ./prefill_check
 #include "emulate.h"
 #include "../kernels/prefill/device.cuh"
 #include "../kernels/prefill/prefill.h"
@@ -20,6 +20,18 @@ namespace in_experts {
 #include "../kernels/prefill/experts.cu"
 }
 #undef EMBD
+#undef USED
+#undef HIDDEN
+#undef THREADS
+#undef TOKENS
+#undef STAGES
+#undef X_STRIDE
+namespace in_few {
+#include "../kernels/prefill/experts_few.cu"
+}
+#undef EMBD
+#undef TOKENS
+#undef STAGES
 namespace in_index {
 #include "../kernels/prefill/index.cu"
 }
@@ -175,6 +187,10 @@ static void check_experts(bool few) {
     for (u32 r = 0; r < n; r++) for (u32 i = 0; i < 6; i++) { experts[r * 6 + i] = i == 0 ? 7 : 10 + (r * 5 + i * 37) % 240; weights[r * 6 + i] = 0.25f + uniform() / 8; }
     std::vector<u16> x((size_t)n * 4096), hidden((size_t)n * 6 * 2048, 0x7e00), part((size_t)n * 6 * 4096, 0x7e00);
     for (auto& v : x) v = f2h(uniform());
+    std::vector<float> xf, x_scale(n * 16), hidden_scale(n * 48, NAN);
+    for (auto v : x) xf.push_back(h2f(v));
+    std::vector<unsigned char> codes((size_t)n * 8192);
+    std::vector<u16> hidden_sums((size_t)n * 6 * 128, 0x7e00);
     const size_t gate_bytes = (size_t)2048 * 16 * 66, down_bytes = (size_t)4096 * 8 * 84;
     std::vector<unsigned char> gate(gate_bytes), up(gate_bytes), down(down_bytes), packed(ds4_iq2_pair_bytes(2048, 4096)), packed_down(ds4_q2k_bytes(4096, 2048));
     for (auto* v : {&gate, &up, &down}) for (auto& b : *v) b = (unsigned char)rng();
@@ -187,7 +203,7 @@ static void check_experts(bool few) {
     std::vector<u32> lists((size_t)256 * n, 0xdeadbeef), counts(256), tiles(4 + 4 * max_tiles);
     std::vector<float> shared((size_t)n * 4096), y((size_t)n * 4096, NAN);
     for (auto& v : shared) v = uniform();
-    Experts p = {slot.data(), experts.data(), weights.data(), x.data(), gates.data(), downs.data(), lists.data(), counts.data(), tiles.data(), hidden.data(), part.data(), shared.data(), y.data(), n, tokens, 1.0f, 0};
+    Experts p = {slot.data(), experts.data(), weights.data(), x.data(), gates.data(), downs.data(), lists.data(), counts.data(), tiles.data(), hidden.data(), part.data(), shared.data(), y.data(), n, tokens, 1.0f, 0, xf.data(), codes.data(), x_scale.data(), hidden_sums.data(), hidden_scale.data()};
     emulate::launch(dim3(256), dim3(256), [&] { in_experts::experts_group(p); });
     emulate::launch(dim3(1), dim3(256), [&] { in_experts::experts_tiles(p); });
     std::vector<u32> seen(n * 6, 0);
@@ -195,9 +211,13 @@ static void check_experts(bool few) {
     double lost = 0;
     for (u32 i = 0; i < n * 6; i++) lost += seen[i] != (slot[i / 6] != PAD_SLOT);
     report("experts_group: every pair once", lost + (tiles[0] > max_tiles), 0);
+    if (few) emulate::launch(dim3(n), dim3(512), [&] { in_few::experts_few_codes(p); });
+    // Where a hidden value of the few path has its high byte, and its low byte 8 further.
+    auto place_of = [](u32 col) { return col / 256 * 512 + col % 256 / 32 * 64 + col % 16 / 4 * 16 + col % 32 / 16 * 4 + col % 4; };
+    auto hidden_value = [&](size_t pair, u32 col) { const signed char* at = (const signed char*)hidden.data() + pair * 4096 + place_of(col); return (128.0 * at[0] + at[8]) * hidden_scale[pair * 8 + col / 256]; };
     // The tiles of expert 7 only (all rows), and one block of channels: the rest is the same code.
     for (u32 tile = 0; tile < tiles[0]; tile++) if (tiles[4 + 4 * tile] == 7)
-        emulate::launch(dim3(1), dim3(32 * EXPERTS_WARPS), [&] { emulate::block_id.x = 2, emulate::block_id.y = tile; if (few) in_experts::experts_gate_up_few(p); else in_experts::experts_gate_up_many(p); });
+        emulate::launch(dim3(1), dim3(32 * EXPERTS_WARPS), [&] { emulate::block_id.x = 2, emulate::block_id.y = tile; if (few) in_few::experts_few_gate_up(p); else in_experts::experts_gate_up_many(p); });
     Relative e;
     for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) for (u32 o = 0; o < 16 * EXPERTS_WARPS; o += 3) {
         u32 channel = 2 * 16 * EXPERTS_WARPS + o;
@@ -205,20 +225,28 @@ static void check_experts(bool few) {
         for (u32 k = 0; k < 4096; k++) { double v = h2f(x[(size_t)r * 4096 + k]); g += v * iq2_weight(&gate[(size_t)channel * 16 * 66], k); u += v * iq2_weight(&up[(size_t)channel * 16 * 66], k); }
         g = std::min(g, 1.0), u = std::max(std::min(u, 1.0), -1.0);
         u32 place = (channel & ~3u) | (channel & 1) << 1 | (channel >> 1 & 1);
-        e.add(h2f(hidden[(size_t)r * 6 * 2048 + place]), weights[r * 6] * g / (1 + std::exp(-g)) * u);
+        e.add(few ? hidden_value((size_t)r * 6, channel) : h2f(hidden[(size_t)r * 6 * 2048 + place]), weights[r * 6] * g / (1 + std::exp(-g)) * u);
     }
-    report(few ? "experts_gate_up_few" : "experts_gate_up_many", e.value(), 1e-3);
-    for (auto& h : hidden) h = f2h(uniform());
+    report(few ? "experts_few_gate_up" : "experts_gate_up_many", e.value(), 1e-3);
+    if (few) {
+        Relative sums;
+        for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) for (u32 c = 512; c < 768; c += 16) { double s = 0; for (u32 k = 0; k < 16; k++) s += hidden_value((size_t)r * 6, c + k); sums.add(h2f(hidden_sums[(size_t)r * 6 * 128 + c / 16]), s); }
+        report("experts_few_gate_up: sums of sixteen", sums.value(), 4e-4);
+        for (auto& b : hidden) b = (u16)(rng() % 256 | rng() % 256 << 8);
+        for (size_t i = 0; i < (size_t)n * 6 * 4096; i++) if (i % 16 >= 8) ((signed char*)hidden.data())[i] /= 2;
+        for (auto& v : hidden_scale) v = (1.5f + uniform()) / 16256;
+        for (size_t q = 0; q < n * 6; q++) for (u32 c = 0; c < 2048; c += 16) { double s = 0; for (u32 k = 0; k < 16; k++) s += hidden_value(q, c + k); hidden_sums[q * 128 + c / 16] = f2h(s); }
+    } else for (auto& h : hidden) h = f2h(uniform());
     for (u32 tile = 0; tile < tiles[0]; tile++) if (tiles[4 + 4 * tile] == 7)
-        emulate::launch(dim3(1), dim3(32 * EXPERTS_WARPS), [&] { emulate::block_id.x = 3, emulate::block_id.y = tile; if (few) in_experts::experts_down_few(p); else in_experts::experts_down_many(p); });
+        emulate::launch(dim3(1), dim3(32 * EXPERTS_WARPS), [&] { emulate::block_id.x = 3, emulate::block_id.y = tile; if (few) in_few::experts_few_down(p); else in_experts::experts_down_many(p); });
     Relative d;
     for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) for (u32 o = 0; o < 32 * EXPERTS_WARPS; o += 5) {
         u32 channel = 3 * 32 * EXPERTS_WARPS + o;
         double s = 0;
-        for (u32 k = 0; k < 2048; k++) s += (double)h2f(hidden[(size_t)r * 6 * 2048 + ((k & ~3u) | (k & 1) << 1 | (k >> 1 & 1))]) * q2k_weight(&down[(size_t)channel * 8 * 84], k);
+        for (u32 k = 0; k < 2048; k++) s += (few ? hidden_value((size_t)r * 6, k) : (double)h2f(hidden[(size_t)r * 6 * 2048 + ((k & ~3u) | (k & 1) << 1 | (k >> 1 & 1))])) * q2k_weight(&down[(size_t)channel * 8 * 84], k);
         d.add(h2f(part[(size_t)r * 6 * 4096 + channel]), s);
     }
-    report(few ? "experts_down_few" : "experts_down_many", d.value(), 1e-3);
+    report(few ? "experts_few_down" : "experts_down_many", d.value(), 1e-3);
     for (auto& h : part) h = f2h(uniform());
     emulate::launch(dim3(n), dim3(256), [&] { in_experts::experts_sum(p); });
     Relative t;
@@ -449,8 +477,9 @@ static void check_rows() {
     report("rows_to_half and back, order 1", eb.value() + (h2f(hi[1]) == h2f(f2h(x[2])) ? 0 : 1), 4e-4);
 }
 
-int main() {
+int main(int argc, char**) {
     setbuf(stdout, nullptr);
+    if (argc > 1) { check_experts(true); check_experts(false); return failures; }
     check_gemm();
     check_rows();
     check_matrix();

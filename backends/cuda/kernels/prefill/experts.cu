@@ -4,14 +4,16 @@
 // 1024 + code. Scales are rounded to halves, sums are f32.
 #include "device.cuh"
 #include "prefill.h"
-#include "../layout.cuh"
-#include "../iq2_grid.cuh"
+#include "layout.cuh"
+#include "iq2_grid.cuh"
 
 #define N_EXPERTS 256
 #define USED 6
 #define EMBD 4096
 #define HIDDEN 2048
 #define THREADS (32 * EXPERTS_WARPS)
+#define TOKENS EXPERTS_MANY_TOKENS
+#define STAGES 2
 #define X_STRIDE 576   // bytes of a token's 256 columns in shared memory; quads of 8 lanes cover all banks
 #define H_STRIDE 544   // the same for 8-byte reads
 
@@ -170,7 +172,7 @@ template <int N> __device__ __forceinline__ void warp_copy(smem_addr to, const u
         if (32 * i + 32 <= N || lane < N % 32) cp16(to + (32 * i + lane) * 16, from + (32 * i + lane) * 16, true);
 }
 
-template <int NT, int TOKENS, int STAGES> __device__ __forceinline__ void gate_up(const Experts& p) {
+template <int NT> __device__ __forceinline__ void gate_up(const Experts& p) {
     ExpertTile t;
     expert_tile(p, t);
     DYNAMIC_SHARED(shared);
@@ -303,7 +305,7 @@ template <int NT, int R, int S> __device__ __forceinline__ void down_step(const 
     }
 }
 
-template <int NT, int TOKENS, int STAGES> __device__ __forceinline__ void down(const Experts& p, const ExpertTile& t) {
+template <int NT> __device__ __forceinline__ void down(const Experts& p, const ExpertTile& t) {
     DYNAMIC_SHARED(shared);
     u64* rows = (u64*)shared;
     unsigned char* stages = shared + EXPERTS_HEAD_BYTES;
@@ -385,41 +387,27 @@ template <int NT, int TOKENS, int STAGES> __device__ __forceinline__ void down(c
 
 } // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_gate_up_few(const __grid_constant__ Experts p) {
-    ExpertTile t;
-    if (!expert_tile(p, t)) return;
-    if (t.n <= 8) gate_up<1, EXPERTS_FEW_TOKENS, EXPERTS_FEW_STAGES>(p);
-    else gate_up<2, EXPERTS_FEW_TOKENS, EXPERTS_FEW_STAGES>(p);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_gate_up_many(const __grid_constant__ Experts p) {
     ExpertTile t;
     if (!expert_tile(p, t)) return;
-    if (t.n <= 16) gate_up<2, EXPERTS_MANY_TOKENS, 2>(p);
-    else if (t.n <= 32) gate_up<4, EXPERTS_MANY_TOKENS, 2>(p);
+    if (t.n <= 16) gate_up<2>(p);
+    else if (t.n <= 32) gate_up<4>(p);
 #if EXPERTS_MANY_TOKENS == 64
-    else if (t.n <= 48) gate_up<6, EXPERTS_MANY_TOKENS, 2>(p);
-    else if (t.n <= 56) gate_up<7, EXPERTS_MANY_TOKENS, 2>(p);
-    else gate_up<8, EXPERTS_MANY_TOKENS, 2>(p);
+    else if (t.n <= 48) gate_up<6>(p);
+    else if (t.n <= 56) gate_up<7>(p);
+    else gate_up<8>(p);
 #endif
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_down_few(const __grid_constant__ Experts p) {
-    ExpertTile t;
-    if (!expert_tile(p, t)) return;
-    if (t.n <= 8) down<1, EXPERTS_FEW_TOKENS, EXPERTS_FEW_STAGES>(p, t);
-    else down<2, EXPERTS_FEW_TOKENS, EXPERTS_FEW_STAGES>(p, t);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_down_many(const __grid_constant__ Experts p) {
     ExpertTile t;
     if (!expert_tile(p, t)) return;
-    if (t.n <= 16) down<2, EXPERTS_MANY_TOKENS, 2>(p, t);
-    else if (t.n <= 32) down<4, EXPERTS_MANY_TOKENS, 2>(p, t);
+    if (t.n <= 16) down<2>(p, t);
+    else if (t.n <= 32) down<4>(p, t);
 #if EXPERTS_MANY_TOKENS == 64
-    else if (t.n <= 48) down<6, EXPERTS_MANY_TOKENS, 2>(p, t);
-    else if (t.n <= 56) down<7, EXPERTS_MANY_TOKENS, 2>(p, t);
-    else down<8, EXPERTS_MANY_TOKENS, 2>(p, t);
+    else if (t.n <= 48) down<6>(p, t);
+    else if (t.n <= 56) down<7>(p, t);
+    else down<8>(p, t);
 #endif
 }
 

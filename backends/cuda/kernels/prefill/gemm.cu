@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemm_256(const __grid_const
 extern "C" __global__ void __launch_bounds__(256, 1) gemm_128(const __grid_constant__ Gemm p) { gemm_mma<128, 2, 4, GEMM_128_STAGES>(p); }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_64(const __grid_constant__ Gemm p) { gemm_mma<64, 4, 2, GEMM_64_STAGES>(p); }
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#if (defined(__CUDACC__) && !defined(__CUDA_ARCH__)) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #include "wgmma.cuh"
 
 namespace {

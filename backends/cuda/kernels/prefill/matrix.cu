@@ -2,7 +2,7 @@
 // records; halves and f32 matrices beside them.
 #include "device.cuh"
 #include "prefill.h"
-#include "../layout.cuh"
+#include "layout.cuh"
 
 namespace {
 

@@ -127,33 +127,40 @@ struct Attend {
 // leave at once. Activations and hidden layers are halves; the hidden layer of a pair is stored with
 // every 4 channels in the order 0, 2, 1, 3, which is the order the Q2_K codes unpack in.
 //
-//   experts_group   grid (256 experts), block 256
-//   experts_tiles   grid (1), block 256
-//   gate_up, down   EXPERTS_FEW_* for n_rows <= 512 (16 pairs a tile), EXPERTS_MANY_* above (64)
-//   experts_sum     grid (n_rows), block 256: y = sum of the six, in order, plus `shared` if not null
+//   experts_group        grid (256 experts), block 256
+//   experts_tiles        grid (1), block 256
+//   then for up to 512 rows (tokens = EXPERTS_FEW_TOKENS; not on architectures of 99 KB):
+//     experts_few_codes    grid (n_rows), block 512
+//     experts_few_gate_up  grid (8, max_tiles), block 512, EXPERTS_FEW_GATE_UP_SHARED
+//     experts_few_down     grid (8, max_tiles), block 512, EXPERTS_FEW_DOWN_SHARED
+//   or (tokens = EXPERTS_MANY_TOKENS):
+//     experts_gate_up_many, experts_down_many, below
+//   experts_sum          grid (n_rows), block 256: y = sum of the six, in order, plus `shared` if not null
+// with max_tiles = min(256, 6 n_rows) + 6 n_rows / tokens.
 
 #define EXPERTS_FEW_TOKENS 16
 #if DS4_SHARED_KB == 99
 #define EXPERTS_WARPS 8
 #define EXPERTS_MANY_TOKENS 32
-#define EXPERTS_FEW_STAGES 2
 #else
 #define EXPERTS_WARPS 16
 #define EXPERTS_MANY_TOKENS 64
-#define EXPERTS_FEW_STAGES (DS4_SHARED_KB == 163 ? 3 : 4)
+#define EXPERTS_FEW_STAGES (DS4_SHARED_KB == 163 ? 2 : 4)
 #endif
 #define EXPERTS_GRID_BYTES 8192
 #define EXPERTS_GATE_UP_STAGE(tokens) (EXPERTS_WARPS / 2 * 4480 + (tokens) * 576)
 #define EXPERTS_DOWN_STAGE(tokens) (EXPERTS_WARPS * 2688 + (tokens) * 544)
 #define EXPERTS_HEAD_BYTES 1024
+#define EXPERTS_FEW_HEAD 1280
+#define EXPERTS_FEW_GRID 32768
+#define EXPERTS_FEW_SUMS (EXPERTS_FEW_TOKENS * 272)
+#define EXPERTS_FEW_GATE_UP_SHARED (EXPERTS_FEW_HEAD + EXPERTS_FEW_GRID + EXPERTS_FEW_STAGES * (EXPERTS_WARPS / 2 * 4480 + EXPERTS_FEW_TOKENS * 576))
+#define EXPERTS_FEW_DOWN_SHARED (EXPERTS_FEW_HEAD + EXPERTS_FEW_SUMS + EXPERTS_FEW_STAGES * (EXPERTS_WARPS * 2688 + EXPERTS_FEW_TOKENS * 576))
 
-/// max_tiles(tokens) = min(256, 6 n_rows) + 6 n_rows / tokens.
-///
-/// experts_gate_up_few / _many: grid (2048 / (16 EXPERTS_WARPS), max_tiles), block 32 EXPERTS_WARPS,
-/// shared memory EXPERTS_HEAD_BYTES + EXPERTS_GRID_BYTES + STAGES * EXPERTS_GATE_UP_STAGE(TOKENS),
-/// with STAGES = EXPERTS_FEW_STAGES for few and 2 for many.
-/// experts_down_few / _many: grid (4096 / (32 EXPERTS_WARPS), max_tiles), block 32 EXPERTS_WARPS,
-/// shared memory EXPERTS_HEAD_BYTES + STAGES * EXPERTS_DOWN_STAGE(TOKENS).
+/// experts_gate_up_many: grid (2048 / (16 EXPERTS_WARPS), max_tiles), block 32 EXPERTS_WARPS, shared
+/// memory EXPERTS_HEAD_BYTES + EXPERTS_GRID_BYTES + 2 * EXPERTS_GATE_UP_STAGE(EXPERTS_MANY_TOKENS).
+/// experts_down_many: grid (4096 / (32 EXPERTS_WARPS), max_tiles), block 32 EXPERTS_WARPS, shared
+/// memory EXPERTS_HEAD_BYTES + 2 * EXPERTS_DOWN_STAGE(EXPERTS_MANY_TOKENS).
 struct Experts {
     const u32* slot;        // [n_rows]
     const u32* experts;     // [n_rows, 6]
@@ -171,6 +178,12 @@ struct Experts {
     u32 n_rows, tokens;     // tokens: 16 or EXPERTS_MANY_TOKENS
     float clamp;
     u32 pad;
+    // The few path, which keeps x and the hidden layers (in `hidden`) as codes of two bytes:
+    const float* x_f32;     // f32 [n_rows, 4096]
+    u8* x_codes;            // [n_rows, 8192]
+    float* x_scale;         // [n_rows, 16]
+    u16* hidden_sums;       // halves [6 n_rows, 128]
+    float* hidden_scale;    // [6 n_rows, 8]
 };
 
 // Indexer ---------------------------------------------------------------------------------------
