@@ -1,8 +1,8 @@
 // Attention of many queries: one block takes one query with its 64 heads over the window, the
 // compressed rows and the sink. K and V are the same bf16 row; products run on tensor cores with f32
 // sums, the softmax is computed online in base 2 and starts from the sink, a key without a value.
-#include "device.cuh"
-#include "prefill.h"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
 
 #define HEADS 64
 #define DIM 512

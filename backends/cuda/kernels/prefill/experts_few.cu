@@ -2,10 +2,9 @@
 // weights as bytes. Activations are 15-bit integers in two bytes (128 high + low), one scale for 256
 // of them, so products are as good as with halves; two integer products cost less than making halves
 // of the weights.
-#include "device.cuh"
-#include "prefill.h"
-#include "layout.cuh"
-#include "iq2_grid.cuh"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
+#include "prefill/experts.cuh"
 
 #if DS4_SHARED_KB > 99
 
@@ -17,29 +16,7 @@
 #define TOKENS EXPERTS_FEW_TOKENS
 #define STAGES EXPERTS_FEW_STAGES
 
-#ifdef DS4_EMULATE
-static const u32 few_grid[256] = DS4_IQ2_GRID;
-#else
-__device__ const u32 few_grid[256] = DS4_IQ2_GRID;
-#endif
-
 namespace {
-
-struct FewTile { u32 expert, first, n; };
-
-__device__ __forceinline__ bool few_tile(const Experts& p, FewTile& t) {
-    if (blockIdx.y >= p.tiles[0]) return false;
-    const u32* tile = p.tiles + 4 + 4 * blockIdx.y;
-    t.expert = tile[0], t.first = tile[1], t.n = tile[2];
-    return true;
-}
-
-template <int N> __device__ __forceinline__ void few_copy(smem_addr to, const unsigned char* from) {
-    u32 lane = threadIdx.x & 31;
-#pragma unroll
-    for (int i = 0; i < (N + 31) / 32; i++)
-        if (32 * i + 32 <= N || lane < N % 32) cp16(to + (32 * i + lane) * 16, from + (32 * i + lane) * 16, true);
-}
 
 // 15 bits of x / scale as two bytes.
 __device__ __forceinline__ void two_bytes(float x, float inverse, int& high, int& low) {
@@ -82,7 +59,7 @@ template <int NT, int ODD> __device__ __forceinline__ void iq2_block(Sums* sums,
     add_block<NT>(sums, a, s0, s1, b);
 }
 
-template <int NT> __device__ __forceinline__ void gate_up_few(const Experts& p, const FewTile& t) {
+template <int NT> __device__ __forceinline__ void gate_up_few(const Experts& p, const ExpertTile& t) {
     DYNAMIC_SHARED(shared);
     u64* rows = (u64*)shared;
     float* scales = (float*)(shared + 8 * TOKENS); // [16 column blocks][TOKENS]
@@ -93,15 +70,15 @@ template <int NT> __device__ __forceinline__ void gate_up_few(const Experts& p, 
     const u32* list = p.lists + (u64)t.expert * p.n_rows + t.first;
     if (tid < TOKENS) rows[tid] = tid < t.n ? (u64)(p.x_codes + (u64)(list[tid] / USED) * 2 * EMBD) : 0;
     // Word i of the grid in 32 copies, one for each lane.
-    for (u32 i = tid; i < 8192; i += THREADS) ((u32*)lut)[i] = few_grid[i >> 5];
+    for (u32 i = tid; i < 8192; i += THREADS) ((u32*)lut)[i] = iq2_grid[i >> 5];
     for (u32 i = tid; i < N_KC * TOKENS; i += THREADS) scales[i] = i % TOKENS < t.n ? p.x_scale[(u64)(list[i % TOKENS] / USED) * N_KC + i / TOKENS] : 0.0f;
     __syncthreads();
     const unsigned char* w = (const unsigned char*)p.gate_up[t.expert] + ((u64)blockIdx.x * (EXPERTS_WARPS / 2) + (warp >> 1)) * N_KC * DS4_IQ2_PAIR + (warp & 1) * DS4_IQ2_TILE;
     smem_addr base = smem(stages);
     auto fill = [&](u32 s, u32 kc) {
         smem_addr tile = base + s * STAGE + (warp >> 1) * DS4_IQ2_PAIR + (warp & 1) * DS4_IQ2_TILE;
-        few_copy<DS4_IQ2_TILE / 16>(tile, w + kc * DS4_IQ2_PAIR);
-        few_copy<DS4_IQ2_TILE / 16>(tile + 2 * DS4_IQ2_TILE, w + kc * DS4_IQ2_PAIR + 2 * DS4_IQ2_TILE);
+        warp_copy<DS4_IQ2_TILE / 16>(tile, w + kc * DS4_IQ2_PAIR);
+        warp_copy<DS4_IQ2_TILE / 16>(tile + 2 * DS4_IQ2_TILE, w + kc * DS4_IQ2_PAIR + 2 * DS4_IQ2_TILE);
         for (u32 token = warp; token < t.n; token += EXPERTS_WARPS)
             cp16(base + s * STAGE + W_BYTES + token * X_STRIDE + lane * 16, (const unsigned char*)rows[token] + kc * 512 + lane * 16, true);
     };
@@ -250,7 +227,7 @@ __device__ __forceinline__ void mins(u32 word, u32& first, u32& second) {
     second = hsub2(prmt(m, 0x64646464u, 0x4342), 0x64006400u);
 }
 
-template <int NT> __device__ __forceinline__ void down_few(const Experts& p, const FewTile& t) {
+template <int NT> __device__ __forceinline__ void down_few(const Experts& p, const ExpertTile& t) {
     DYNAMIC_SHARED(shared);
     u64* rows = (u64*)shared;
     float* scales = (float*)(shared + 8 * TOKENS);                     // [8][TOKENS]
@@ -269,7 +246,7 @@ template <int NT> __device__ __forceinline__ void down_few(const Experts& p, con
     const unsigned char* w = (const unsigned char*)p.down[t.expert] + ((u64)blockIdx.x * EXPERTS_WARPS + warp) * N_KC * DS4_Q2K_PAIR;
     smem_addr base = smem(stages);
     auto fill = [&](u32 s, u32 kc) {
-        few_copy<DS4_Q2K_PAIR / 16>(base + s * STAGE + warp * DS4_Q2K_PAIR, w + kc * DS4_Q2K_PAIR);
+        warp_copy<DS4_Q2K_PAIR / 16>(base + s * STAGE + warp * DS4_Q2K_PAIR, w + kc * DS4_Q2K_PAIR);
         for (u32 token = warp; token < t.n; token += EXPERTS_WARPS)
             cp16(base + s * STAGE + W_BYTES + token * X_STRIDE + lane * 16, (const unsigned char*)rows[token] + kc * 512 + lane * 16, true);
     };
@@ -388,15 +365,15 @@ extern "C" __global__ void __launch_bounds__(512) experts_few_codes(const __grid
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_few_gate_up(const __grid_constant__ Experts p) {
-    FewTile t;
-    if (!few_tile(p, t)) return;
+    ExpertTile t;
+    if (!expert_tile(p, t)) return;
     if (t.n <= 8) gate_up_few<1>(p, t);
     else gate_up_few<2>(p, t);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) experts_few_down(const __grid_constant__ Experts p) {
-    FewTile t;
-    if (!few_tile(p, t)) return;
+    ExpertTile t;
+    if (!expert_tile(p, t)) return;
     if (t.n <= 8) down_few<1>(p, t);
     else down_few<2>(p, t);
 }
