@@ -22,6 +22,7 @@
 namespace in_gemm {
 #include "../kernels/prefill/gemm.cu"
 }
+#define DS4_ATTEND_8_WARPS
 namespace in_attend {
 #include "../kernels/prefill/attend.cu"
 }
@@ -385,7 +386,7 @@ static void experts() {
     std::vector<float> hxf(xf.n);
     for (size_t i = 0; i < xf.n; i++) hxf[i] = half_value(hx[i / 4096 * 4096 + order1(i % 4096)]);
     CK(cudaMemcpy(xf.p, hxf.data(), xf.n * 4, cudaMemcpyHostToDevice));
-    for (u32 n : {16u, 32u, 128u, 512u, 1024u, 2048u, 4096u}) {
+    for (u32 n : {16u, 32u, 128u, 512u, 2048u, 4096u}) {
         std::vector<u32> ids(n * 6), slot(n, 0);
         std::vector<float> wt(n * 6);
         for (u32 r = 0; r < n; r++) {
@@ -472,7 +473,7 @@ static void experts() {
 
 // Attention -------------------------------------------------------------------------------------
 static void attention() {
-    allow(in_attend::attend, (65536 + 2 * 64 * 1024 + 64 * (64 * 2 + 16) + 1024));
+    allow(in_attend::attend, ATTEND_SHARED), allow(in_attend::attend_8, ATTEND_SHARED);
     struct Case { const char* name; u32 n, from, ratio; bool selects; u32 splits, slots; double predicted; } cases[] = {
         {"window only", 2048, 6144, 0, false, 1, 1, 110}, {"HCA at 8k", 2048, 6144, 128, false, 1, 1, 150}, {"HCA at 32k", 2048, 30720, 128, false, 1, 1, 250},
         {"CSA first 2048", 2048, 0, 4, false, 1, 1, 320}, {"CSA selected at 8k", 2048, 6144, 4, true, 1, 1, 600},
@@ -493,7 +494,8 @@ static void attention() {
         for (auto& v : hs) v = uniform();
         Dev<float> sinks(hs), part((size_t)c.splits * (c.splits > 1 ? c.n : 0) * 32768), part_max((size_t)c.splits * c.n * 128);
         Attend p = {rows, q.p, kv.p, ring.p, c.ratio ? cache.p : nullptr, c.selects ? selected.p : nullptr, sinks.p, out.p, nullptr, part.p, part_max.p, n_ring, c.ratio, 512, 1, c.splits, c.n};
-        auto run = [&](cudaStream_t st) { in_attend::attend<<<dim3(c.n, c.splits), 256, (65536 + 2 * 64 * 1024 + 64 * (64 * 2 + 16) + 1024), st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
+        bool eight = false;
+        auto run = [&](cudaStream_t st) { if (eight) in_attend::attend_8<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); else in_attend::attend<<<dim3(c.n, c.splits), 512, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
         run(0);
         CK(cudaGetLastError());
         auto hq = q.get(), hk = kv.get(), hr = ring.get(), hc = cache.get(), ho = out.get();
@@ -518,6 +520,9 @@ static void attention() {
         char line[80];
         snprintf(line, 80, "attend, %s", c.name);
         check(line, e.value(), 4e-3, out.guard_kept());
+        result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
+        eight = true;
+        snprintf(line, 80, "attend, %s, 8 warps", c.name);
         result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
         for (auto* d : {&q, &kv, &ring, &cache, &out}) CK(cudaFree(d->p));
         CK(cudaFree(part.p));

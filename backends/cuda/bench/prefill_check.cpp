@@ -140,7 +140,7 @@ static void check_attend(bool selects, u32 splits) {
     for (auto& v : sinks) v = 2 * uniform();
     Attend p = {s.rows(), q.data(), kv.data(), ring.data(), cache.data(), selects ? selected.data() : nullptr, sinks.data(), out.data(), nullptr, part.data(), part_max.data(), n_ring, ratio, selects ? 16u : top_k, 1, splits, n};
     if (selects) { p.top_k = 16; for (u32 r = 0; r < n; r++) for (u32 i = 0; i < 16; i++) selected[r * 16 + i] = i * ((s.position[r] + 1) / ratio) / 16; }
-    emulate::launch(dim3(n, splits), dim3(256), [&] { in_attend::attend(p); });
+    emulate::launch(dim3(n, splits), dim3(ATTEND_THREADS), [&] { in_attend::attend(p); });
     if (splits > 1) emulate::launch(dim3(n, 8), dim3(256), [&] { in_attend::attend_combine(p); });
     Relative e;
     for (u32 r = 0; r < n; r++) {

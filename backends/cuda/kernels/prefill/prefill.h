@@ -100,9 +100,9 @@ struct StepRows {
 #define ATTEND_BN 64
 #endif
 
-/// attend: grid (n_rows, n_splits), block 256, shared memory
+/// attend: grid (n_rows, n_splits), block ATTEND_THREADS, shared memory
 /// 65,536 (queries) + 2 * ATTEND_BN * 1,024 (rows, two stages) + 64 * (ATTEND_BN * 2 + 16) (weights)
-/// + 1,024 bytes: ATTEND_SHARED. A block is one query with all 64 heads and one share of its rows.
+/// + 2,048 bytes: ATTEND_SHARED. A block is one query with all 64 heads and one share of its rows.
 /// attend_combine: only with n_splits > 1, grid (n_rows, 8), block 256, no shared memory.
 struct Attend {
     StepRows rows;
@@ -118,7 +118,8 @@ struct Attend {
     float* part_max;        // f32 [n_rows, n_splits, 64, 2]: largest score (base 2), sum
     u32 n_ring, ratio, top_k, table, n_splits, n_rows;
 };
-#define ATTEND_SHARED (65536 + 2 * ATTEND_BN * 1024 + 64 * (ATTEND_BN * 2 + 16) + 1024)
+#define ATTEND_SHARED (65536 + 2 * ATTEND_BN * 1024 + 64 * (ATTEND_BN * 2 + 16) + 2048)
+#define ATTEND_THREADS (ATTEND_BN == 64 ? 512 : 256)
 
 // Routed experts --------------------------------------------------------------------------------
 //
