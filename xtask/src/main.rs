@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+mod kernels;
 mod links;
 mod load;
 
@@ -25,8 +26,15 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Some("kernels") => match kernels::run(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask kernels: {error}");
+                ExitCode::FAILURE
+            }
+        },
         _ => {
-            eprintln!("{USAGE}");
+            eprintln!("{USAGE}\n{}", kernels::USAGE);
             ExitCode::from(2)
         }
     }

@@ -63,9 +63,13 @@ pub(crate) struct EngineArgs {
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The CPU kernels
+    /// The NVIDIA device when there is one and the model fits it, else the CPU
     #[default]
+    Auto,
+    /// The CPU kernels
     Cpu,
+    /// An NVIDIA device
+    Cuda,
     /// The scalar meaning of every op: slow, for comparison
     Reference,
 }
@@ -107,9 +111,9 @@ pub(crate) struct AskArgs {
     /// Context in tokens: prompt and reply together [default: what fits in memory, up to 32768]
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub ctx: Option<usize>,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512, hide_short_help = true)]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the backend]
+    #[arg(long, value_name = "N", value_parser = count, hide_short_help = true)]
+    pub chunk: Option<usize>,
 
     /// Most tokens of a reply [default: up to the end of the context]
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count)]
@@ -314,9 +318,15 @@ pub(crate) struct BenchArgs {
     /// Tokens to decode at each
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count, default_value_t = 32)]
     pub tokens: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the backend]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunk: Option<usize>,
+    /// Sequences that decode at once, copies of the first
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
+    pub sequences: usize,
+    /// Measure every kernel of a device (which slows it down) and print a table of them
+    #[arg(long)]
+    pub timed: bool,
 }
 
 /// `ds4 kv`.
@@ -500,7 +510,7 @@ mod tests {
             Command::Bench(args) => {
                 assert_eq!(
                     (args.contexts, args.tokens, args.chunk),
-                    (vec![8, 16], 2, 512)
+                    (vec![8, 16], 2, None)
                 );
             }
             other => panic!("{other:?}"),

@@ -16,6 +16,7 @@ use ds4_text::{
 
 use crate::args::RevisionArg;
 use crate::console::Console;
+use crate::folders;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
@@ -73,11 +74,14 @@ pub(crate) fn open_engine_of(
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.kernel_cache = folders::cache().map(|folder| folder.join("kernels"));
     adjust(&mut open);
-    let result = Engine::from_gguf(gguf, &open, &mut |progress| {
-        if let LoadProgress::Bound { n_done, n_tensors } = progress {
-            console.progress(&format!("loading: {} %", n_done * 100 / n_tensors.max(1)));
+    let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {
+        LoadProgress::Bound { n_done, n_bytes } => {
+            console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
+        LoadProgress::Chosen { what } => console.note(&what),
+        LoadProgress::Opened { .. } => {}
     });
     console.end_progress();
     let engine = result?;
@@ -165,7 +169,7 @@ pub(crate) struct Model {
     options: EngineOptions,
     rules: ThinkingRules,
     revision: Revision,
-    chunk: usize,
+    chunk: Option<usize>,
 }
 
 impl Model {
@@ -177,7 +181,7 @@ impl Model {
         options: &EngineOptions,
         rules: ThinkingRules,
         context: Option<usize>,
-        chunk: usize,
+        chunk: Option<usize>,
         console: &Console,
     ) -> Result<Model> {
         if let Some(banner) = options.model.banner() {

@@ -81,13 +81,22 @@ impl EngineOptions {
     /// # Errors
     /// There is no model, or the arguments contradict each other.
     pub(crate) fn new(args: &EngineArgs) -> Result<EngineOptions> {
-        if args.backend == BackendArg::Reference && args.simd.is_some() {
-            bail!("--simd chooses kernels of the CPU backend, and --backend reference has none");
+        if args.simd.is_some() {
+            match args.backend {
+                BackendArg::Auto | BackendArg::Cpu => {}
+                BackendArg::Cuda | BackendArg::Reference => {
+                    bail!("--simd chooses kernels of the CPU backend, and this --backend has none")
+                }
+            }
         }
         Ok(EngineOptions {
             model: ModelChoice::new(args.model.as_deref())?,
             backend: match args.backend {
+                // Kernels of the CPU backend are asked for.
+                BackendArg::Auto if args.simd.is_some() => BackendKind::Cpu,
+                BackendArg::Auto => BackendKind::Auto,
                 BackendArg::Cpu => BackendKind::Cpu,
+                BackendArg::Cuda => BackendKind::Cuda,
                 BackendArg::Reference => BackendKind::Reference,
             },
             n_threads: args.threads,
@@ -135,7 +144,7 @@ pub(crate) struct AskOptions {
     /// Tokens of prompt and reply together; `None` is what fits.
     pub context: Option<usize>,
     /// Rows of a prefill step.
-    pub chunk: usize,
+    pub chunk: Option<usize>,
     /// Tokens of a reply; `None` is up to the end of the context.
     pub max_tokens: Option<usize>,
     /// Thinking and sampling.

@@ -31,7 +31,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::args::{BackendArg, EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
+use crate::args::{EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
 use crate::console::Console;
 use crate::error;
 use crate::interrupt::EXIT_STATUS;
@@ -63,9 +63,9 @@ struct ServerArgs {
     /// Replies in the making at once; each has a context of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
     parallel: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", default_value_t = 512, hide_short_help = true)]
-    chunk: usize,
+    /// Most rows of one prefill step [default: what suits the backend]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    chunk: Option<usize>,
     /// Most tokens of a reply whose request does not say
     #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
     tokens: usize,
@@ -369,10 +369,7 @@ fn open_store(
         geometry: engine.geometry(),
         weights: WeightsFingerprint::of(gguf),
         tokenizer: tokenizer_hash(tokenizer),
-        numerics_class: match args.engine.backend {
-            BackendArg::Cpu => "cpu",
-            BackendArg::Reference => "reference",
-        },
+        numerics_class: engine.backend(),
     };
     let key = CompatKey::new(&inputs, &layout);
     let mut options = StoreOptions {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ds4_cpu::{CpuBackend, CpuOptions, SimdPath};
+use ds4_cuda::{CudaBackend, CudaError, CudaOptions};
 use ds4_formats::gguf::{self, Gguf};
 use ds4_model::session::{RowKind, StoredRows};
 use ds4_model::{
@@ -16,12 +17,10 @@ use ds4_model::{
 use ds4_text::Tokenizer;
 
 use crate::memory::available_bytes;
-use crate::runner::{Loaded, Runner};
+use crate::runner::{KernelTimes, Loaded, Runner};
 
 /// Tokens of a slot when none are asked for and memory allows.
 pub const DEFAULT_CONTEXT: usize = 32_768;
-/// Rows of a prefill step when none are asked for.
-pub const DEFAULT_CHUNK: usize = 512;
 /// Tokens that a slot must hold at least to be of use.
 const MIN_CONTEXT: usize = 256;
 /// Part of the available memory left to everything else, in sixteenths.
@@ -30,9 +29,13 @@ const RESERVED_SIXTEENTHS: u64 = 1;
 /// Where the network runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendKind {
+    /// The NVIDIA device when there is one and the model fits it, else the processor.
+    Auto,
     /// Vectorised kernels on the processor.
     #[default]
     Cpu,
+    /// Kernels on an NVIDIA device.
+    Cuda,
     /// The scalar reference: slow, for comparison.
     Reference,
 }
@@ -52,14 +55,18 @@ pub struct OpenOptions {
     pub context: Option<usize>,
     /// Slots.
     pub n_slots: usize,
-    /// Rows of the largest prefill step.
-    pub chunk: usize,
+    /// Rows of the largest prefill step; `None` takes what suits the backend.
+    pub chunk: Option<usize>,
     /// Rows of a step that can have logits; `None` takes one for every slot.
     pub max_outputs: Option<usize>,
     /// Rounding of cache rows.
     pub rounding: CacheRounding,
     /// Bytes the slots and the scratch may take; `None` asks the machine.
     pub memory_bytes: Option<u64>,
+    /// Where compiled kernels are kept between runs; `None` keeps none.
+    pub kernel_cache: Option<PathBuf>,
+    /// Whether a device measures every kernel, which slows it down.
+    pub timed: bool,
 }
 
 impl OpenOptions {
@@ -72,16 +79,18 @@ impl OpenOptions {
             simd: None,
             context: None,
             n_slots: 1,
-            chunk: DEFAULT_CHUNK,
+            chunk: None,
             max_outputs: None,
             rounding: CacheRounding::default(),
             memory_bytes: None,
+            kernel_cache: None,
+            timed: false,
         }
     }
 }
 
 /// How far opening has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoadProgress {
     /// The file is mapped and its table checked.
     Opened {
@@ -90,20 +99,27 @@ pub enum LoadProgress {
         /// Its size.
         file_bytes: u64,
     },
+    /// What will compute was chosen among several.
+    Chosen {
+        /// What, and why: one line.
+        what: String,
+    },
     /// Weights were bound to the backend.
     Bound {
-        /// So many.
-        n_done: usize,
-        /// Of so many.
-        n_tensors: usize,
+        /// So many bytes.
+        n_done: u64,
+        /// Of so many in the file.
+        n_bytes: u64,
     },
 }
 
 /// What a loaded model takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Weights, used in place from the file.
+    /// Weights: in the device's memory, or used in place from the file.
     pub weights_bytes: u64,
+    /// Whether they are in a device's memory.
+    pub on_device: bool,
     /// Caches of all slots.
     pub slots_bytes: u64,
     /// Scratch of a step.
@@ -121,8 +137,13 @@ impl fmt::Display for Plan {
         let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
         write!(
             f,
-            "weights {:.2} GiB from the file, {} of {} tokens {:.2} GiB, scratch {:.2} GiB",
+            "weights {:.2} GiB {}, {} of {} tokens {:.2} GiB, scratch {:.2} GiB",
             gib(self.weights_bytes),
+            if self.on_device {
+                "on the device"
+            } else {
+                "from the file"
+            },
             if self.n_slots == 1 {
                 "a slot".to_owned()
             } else {
@@ -134,7 +155,8 @@ impl fmt::Display for Plan {
         )?;
         if let Some(available) = self.available_bytes {
             write!(f, "; {:.2} GiB of memory available", gib(available))?;
-            if self.weights_bytes + self.slots_bytes + self.scratch_bytes > available {
+            let needed = self.weights_bytes + self.slots_bytes + self.scratch_bytes;
+            if !self.on_device && needed > available {
                 write!(f, ", so weights will be read from disk again and again")?;
             }
         }
@@ -199,6 +221,19 @@ pub enum OpenError {
         /// Tokens that would fit; 0 when not even a short context does.
         fits: usize,
     },
+    /// The weights do not fit the device.
+    #[error(
+        "the weights need {needed_bytes} bytes and {available_bytes} are available on the device: use --backend cpu, or a file with smaller weights"
+    )]
+    WeightMemory {
+        /// What they need there.
+        needed_bytes: u64,
+        /// What there is.
+        available_bytes: u64,
+    },
+    /// There is no device to use.
+    #[error(transparent)]
+    NoDevice(CudaError),
     /// The options contradict each other or the machine.
     #[error("{0}")]
     Options(String),
@@ -218,6 +253,7 @@ fn fits_hint(fits: usize) -> String {
 /// A loaded model.
 pub struct Engine {
     runner: Box<dyn Runner>,
+    backend: &'static str,
     geometry: Geometry,
     name: String,
     tokenizer: Option<Arc<Tokenizer>>,
@@ -275,26 +311,16 @@ impl Engine {
                 ),
             });
         }
-        let (shape, plan) = plan(&geometry, gguf, options)?;
-        let runner = match options.backend {
-            BackendKind::Reference => {
-                let backend = Reference::new(&geometry);
-                load(backend, gguf, &geometry, shape, path, progress)?
-            }
-            BackendKind::Cpu => {
-                let backend = CpuBackend::new(
-                    &geometry,
-                    CpuOptions {
-                        n_threads: options.n_threads,
-                        simd: options.simd,
-                    },
-                )
-                .map_err(|e| OpenError::Options(e.to_string()))?;
-                load(backend, gguf, &geometry, shape, path, progress)?
-            }
-        };
+        let made = make(&geometry, gguf, options, progress)?;
+        let Made {
+            runner,
+            backend,
+            shape,
+            plan,
+        } = made;
         Ok(Engine {
             runner,
+            backend,
             name: gguf
                 .metadata()
                 .str("general.name")
@@ -302,10 +328,26 @@ impl Engine {
                 .to_owned(),
             tokenizer,
             plan,
+            tokens: vec![Vec::new(); shape.n_slots()],
             shape,
-            tokens: vec![Vec::new(); shape.n_slots],
             geometry,
         })
+    }
+
+    /// What computes: `cpu`, `cuda` or `reference`.
+    pub fn backend(&self) -> &'static str {
+        self.backend
+    }
+
+    /// Time of every kernel since the last call, as (kernel, launches, milliseconds), longest
+    /// first, where the backend measures them.
+    pub fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        self.runner.take_kernel_times()
+    }
+
+    /// Bytes a second that the memory of its device gives at most, where it is known.
+    pub fn memory_bandwidth(&self) -> Option<f64> {
+        self.runner.memory_bandwidth()
     }
 
     /// What it takes.
@@ -330,12 +372,12 @@ impl Engine {
 
     /// Tokens that one slot can hold.
     pub fn context(&self) -> usize {
-        self.shape.capacity
+        self.shape.longest()
     }
 
     /// Slots.
     pub fn n_slots(&self) -> usize {
-        self.shape.n_slots
+        self.shape.n_slots()
     }
 
     /// Rows of the largest step.
@@ -486,46 +528,128 @@ impl Engine {
     }
 }
 
-fn load<B>(
-    mut backend: B,
-    gguf: &Gguf,
-    geometry: &Geometry,
+/// A model on what computes it.
+struct Made {
+    runner: Box<dyn Runner>,
+    backend: &'static str,
     shape: SessionShape,
-    path: &Path,
+    plan: Plan,
+}
+
+/// Makes the backend that the options ask for, decides its memory and loads the weights.
+fn make(
+    geometry: &Geometry,
+    gguf: &Gguf,
+    options: &OpenOptions,
     progress: &mut dyn FnMut(LoadProgress),
-) -> Result<Box<dyn Runner>, OpenError>
+) -> Result<Made, OpenError> {
+    match options.backend {
+        BackendKind::Reference => {
+            let backend = Reference::new(geometry);
+            load("reference", backend, geometry, gguf, options, progress)
+        }
+        BackendKind::Cuda => {
+            let backend = cuda(geometry, options)?;
+            load("cuda", backend, geometry, gguf, options, progress)
+        }
+        BackendKind::Auto => {
+            let why_not = match cuda(geometry, options) {
+                Ok(backend) => match plan(&backend, geometry, gguf, options) {
+                    Ok(_) => {
+                        let facts = backend.device();
+                        let gib = facts.memory_bytes as f64 / f64::from(1u32 << 30);
+                        let what = format!(
+                            "running on {} ({gib:.0} GiB), which the model fits",
+                            facts.name
+                        );
+                        progress(LoadProgress::Chosen { what });
+                        return load("cuda", backend, geometry, gguf, options, progress);
+                    }
+                    Err(error) => error.to_string(),
+                },
+                // Most machines have no such device, and nobody expects it.
+                Err(OpenError::NoDevice(error)) if error.is_absent() => String::new(),
+                Err(error) => error.to_string(),
+            };
+            if !why_not.is_empty() {
+                let what = format!("running on the processor: {why_not}");
+                progress(LoadProgress::Chosen { what });
+            }
+            cpu(geometry, gguf, options, progress)
+        }
+        BackendKind::Cpu => cpu(geometry, gguf, options, progress),
+    }
+}
+
+fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
+    let options = CudaOptions {
+        cache: options.kernel_cache.clone(),
+        timed: options.timed,
+        ..CudaOptions::default()
+    };
+    CudaBackend::new(geometry, options).map_err(OpenError::NoDevice)
+}
+
+fn cpu(
+    geometry: &Geometry,
+    gguf: &Gguf,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Made, OpenError> {
+    let asked = CpuOptions {
+        n_threads: options.n_threads,
+        simd: options.simd,
+    };
+    let backend =
+        CpuBackend::new(geometry, asked).map_err(|e| OpenError::Options(e.to_string()))?;
+    load("cpu", backend, geometry, gguf, options, progress)
+}
+
+fn load<B>(
+    name: &'static str,
+    mut backend: B,
+    geometry: &Geometry,
+    gguf: &Gguf,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Made, OpenError>
 where
-    B: Backend + Send + 'static,
+    B: KernelTimes + Send + 'static,
     B::Buffer: Send,
     B::Weight: Send,
     B::Rows: Send,
 {
-    let n_tensors = requirements(geometry).len();
-    let n_done = std::cell::Cell::new(0);
-    let progress = std::cell::RefCell::new(progress);
-    let find = |name: &str| {
-        n_done.set(n_done.get() + 1);
-        progress.borrow_mut()(LoadProgress::Bound {
-            n_done: n_done.get(),
-            n_tensors,
-        });
-        gguf.tensor(name)
+    let (shape, plan) = plan(&backend, geometry, gguf, options)?;
+    let n_bytes = gguf.tensors().map(|t| t.n_bytes).sum();
+    let mut n_done = 0;
+    let mut moved = |bytes| {
+        n_done += bytes;
+        progress(LoadProgress::Bound { n_done, n_bytes });
     };
-    let network =
-        Network::bind(geometry, &mut backend, &find).map_err(|source| OpenError::Weights {
-            path: path.to_owned(),
+    let find = |name: &str| gguf.tensor(name);
+    let network = Network::bind(geometry, &mut backend, &find, &mut moved).map_err(|source| {
+        OpenError::Weights {
+            path: options.model.clone(),
             source,
-        })?;
-    Ok(Box::new(Loaded::new(backend, network, shape)?))
+        }
+    })?;
+    let runner = Box::new(Loaded::new(backend, network, shape.clone())?);
+    Ok(Made {
+        runner,
+        backend: name,
+        shape,
+        plan,
+    })
 }
 
 /// Decides the session: as asked, or as much as fits.
-fn plan(
+fn plan<B: Backend>(
+    backend: &B,
     geometry: &Geometry,
     gguf: &Gguf,
     options: &OpenOptions,
 ) -> Result<(SessionShape, Plan), OpenError> {
-    if options.n_slots == 0 || options.chunk == 0 {
+    if options.n_slots == 0 || options.chunk == Some(0) {
         return Err(OpenError::Options(
             "the number of slots and the chunk must be at least 1".to_owned(),
         ));
@@ -536,17 +660,41 @@ fn plan(
     {
         return Err(OpenError::ContextTooLong { asked, limit });
     }
-    let available_bytes = options.memory_bytes.or_else(available_bytes);
-    let budget = available_bytes.map_or(u64::MAX, |b| b - b / 16 * RESERVED_SIXTEENTHS);
-    let shape = |context: usize| SessionShape {
-        n_slots: options.n_slots,
-        capacity: context,
-        max_rows: options.chunk.min(context).max(options.n_slots),
-        max_outputs: options.max_outputs.unwrap_or(options.n_slots),
-        rewind_rows: ds4_model::session::REWIND_ROWS,
-        rounding: options.rounding,
+    // On a device the weights take memory too; a processor uses them where they lie in the file.
+    let on_device: u64 = requirements(geometry)
+        .iter()
+        .filter_map(|need| Some(backend.weight_bytes(need, gguf.tensor(&need.name)?.ty)))
+        .sum();
+    let device_bytes = backend.memory_bytes();
+    let available_bytes = options
+        .memory_bytes
+        .or(device_bytes)
+        .or_else(available_bytes);
+    let budget = match (available_bytes, device_bytes) {
+        (None, _) => u64::MAX,
+        (Some(bytes), Some(_)) => bytes,
+        (Some(bytes), None) => bytes - bytes / 16 * RESERVED_SIXTEENTHS,
     };
-    let needed = |context: usize| shape(context).plan(geometry).total_bytes() as u64;
+    let Some(budget) = budget.checked_sub(on_device) else {
+        return Err(OpenError::WeightMemory {
+            needed_bytes: on_device,
+            available_bytes: budget,
+        });
+    };
+    let limits = backend.limits();
+    let shape = |context: usize| {
+        let chunk = options.chunk.unwrap_or(limits.prefill_rows);
+        let max_rows = chunk.min(context).max(options.n_slots);
+        SessionShape {
+            max_outputs: options.max_outputs.unwrap_or(options.n_slots),
+            rounding: options.rounding,
+            ..SessionShape::uniform(options.n_slots, context, max_rows)
+        }
+    };
+    let needed = |context: usize| {
+        let shape = shape(context);
+        shape.plan(geometry, &limits).total_bytes() as u64 + backend.workspace_bytes(&shape)
+    };
 
     let wanted = options.context.unwrap_or(DEFAULT_CONTEXT.min(limit)).max(1);
     let context = if needed(wanted) <= budget {
@@ -574,14 +722,19 @@ fn plan(
         fits
     };
     let shape = shape(context);
-    let memory = shape.plan(geometry);
-    let weights_bytes = gguf.tensors().map(|t| t.n_bytes).sum();
+    let memory = shape.plan(geometry, &limits);
+    let weights_bytes = match device_bytes {
+        Some(_) => on_device,
+        None => gguf.tensors().map(|t| t.n_bytes).sum(),
+    };
+    let scratch_bytes = memory.scratch_bytes as u64 + backend.workspace_bytes(&shape);
     Ok((
         shape,
         Plan {
             weights_bytes,
             slots_bytes: memory.slots_bytes as u64,
-            scratch_bytes: memory.scratch_bytes as u64,
+            scratch_bytes,
+            on_device: device_bytes.is_some(),
             available_bytes,
             context,
             n_slots: options.n_slots,

@@ -15,8 +15,7 @@ mod scheduler;
 pub mod store;
 
 pub use engine::{
-    BackendKind, DEFAULT_CHUNK, DEFAULT_CONTEXT, Engine, LoadProgress, OpenError, OpenOptions,
-    Plan, tokenizer_of,
+    BackendKind, DEFAULT_CONTEXT, Engine, LoadProgress, OpenError, OpenOptions, Plan, tokenizer_of,
 };
 pub use memory::available_bytes;
 pub use sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet};
@@ -29,5 +28,6 @@ pub use scheduler::{
 
 pub use ds4_cpu::SimdPath;
 pub use ds4_model::{
-    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError, StoredRows,
+    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError,
+    StoredRows, Wanted,
 };

@@ -31,6 +31,35 @@ pub(crate) trait Runner: Send {
     ) -> Result<StoredRows, BackendError>;
     fn export(&mut self, slot: usize) -> Result<SlotState, BackendError>;
     fn import(&mut self, slot: usize, state: &SlotState) -> Result<(), ImportError>;
+    fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)>;
+    fn memory_bandwidth(&self) -> Option<f64>;
+}
+
+/// A backend that may measure its kernels.
+pub(crate) trait KernelTimes: Backend {
+    /// (kernel, launches, milliseconds) since the last call, longest first.
+    fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        Vec::new()
+    }
+
+    /// Bytes a second that the device's memory gives at most, where it is known.
+    fn memory_bandwidth(&self) -> Option<f64> {
+        None
+    }
+}
+
+impl KernelTimes for ds4_cpu::CpuBackend {}
+
+impl KernelTimes for ds4_model::Reference {}
+
+impl KernelTimes for ds4_cuda::CudaBackend {
+    fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        self.take_times()
+    }
+
+    fn memory_bandwidth(&self) -> Option<f64> {
+        self.device().bandwidth
+    }
 }
 
 /// Backend, weights and session together.
@@ -57,7 +86,7 @@ impl<B: Backend> Loaded<B> {
 
 impl<B> Runner for Loaded<B>
 where
-    B: Backend + Send,
+    B: KernelTimes + Send,
     B::Buffer: Send,
     B::Weight: Send,
     B::Rows: Send,
@@ -123,5 +152,13 @@ where
 
     fn import(&mut self, slot: usize, state: &SlotState) -> Result<(), ImportError> {
         self.session.import(&mut self.backend, slot, state)
+    }
+
+    fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        self.backend.take_kernel_times()
+    }
+
+    fn memory_bandwidth(&self) -> Option<f64> {
+        self.backend.memory_bandwidth()
     }
 }

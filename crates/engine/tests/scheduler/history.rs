@@ -94,7 +94,7 @@ fn open(golden: &Golden, backend: BackendKind, n_slots: usize) -> Engine {
     options.n_threads = Some(1);
     options.context = Some(CONTEXT);
     options.n_slots = n_slots;
-    options.chunk = 192;
+    options.chunk = Some(192);
     Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens")
 }
 

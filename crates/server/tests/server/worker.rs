@@ -658,7 +658,7 @@ fn a_request_that_is_sent_again_joins_what_is_computed_for_the_first() {
     options.backend = BackendKind::Reference;
     options.context = Some(512);
     options.n_slots = 2;
-    options.chunk = 32;
+    options.chunk = Some(32);
     let engine = Engine::open(&options, &mut |_| {}).expect("opens");
     let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
     let behaviour = Behaviour {
@@ -848,7 +848,7 @@ fn a_real_model_says_the_same_alone_and_among_others_and_goes_on_from_its_cache(
         options.backend = BackendKind::Reference;
         options.context = Some(256);
         options.n_slots = n_slots;
-        options.chunk = 32;
+        options.chunk = Some(32);
         let engine = Engine::open(&options, &mut |_| {}).expect("opens");
         let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
         let behaviour = Behaviour {
