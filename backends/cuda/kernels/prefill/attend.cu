@@ -1,8 +1,8 @@
 // Attention of many queries: one block takes one query with its 64 heads over the window, the
 // compressed rows and the sink. K and V are the same bf16 row; products run on tensor cores with f32
 // sums, the softmax is computed online in base 2 and starts from the sink, a key without a value.
-#include "device.cuh"
-#include "prefill.h"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
 
 #define HEADS 64
 #define DIM 512
@@ -59,9 +59,9 @@ __device__ __forceinline__ Seen seen_by(const Attend& p, u32 r) {
 }
 
 // Copies rows j0 .. j0 + BN of the seen rows into a stage; missing ones are zeros.
-__device__ __forceinline__ void load_rows(const Seen& s, smem_addr stage, u32 j0, u32 end) {
+template <int WARPS> __device__ __forceinline__ void load_rows(const Seen& s, smem_addr stage, u32 j0, u32 end) {
     u32 warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    constexpr int PER_WARP = BN / 8;
+    constexpr int PER_WARP = BN / WARPS;
     u32 mine = j0 + warp * PER_WARP + lane;
     u64 address = 0;
     if (lane < PER_WARP && mine < end) address = (u64)s.row(mine);
@@ -77,14 +77,13 @@ __device__ __forceinline__ void load_rows(const Seen& s, smem_addr stage, u32 j0
     }
 }
 
-} // namespace
-
-// 8 warps: warp w takes heads 16 (w % 4) .. + 16; of the scores the half w / 4 of the stage's rows, of
-// the output the half w / 4 of the channels. The two warps of the same heads meet at barrier 1 + w % 4.
-extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constant__ Attend p) {
+// 4 PARTS warps: warp w takes heads 16 (w % 4) .. + 16; of the scores part w / 4 of the stage's rows, of
+// the output part w / 4 of the channels. The warps of the same heads meet at barrier 1 + w % 4.
+template <int PARTS> __device__ __forceinline__ void attend_query(const Attend& p) {
+    constexpr int THREADS = 128 * PARTS, ROWS = BN / PARTS, CHANNELS = DIM / PARTS, NT = CHANNELS / 8;
     DYNAMIC_SHARED(shared);
     u32 r = blockIdx.x, split = blockIdx.y, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
-    u32 wm = warp & 3, half = warp >> 2, g = lane >> 2, t = lane & 3;
+    u32 wm = warp & 3, part = warp >> 2, g = lane >> 2, t = lane & 3;
     if (p.rows.slot[r] == PAD_SLOT) return;
     Seen seen = seen_by(p, r);
     u32 per_split = (seen.n_all + p.n_splits - 1) / p.n_splits;
@@ -93,21 +92,21 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
     u32 n_tiles = (j_end - j_begin + BN - 1) / BN;
 
     smem_addr q_s = smem(shared), kv_s = q_s + HEADS * 1024, p_s = kv_s + 2 * BN * 1024;
-    float* exchange = (float*)(shared + HEADS * 1024 + 2 * BN * 1024 + HEADS * P_STRIDE); // [2][64], then sums
+    float* exchange = (float*)(shared + HEADS * 1024 + 2 * BN * 1024 + HEADS * P_STRIDE); // [PARTS][64], then sums
     const u16* q = p.q + (u64)r * HEADS * DIM;
 #pragma unroll
-    for (int i = 0; i < HEADS * 64 / 256; i++) {
-        u32 at = tid + 256 * i;
+    for (int i = 0; i < HEADS * 64 / THREADS; i++) {
+        u32 at = tid + THREADS * i;
         cp16(q_s + row_chunk(at >> 6, at & 63), q + at * 8, true);
     }
-    load_rows(seen, kv_s, j_begin, j_end);
+    load_rows<4 * PARTS>(seen, kv_s, j_begin, j_end);
     cp_commit();
-    load_rows(seen, kv_s + BN * 1024, j_begin + BN, j_end);
+    load_rows<4 * PARTS>(seen, kv_s + BN * 1024, j_begin + BN, j_end);
     cp_commit();
 
-    float o[32][4];
+    float o[NT][4];
 #pragma unroll
-    for (int i = 0; i < 32; i++)
+    for (int i = 0; i < NT; i++)
 #pragma unroll
         for (int e = 0; e < 4; e++) o[i][e] = 0.0f;
     const float LOG2E = 1.4426950408889634f, scale = 0.044194173824159216f * LOG2E; // 512^-0.5
@@ -115,35 +114,35 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         top[e] = split == 0 ? p.sinks[wm * 16 + g + 8 * e] * LOG2E : -1e30f;
-        // The sink counts once: in half 0, lane t = 0.
-        if (split == 0 && half == 0 && t == 0) sum[e] = 1.0f;
+        // The sink counts once: in part 0, lane t = 0.
+        if (split == 0 && part == 0 && t == 0) sum[e] = 1.0f;
     }
     for (u32 tile = 0; tile < n_tiles; tile++) {
         smem_addr kv = kv_s + (tile & 1) * BN * 1024;
         cp_wait<1>();
         __syncthreads();
-        // Scores: 16 heads x BN / 2 rows.
-        constexpr int ST = BN / 16;
+        // Scores: 16 heads x ROWS rows.
+        constexpr int ST = ROWS / 8;
         float s[ST][4];
 #pragma unroll
         for (int j = 0; j < ST; j++)
 #pragma unroll
             for (int e = 0; e < 4; e++) s[j][e] = 0.0f;
         u32 a_row = wm * 16 + (lane & 15), a_chunk = lane >> 4;
-#if BN >= 32
-        u32 b_row = half * (BN / 2) + (lane & 7) + ((lane >> 4) << 3), b_chunk = (lane >> 3) & 1;
+        if constexpr (ST > 1) {
+        u32 b_row = part * ROWS + (lane & 7) + ((lane >> 4) << 3), b_chunk = (lane >> 3) & 1;
 #pragma unroll 8
         for (int k = 0; k < DIM / 16; k++) {
-            u32 a[4], b[ST / 2][4];
+            u32 a[4], b[(ST + 1) / 2][4];
             ldm4(a, q_s + row_chunk(a_row, 2 * k + a_chunk));
 #pragma unroll
             for (int j = 0; j < ST / 2; j++) ldm4(b[j], kv + row_chunk(b_row + 16 * j, 2 * k + b_chunk));
 #pragma unroll
             for (int j = 0; j < ST; j++) mma_bf16(s[j], a[0], a[1], a[2], a[3], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
         }
-#else
+        } else {
         // 8 rows a warp: one load brings their fragments of two k-steps.
-        u32 b_row = half * 8 + (lane & 7), b_chunk = lane >> 3;
+        u32 b_row = part * 8 + (lane & 7), b_chunk = lane >> 3;
 #pragma unroll 4
         for (int k = 0; k < DIM / 32; k++) {
             u32 a[4], a2[4], b[4];
@@ -153,8 +152,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
             mma_bf16(s[0], a[0], a[1], a[2], a[3], b[0], b[1]);
             mma_bf16(s[0], a2[0], a2[1], a2[2], a2[3], b[2], b[3]);
         }
-#endif
-        u32 j0 = j_begin + tile * BN + half * (BN / 2) + 2 * t;
+        }
+        u32 j0 = j_begin + tile * BN + part * ROWS + 2 * t;
         float m[2] = {-1e30f, -1e30f};
 #pragma unroll
         for (int j = 0; j < ST; j++)
@@ -170,14 +169,16 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
             m[e] = fmaxf(m[e], __shfl_xor_sync(FULL_WARP, m[e], 2));
         }
         if (t == 0) {
-            exchange[half * HEADS + wm * 16 + g] = m[0];
-            exchange[half * HEADS + wm * 16 + g + 8] = m[1];
+            exchange[part * HEADS + wm * 16 + g] = m[0];
+            exchange[part * HEADS + wm * 16 + g + 8] = m[1];
         }
-        bar_named(1 + wm, 64);
+        bar_named(1 + wm, 32 * PARTS);
         float shrink[2];
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            m[e] = fmaxf(top[e], fmaxf(m[e], exchange[(half ^ 1) * HEADS + wm * 16 + g + 8 * e]));
+            m[e] = top[e];
+#pragma unroll
+            for (int i = 0; i < PARTS; i++) m[e] = fmaxf(m[e], exchange[i * HEADS + wm * 16 + g + 8 * e]);
             shrink[e] = exp2_fast(top[e] - m[e]);
             top[e] = m[e];
             sum[e] *= shrink[e];
@@ -189,47 +190,49 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
             for (int e = 0; e < 2; e++) {
                 float w0 = exp2_fast(s[j][2 * e] - top[e]), w1 = exp2_fast(s[j][2 * e + 1] - top[e]);
                 sum[e] += w0 + w1;
-                *(u32*)(weights + (wm * 16 + g + 8 * e) * P_STRIDE + (half * (BN / 2) + 8 * j + 2 * t) * 2) = pack_bf(w0, w1);
+                *(u32*)(weights + (wm * 16 + g + 8 * e) * P_STRIDE + (part * ROWS + 8 * j + 2 * t) * 2) = pack_bf(w0, w1);
             }
-        bar_named(1 + wm, 64);
+        bar_named(1 + wm, 32 * PARTS);
 #pragma unroll
-        for (int i = 0; i < 32; i++)
+        for (int i = 0; i < NT; i++)
 #pragma unroll
             for (int e = 0; e < 4; e++) o[i][e] *= shrink[e >> 1];
-        // Output: 16 heads x 256 channels.
+        // Output: 16 heads x CHANNELS channels.
 #pragma unroll
         for (int k = 0; k < BN / 16; k++) {
             u32 a[4];
             ldm4(a, p_s + (wm * 16 + (lane & 15)) * P_STRIDE + k * 32 + (lane >> 4) * 16);
 #pragma unroll
-            for (int n = 0; n < 16; n++) {
+            for (int n = 0; n < NT / 2; n++) {
                 u32 b[4];
-                ldm4t(b, kv + row_chunk(k * 16 + (lane & 15), half * 32 + 2 * n + (lane >> 4)));
+                ldm4t(b, kv + row_chunk(k * 16 + (lane & 15), part * (CHANNELS / 8) + 2 * n + (lane >> 4)));
                 mma_bf16(o[2 * n], a[0], a[1], a[2], a[3], b[0], b[1]);
                 mma_bf16(o[2 * n + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
             }
         }
         __syncthreads();
-        load_rows(seen, kv, j_begin + (tile + 2) * BN, j_end);
+        load_rows<4 * PARTS>(seen, kv, j_begin + (tile + 2) * BN, j_end);
         cp_commit();
     }
-    // Sums over the lanes of a head and over both halves.
+    // Sums over the lanes of a head and over the parts.
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         sum[e] += __shfl_xor_sync(FULL_WARP, sum[e], 1);
         sum[e] += __shfl_xor_sync(FULL_WARP, sum[e], 2);
     }
-    float* sums = exchange + 2 * HEADS;
+    float* sums = exchange + PARTS * HEADS;
     if (t == 0) {
-        sums[half * HEADS + wm * 16 + g] = sum[0];
-        sums[half * HEADS + wm * 16 + g + 8] = sum[1];
+        sums[part * HEADS + wm * 16 + g] = sum[0];
+        sums[part * HEADS + wm * 16 + g + 8] = sum[1];
     }
     __syncthreads();
     float inverse[2];
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         u32 head = wm * 16 + g + 8 * e;
-        sum[e] = sums[head] + sums[HEADS + head];
+        sum[e] = 0.0f;
+#pragma unroll
+        for (int i = 0; i < PARTS; i++) sum[e] += sums[i * HEADS + head];
         inverse[e] = 1.0f / sum[e];
     }
     if (p.n_splits > 1) {
@@ -237,26 +240,26 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             u32 head = wm * 16 + g + 8 * e;
-            if (half == 0 && t == 0) *(float2*)(p.part_max + (at + head) * 2) = make_float2(top[e], sum[e]);
+            if (part == 0 && t == 0) *(float2*)(p.part_max + (at + head) * 2) = make_float2(top[e], sum[e]);
 #pragma unroll
-            for (int n = 0; n < 32; n++)
-                *(float2*)(p.part + (at + head) * DIM + half * 256 + 8 * n + 2 * t) = make_float2(o[n][2 * e], o[n][2 * e + 1]);
+            for (int n = 0; n < NT; n++)
+                *(float2*)(p.part + (at + head) * DIM + part * CHANNELS + 8 * n + 2 * t) = make_float2(o[n][2 * e], o[n][2 * e + 1]);
         }
         return;
     }
     const float* angles = p.rows.angles + ((u64)r * 4 + p.table) * ROPE;
 #pragma unroll
-    for (int n = 0; n < 32; n++)
+    for (int n = 0; n < NT; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            u32 channel = half * 256 + 8 * n + 2 * t;
+            u32 channel = part * CHANNELS + 8 * n + 2 * t;
             float a = o[n][2 * e] * inverse[e], b = o[n][2 * e + 1] * inverse[e];
             u64 at = ((u64)r * HEADS + wm * 16 + g + 8 * e) * DIM + channel;
             if (p.out_f32) {
                 *(float2*)(p.out_f32 + at) = make_float2(a, b);
                 continue;
             }
-            if (n >= 24 && half == 1) {
+            if (n >= NT - ROPE / 8 && part == PARTS - 1) {
                 float2 cs = *(const float2*)(angles + (channel - (DIM - ROPE)));
                 float x = a * cs.x + b * cs.y;
                 b = b * cs.x - a * cs.y;
@@ -265,6 +268,17 @@ extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constan
             *(u32*)(p.out + at) = pack_h(a, b);
         }
 }
+
+} // namespace
+
+#if 0
+extern "C" __global__ void __launch_bounds__(512, 1) attend(const __grid_constant__ Attend p) { attend_query<4>(p); }
+#else
+extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constant__ Attend p) { attend_query<2>(p); }
+#endif
+#ifdef DS4_ATTEND_8_WARPS
+extern "C" __global__ void __launch_bounds__(256, 1) attend_8(const __grid_constant__ Attend p) { attend_query<2>(p); }
+#endif
 
 // The shares of a query, weighted by their sums relative to the largest score of all.
 extern "C" __global__ void __launch_bounds__(256) attend_combine(const __grid_constant__ Attend p) {

@@ -96,6 +96,27 @@ template <int KIND> inline void mma_emulated(float* c, u32 a0, u32 a1, u32 a2, u
 inline void mma_f16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { mma_emulated<0>(c, a0, a1, a2, a3, b0, b1); }
 inline void mma_bf16(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { mma_emulated<1>(c, a0, a1, a2, a3, b0, b1); }
 inline void mma_tf32(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { mma_emulated<2>(c, a0, a1, a2, a3, b0, b1); }
+struct ImmaIn { int c[4]; u32 a[4], b[2]; };
+struct ImmaOut { int c[4]; };
+template <bool SIGNED> inline void imma_emulated(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    ImmaIn in = {{c[0], c[1], c[2], c[3]}, {a0, a1, a2, a3}, {b0, b1}};
+    ImmaOut o = emulate::together<ImmaIn, ImmaOut>(in, [](const ImmaIn* l, ImmaOut* out) {
+        int A[16][32], B[32][8];
+        for (int i = 0; i < 32; i++) for (int e = 0; e < 4; e++) {
+            int g = i >> 2, t = i & 3;
+            for (int j = 0; j < 4; j++) { u32 v = l[i].a[j] >> (8 * e) & 255; A[g + 8 * (j & 1)][4 * t + e + 16 * (j >> 1)] = SIGNED ? (signed char)v : (int)v; }
+            for (int j = 0; j < 2; j++) B[4 * t + e + 16 * j][g] = (signed char)(l[i].b[j] >> (8 * e));
+        }
+        for (int i = 0; i < 32; i++) for (int j = 0; j < 4; j++) {
+            int s = l[i].c[j];
+            for (int k = 0; k < 32; k++) s += A[(i >> 2) + 8 * (j >> 1)][k] * B[k][2 * (i & 3) + (j & 1)];
+            out[i].c[j] = s;
+        }
+    });
+    for (int i = 0; i < 4; i++) c[i] = o.c[i];
+}
+inline void mma_s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { imma_emulated<true>(c, a0, a1, a2, a3, b0, b1); }
+inline void mma_u8s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { imma_emulated<false>(c, a0, a1, a2, a3, b0, b1); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline void bar_named(int id, int n) { emulate::meet(emulate::named[id], n); }
 inline uint4 load_streamed(const void* p) { uint4 v; memcpy(&v, p, 16); return v; }
@@ -149,6 +170,16 @@ __device__ __forceinline__ void mma_bf16(float* c, u32 a0, u32 a1, u32 a2, u32 a
 __device__ __forceinline__ void mma_tf32(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// Bytes (k = 32): a0 is row g, k 4t to 4t+3; a1 row g+8; a2, a3 the same at k+16; b0 is column g, k 4t
+// to 4t+3; b1 at k+16.
+__device__ __forceinline__ void mma_s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void mma_u8s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 /// A barrier of `n` threads of the block, by number (1 to 15).

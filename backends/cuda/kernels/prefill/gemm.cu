@@ -1,8 +1,8 @@
 // Dense products on tensor cores: out[r, o] = sum over k of x[r, k] w[o, k], halves in, f32 sums.
 // `gemm_*` (mma.sync, compute capability 8.0 and up) and `gemm_wgmma_*` (9.0a) take the same argument
 // and share the tile in shared memory: rows of 64 halves (128 bytes), swizzled.
-#include "device.cuh"
-#include "prefill.h"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
 
 #define GEMM_BM 128
 #define GEMM_BK 64
@@ -128,8 +128,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) gemm_256(const __grid_const
 extern "C" __global__ void __launch_bounds__(256, 1) gemm_128(const __grid_constant__ Gemm p) { gemm_mma<128, 2, 4, GEMM_128_STAGES>(p); }
 extern "C" __global__ void __launch_bounds__(256, 2) gemm_64(const __grid_constant__ Gemm p) { gemm_mma<64, 4, 2, GEMM_64_STAGES>(p); }
 
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-#include "wgmma.cuh"
+#if (defined(__CUDACC__) && !defined(__CUDA_ARCH__)) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#include "prefill/wgmma.cuh"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The turn between two sublayers: streams' = post y + comb^T streams, the mix of the new streams, the
 // gates, and the normed input of the next sublayer. Streams are read twice and written once.
-#include "device.cuh"
-#include "prefill.h"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
 
 #define EMBD 4096
 #define MIX 24
@@ -160,6 +160,12 @@ extern "C" __global__ void __launch_bounds__(256) turn_pre(const __grid_constant
         float4 n = *(const float4*)(p.norm + channel);
         float x[4] = {n.x * (v[4 * i] * inv), n.y * (v[4 * i + 1] * inv), n.z * (v[4 * i + 2] * inv), n.w * (v[4 * i + 3] * inv)};
         if (p.x) *(float4*)(p.x + at) = make_float4(x[0], x[1], x[2], x[3]);
+        if (p.x_experts) {
+            // Order 1: 16 (c / 4 % 2) + 8 (c / 2 % 2) + 2 (c / 8 % 4) + c % 2 of the 32.
+            u16* to = p.x_experts + (at & ~31ull) + (channel >> 2 & 6) + (channel << 2 & 16);
+            *(u32*)to = pack_h(clamp_h(x[0]), clamp_h(x[1]));
+            *(u32*)(to + 8) = pack_h(clamp_h(x[2]), clamp_h(x[3]));
+        }
         if (p.x_half) {
             u32 h[2] = {pack_h(clamp_h(x[0]), clamp_h(x[1])), pack_h(clamp_h(x[2]), clamp_h(x[3]))};
             *(uint2*)(p.x_half + at) = make_uint2(h[0], h[1]);

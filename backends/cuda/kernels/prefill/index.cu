@@ -1,6 +1,6 @@
 // The indexer for many queries: scores of all visible index rows, then the 512 best of each query.
-#include "device.cuh"
-#include "prefill.h"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
 
 #define HEADS 64
 #define DIM 128

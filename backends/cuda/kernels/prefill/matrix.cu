@@ -1,8 +1,8 @@
 // Q8 matrices: expansion to halves for the dense products, and products of few rows straight from the
 // records; halves and f32 matrices beside them.
-#include "device.cuh"
-#include "prefill.h"
-#include "../layout.cuh"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
+#include "layout.cuh"
 
 namespace {
 

@@ -100,9 +100,9 @@ struct StepRows {
 #define ATTEND_BN 64
 #endif
 
-/// attend: grid (n_rows, n_splits), block 256, shared memory
+/// attend: grid (n_rows, n_splits), block ATTEND_THREADS, shared memory
 /// 65,536 (queries) + 2 * ATTEND_BN * 1,024 (rows, two stages) + 64 * (ATTEND_BN * 2 + 16) (weights)
-/// + 1,024 bytes: ATTEND_SHARED. A block is one query with all 64 heads and one share of its rows.
+/// + 2,048 bytes: ATTEND_SHARED. A block is one query with all 64 heads and one share of its rows.
 /// attend_combine: only with n_splits > 1, grid (n_rows, 8), block 256, no shared memory.
 struct Attend {
     StepRows rows;
@@ -118,59 +118,79 @@ struct Attend {
     float* part_max;        // f32 [n_rows, n_splits, 64, 2]: largest score (base 2), sum
     u32 n_ring, ratio, top_k, table, n_splits, n_rows;
 };
-#define ATTEND_SHARED (65536 + 2 * ATTEND_BN * 1024 + 64 * (ATTEND_BN * 2 + 16) + 1024)
+#define ATTEND_SHARED (65536 + 2 * ATTEND_BN * 1024 + 64 * (ATTEND_BN * 2 + 16) + 2048)
+#define ATTEND_THREADS (ATTEND_BN == 64 ? 512 : 256)
 
 // Routed experts --------------------------------------------------------------------------------
 //
 // A pair is (row, i): row r's i-th expert, number 6 r + i. Pairs are grouped by expert in ascending
 // order, cut into tiles of TOKENS, and each product kernel runs a worst-case grid whose surplus blocks
-// leave at once. Activations and hidden layers are halves; the hidden layer of a pair is stored with
-// every 4 channels in the order 0, 2, 1, 3, which is the order the Q2_K codes unpack in.
+// leave at once. Activations and hidden layers are halves, stored in the order the weights unpack in:
+// column c of x (`x_experts` of Turn, order 1 of rows_to_half) lies, within its 32, at
+// 16 (c / 4 % 2) + 8 (c / 2 % 2) + 2 (c / 8 % 4) + c % 2; channel c of a hidden layer (order 2), within its 16, at
+// 8 (c % 2) + 2 (c / 4 % 4) + c / 2 % 2.
 //
-//   experts_group   grid (256 experts), block 256
-//   experts_tiles   grid (1), block 256
-//   gate_up, down   EXPERTS_FEW_* for n_rows <= 512 (16 pairs a tile), EXPERTS_MANY_* above (64)
-//   experts_sum     grid (n_rows), block 256: y = sum of the six, in order, plus `shared` if not null
+//   experts_group        grid (256 experts), block 256
+//   experts_tiles        grid (1), block 256
+//   then for up to 512 rows (tokens = EXPERTS_FEW_TOKENS; not on architectures of 99 KB):
+//     experts_few_codes    grid (n_rows), block 512
+//     experts_few_gate_up  grid (8, max_tiles), block 512, EXPERTS_FEW_GATE_UP_SHARED
+//     experts_few_down     grid (8, max_tiles), block 512, EXPERTS_FEW_DOWN_SHARED
+//   or, above 512 rows:
+//     experts_wgmma_gate_up, experts_wgmma_down on sm_90a (tokens = EXPERTS_WGMMA_TOKENS), elsewhere
+//     experts_gate_up_many, experts_down_many (tokens = EXPERTS_MANY_TOKENS), below
+//   experts_sum          grid (n_rows), block 256: y = sum of the six, in order, plus `shared` if not null
+// with max_tiles = min(256, 6 n_rows) + 6 n_rows / tokens.
 
 #define EXPERTS_FEW_TOKENS 16
+#define EXPERTS_WGMMA_TOKENS 64
+#define EXPERTS_WARPS 16      // of a block of the few kernels
+#define EXPERTS_MANY_WARPS 8  // of a block of the many kernels
 #if DS4_SHARED_KB == 99
-#define EXPERTS_WARPS 8
 #define EXPERTS_MANY_TOKENS 32
-#define EXPERTS_FEW_STAGES 2
 #else
-#define EXPERTS_WARPS 16
 #define EXPERTS_MANY_TOKENS 64
-#define EXPERTS_FEW_STAGES (DS4_SHARED_KB == 163 ? 3 : 4)
+#define EXPERTS_FEW_STAGES (DS4_SHARED_KB == 163 ? 2 : 4)
 #endif
 #define EXPERTS_GRID_BYTES 8192
-#define EXPERTS_GATE_UP_STAGE(tokens) (EXPERTS_WARPS / 2 * 4480 + (tokens) * 576)
-#define EXPERTS_DOWN_STAGE(tokens) (EXPERTS_WARPS * 2688 + (tokens) * 544)
+#define EXPERTS_GATE_UP_STAGE(tokens) (EXPERTS_MANY_WARPS / 2 * 4480 + (tokens) * 528)
+#define EXPERTS_DOWN_STAGE(tokens) (EXPERTS_MANY_WARPS * 2688 + (tokens) * 528)
 #define EXPERTS_HEAD_BYTES 1024
+#define EXPERTS_WGMMA_GATE_UP_SHARED (1024 + 2 * (8 * 4480 + 4 * 8192) + 32768)
+#define EXPERTS_WGMMA_DOWN_SHARED (1024 + 2 * (16 * 2688 + 4 * 8192))
+#define EXPERTS_FEW_HEAD 1280
+#define EXPERTS_FEW_GRID 32768
+#define EXPERTS_FEW_SUMS (EXPERTS_FEW_TOKENS * 272)
+#define EXPERTS_FEW_GATE_UP_SHARED (EXPERTS_FEW_HEAD + EXPERTS_FEW_GRID + EXPERTS_FEW_STAGES * (EXPERTS_WARPS / 2 * 4480 + EXPERTS_FEW_TOKENS * 576))
+#define EXPERTS_FEW_DOWN_SHARED (EXPERTS_FEW_HEAD + EXPERTS_FEW_SUMS + EXPERTS_FEW_STAGES * (EXPERTS_WARPS * 2688 + EXPERTS_FEW_TOKENS * 576))
 
-/// max_tiles(tokens) = min(256, 6 n_rows) + 6 n_rows / tokens.
-///
-/// experts_gate_up_few / _many: grid (2048 / (16 EXPERTS_WARPS), max_tiles), block 32 EXPERTS_WARPS,
-/// shared memory EXPERTS_HEAD_BYTES + EXPERTS_GRID_BYTES + STAGES * EXPERTS_GATE_UP_STAGE(TOKENS),
-/// with STAGES = EXPERTS_FEW_STAGES for few and 2 for many.
-/// experts_down_few / _many: grid (4096 / (32 EXPERTS_WARPS), max_tiles), block 32 EXPERTS_WARPS,
-/// shared memory EXPERTS_HEAD_BYTES + STAGES * EXPERTS_DOWN_STAGE(TOKENS).
+/// experts_gate_up_many: grid (16, max_tiles), block 256, shared memory EXPERTS_HEAD_BYTES + EXPERTS_GRID_BYTES + 2 * EXPERTS_GATE_UP_STAGE(EXPERTS_MANY_TOKENS).
+/// experts_down_many: grid (16, max_tiles), block 256, shared memory EXPERTS_HEAD_BYTES + 2 * EXPERTS_DOWN_STAGE(EXPERTS_MANY_TOKENS).
+/// experts_wgmma_gate_up, experts_wgmma_down (sm_90a only): grids (8, max_tiles), block
+/// 512, shared memory EXPERTS_WGMMA_GATE_UP_SHARED, EXPERTS_WGMMA_DOWN_SHARED.
 struct Experts {
     const u32* slot;        // [n_rows]
     const u32* experts;     // [n_rows, 6]
     const float* weights;   // [n_rows, 6]
-    const u16* x;           // halves [n_rows, 4096]
+    const u16* x;           // halves [n_rows, 4096], order 1
     const u64* gate_up;     // [256] addresses of IQ2 pairs
     const u64* down;        // [256] addresses of Q2K records
     u32* lists;             // [256, n_rows] pairs of each expert
     u32* counts;            // [256]
     u32* tiles;             // [1 + 4 max_tiles]: number; then (expert, first pair in its list, pairs, 0)
-    u16* hidden;            // halves [6 n_rows, 2048]
+    u16* hidden;            // halves [6 n_rows, 2048], order 2
     u16* part;              // halves [6 n_rows, 4096]
     const float* shared;    // f32 [n_rows, 4096] or null
     float* y;               // f32 [n_rows, 4096]
     u32 n_rows, tokens;     // tokens: 16 or EXPERTS_MANY_TOKENS
     float clamp;
     u32 pad;
+    // The few path, which keeps x and the hidden layers (in `hidden`) as codes of two bytes:
+    const float* x_f32;     // f32 [n_rows, 4096]
+    u8* x_codes;            // [n_rows, 8192]
+    float* x_scale;         // [n_rows, 16]
+    u16* hidden_sums;       // halves [6 n_rows, 128]
+    float* hidden_scale;    // [6 n_rows, 8]
 };
 
 // Indexer ---------------------------------------------------------------------------------------
@@ -219,14 +239,15 @@ struct Turn {
     float* x;                // f32 [n_rows, 4096] or null
     u16* x_half;             // halves of x or null
     u16* x_low;              // what the halves miss, or null
+    u16* x_experts;          // halves of x in order 1, or null
     u32 n_rows, steps;
 };
 
 // Rows ------------------------------------------------------------------------------------------
 
 /// rows_to_half: grid (ceil(n_rows * width / 2048)), block 256. out = halves of x (clamped to finite);
-/// low = halves of what is missing, or null. `order`: 0 as it is, 1 every 4 channels as 0, 2, 1, 3.
-/// rows_from_half: same launch; x = f32 of out.
+/// low = halves of what is missing, or null. `order`: 0 as it is; 1, 2 as experts want x and hidden
+/// layers (low is not written then). rows_from_half: same launch; x = f32 of out, order 0 or 2.
 /// norm_half: grid (n_rows), block 256: x = weight * rms norm of x, in place; out and low as above.
 /// width: a multiple of 8; of 256 and at most 4,096 for norm_half. gate_half: same launch as
 /// rows_to_half: out = halves of silu(min(gate, clamp)) * clamp(up), gate in x, up in x2.
@@ -250,6 +271,7 @@ struct Prepare {
     float* x;
     u16* out;             // bf16, same shape
     const float* weight;  // kv_prepare: [512]
+    const u16* x_half;    // q_prepare: halves instead of x, or null
     u32 n_rows, table, rounded, pad;
 };
 

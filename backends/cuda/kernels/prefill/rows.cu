@@ -1,17 +1,36 @@
 // Row-parallel steps between the products: halves of activations, norms, rotations, roundings.
-#include "device.cuh"
-#include "prefill.h"
+#include "prefill/device.cuh"
+#include "prefill/prefill.h"
 
 #define EPS 1e-6f
 
 namespace {
 
-__device__ __forceinline__ void store_half4(u16* out, u16* low, u64 at, const float* x, u32 order) {
-    float v[4] = {x[0], order ? x[2] : x[1], order ? x[1] : x[2], x[3]};
-    u32 a = pack_h(clamp_h(v[0]), clamp_h(v[1])), b = pack_h(clamp_h(v[2]), clamp_h(v[3]));
-    *(uint2*)(out + at) = make_uint2(a, b);
-    if (low)
-        *(uint2*)(low + at) = make_uint2(pack_h(v[0] - h2f((u16)a), v[1] - h2f((u16)(a >> 16))), pack_h(v[2] - h2f((u16)b), v[3] - h2f((u16)(b >> 16))));
+__device__ __forceinline__ void store_half8(u16* out, u16* low, u64 at, const float* x, u32 order) {
+    u32 h[4];
+    if (order == 2) {
+        // 8 (c % 2) + 2 (c / 4 % 4) + c / 2 % 2 of the 16
+        u16* to = out + (at & ~15ull) + (at >> 1 & 4);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            *(uint2*)(to + 8 * i) = make_uint2(pack_h(clamp_h(x[i]), clamp_h(x[2 + i])), pack_h(clamp_h(x[4 + i]), clamp_h(x[6 + i])));
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) h[i] = pack_h(clamp_h(x[2 * i]), clamp_h(x[2 * i + 1]));
+    if (order == 1) {
+        // 16 (c / 4 % 2) + 8 (c / 2 % 2) + 2 (c / 8 % 4) + c % 2 of the 32
+        u16* to = out + (at & ~31ull) + (at >> 2 & 6);
+#pragma unroll
+        for (int i = 0; i < 4; i++) *(u32*)(to + 8 * i) = h[i];
+        return;
+    }
+    *(uint4*)(out + at) = make_uint4(h[0], h[1], h[2], h[3]);
+    if (!low) return;
+    u32 l[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) l[i] = pack_h(x[2 * i] - h2f((u16)h[i]), x[2 * i + 1] - h2f((u16)(h[i] >> 16)));
+    *(uint4*)(low + at) = make_uint4(l[0], l[1], l[2], l[3]);
 }
 
 // 2^ceil(log2(x)) as its exponent, for positive normal x.
@@ -47,28 +66,26 @@ __device__ __forceinline__ float to_e2m1(float x) {
 extern "C" __global__ void __launch_bounds__(256) rows_to_half(const __grid_constant__ RowsHalf p) {
     u64 at = ((u64)blockIdx.x * 256 + threadIdx.x) * 8;
     if (at >= (u64)p.n_rows * p.width) return;
-#pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-        float4 v = *(const float4*)(p.x + at + i);
-        float x[4] = {v.x, v.y, v.z, v.w};
-        store_half4(p.out, p.low, at + i, x, p.order);
-    }
+    float4 a = *(const float4*)(p.x + at), b = *(const float4*)(p.x + at + 4);
+    float x[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    store_half8(p.out, p.low, at, x, p.order);
 }
 
 extern "C" __global__ void __launch_bounds__(256) rows_from_half(const __grid_constant__ RowsHalf p) {
     u64 at = ((u64)blockIdx.x * 256 + threadIdx.x) * 8;
     if (at >= (u64)p.n_rows * p.width) return;
 #pragma unroll
-    for (int i = 0; i < 8; i += 4) {
-        uint2 h = *(const uint2*)(p.out + at + i);
-        float a = h2f((u16)h.x), b = h2f((u16)(h.x >> 16)), c = h2f((u16)h.y), d = h2f((u16)(h.y >> 16));
-        *(float4*)(p.x + at + i) = p.order ? make_float4(a, c, b, d) : make_float4(a, b, c, d);
+    for (int i = 0; i < 8; i++) {
+        u32 c = (u32)(at & 15) + i;
+        u64 place = p.order ? (at & ~15ull) + 8 * (c & 1) + 2 * (c >> 2 & 3) + (c >> 1 & 1) : at + i;
+        p.x[at + i] = h2f(p.out[place]);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256) gate_half(const __grid_constant__ RowsHalf p) {
     u64 at = ((u64)blockIdx.x * 256 + threadIdx.x) * 8;
     if (at >= (u64)p.n_rows * p.width) return;
+    float h[8];
 #pragma unroll
     for (int i = 0; i < 8; i += 4) {
         float4 a = *(const float4*)(p.x + at + i), b = *(const float4*)(p.x2 + at + i);
@@ -76,10 +93,10 @@ extern "C" __global__ void __launch_bounds__(256) gate_half(const __grid_constan
 #pragma unroll
         for (int e = 0; e < 4; e++) {
             g[e] = fminf(g[e], p.clamp);
-            g[e] = g[e] / (1.0f + __expf(-g[e])) * fminf(fmaxf(u[e], -p.clamp), p.clamp);
+            h[i + e] = g[e] / (1.0f + __expf(-g[e])) * fminf(fmaxf(u[e], -p.clamp), p.clamp);
         }
-        store_half4(p.out, p.low, at + i, g, p.order);
     }
+    store_half8(p.out, p.low, at, h, p.order);
 }
 
 extern "C" __global__ void __launch_bounds__(256) norm_half(const __grid_constant__ RowsHalf p) {
@@ -89,11 +106,14 @@ extern "C" __global__ void __launch_bounds__(256) norm_half(const __grid_constan
     float4 v[4];
     float squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 c = (tid + 256 * i) * 4;
-        v[i] = c < p.width ? *(const float4*)(p.x + row + c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
+    for (int i = 0; i < 2; i++) {
+        u32 c = (tid + 256 * i) * 8;
+        bool in = c < p.width;
+        v[2 * i] = in ? *(const float4*)(p.x + row + c) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        v[2 * i + 1] = in ? *(const float4*)(p.x + row + c + 4) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     }
+#pragma unroll
+    for (int i = 0; i < 4; i++) squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
     squares = warp_sum(squares);
     if ((tid & 31) == 0) sums[tid >> 5] = squares;
     __syncthreads();
@@ -102,13 +122,14 @@ extern "C" __global__ void __launch_bounds__(256) norm_half(const __grid_constan
     for (int i = 0; i < 8; i++) squares += sums[i];
     float inv = 1.0f / sqrtf(squares / (float)p.width + EPS);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        u32 c = (tid + 256 * i) * 4;
+    for (int i = 0; i < 2; i++) {
+        u32 c = (tid + 256 * i) * 8;
         if (c >= p.width) break;
-        float4 w = *(const float4*)(p.weight + c);
-        float x[4] = {w.x * (v[i].x * inv), w.y * (v[i].y * inv), w.z * (v[i].z * inv), w.w * (v[i].w * inv)};
+        float4 w = *(const float4*)(p.weight + c), z = *(const float4*)(p.weight + c + 4), a = v[2 * i], b = v[2 * i + 1];
+        float x[8] = {w.x * (a.x * inv), w.y * (a.y * inv), w.z * (a.z * inv), w.w * (a.w * inv), z.x * (b.x * inv), z.y * (b.y * inv), z.z * (b.z * inv), z.w * (b.w * inv)};
         *(float4*)(p.x + row + c) = make_float4(x[0], x[1], x[2], x[3]);
-        if (p.out) store_half4(p.out, p.low, row + c, x, p.order);
+        *(float4*)(p.x + row + c + 4) = make_float4(x[4], x[5], x[6], x[7]);
+        if (p.out) store_half8(p.out, p.low, row + c, x, p.order);
     }
 }
 
@@ -121,7 +142,12 @@ extern "C" __global__ void __launch_bounds__(256) q_prepare(const __grid_constan
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        v[i] = *(const float4*)(p.x + at + 128 * i);
+        if (p.x_half) {
+            uint2 h = *(const uint2*)(p.x_half + at + 128 * i);
+            v[i] = make_float4(h2f((u16)h.x), h2f((u16)(h.x >> 16)), h2f((u16)h.y), h2f((u16)(h.y >> 16)));
+        } else {
+            v[i] = *(const float4*)(p.x + at + 128 * i);
+        }
         squares += v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w;
     }
     float inv = 1.0f / sqrtf(warp_sum(squares) * (1.0f / 512) + EPS);
