@@ -242,4 +242,3 @@ static inline void fence_gpu() {}
 static inline uint4 load_const16(const void *p) { return emu_load<uint4>(p); }
 static inline uint2 load_const8(const void *p) { return emu_load<uint2>(p); }
 static inline uint4 load_fresh16(const void *p) { return emu_load<uint4>(p); }
-static inline void poll_pause() { simt::wait_elsewhere(); }

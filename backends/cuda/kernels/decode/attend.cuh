@@ -180,21 +180,16 @@ DS4_DEV u32 scan(u32 v, u32 *sums, u32 tid, u32 &all) {
 }
 
 // The TOP_K largest of n scores (of equal ones the first), in ascending order of index; those numbered
-// [lo, hi) are written to `out`. HELD: a thread keeps its scores (n <= 8,192).
-template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo, u32 hi, u32 *out, u32 *hist, u32 *sums, u32 tid) {
+// [lo, hi) are written to `out`. HELD: keys are kept in shared memory, n <= 8,192, else read every time.
+template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo, u32 hi, u32 *out, u32 *hist, u32 *sums, u32 *held, u32 tid) {
     const u32 per = ((n + 511) / 512 + 3) & ~3u, start = tid * per;
-    u32 held[HELD ? 16 : 4];
-    auto quad = [&](u32 i, u32 *v) { // keys start + i .. + 4; what is past the end is 0, which no score is
+    auto quad = [&](u32 i, u32 *v) {
         const uint4 x = load_fresh16(scores + start + i);
-        const u32 k[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) v[j] = start + i + j < n ? order(bits_f(k[j])) : 0u;
+        v[0] = order(bits_f(x.x)), v[1] = order(bits_f(x.y)), v[2] = order(bits_f(x.z)), v[3] = order(bits_f(x.w));
     };
     auto each = [&](auto f) { // f(index, key)
         if (HELD) {
-#pragma unroll
-            for (u32 i = 0; i < 16; i++)
-                if (i < per && start + i < n) f(start + i, held[HELD ? i : 0]);
+            for (u32 i = 0; i < per && start + i < n; i++) f(start + i, held[i * 512 + tid]);
         } else
             for (u32 i = 0; i < per && start + i < n; i += 4) {
                 u32 v[4];
@@ -204,11 +199,15 @@ template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo
                     if (start + i + j < n) f(start + i + j, v[j]);
             }
     };
-    if (HELD) {
+    if (HELD)
 #pragma unroll
         for (u32 i = 0; i < 16; i += 4)
-            if (i < per && start + i < n) quad(i, held + (HELD ? i : 0));
-    }
+            if (i < per && start + i < n) {
+                u32 v[4];
+                quad(i, v);
+#pragma unroll
+                for (u32 j = 0; j < 4; j++) held[(i + j) * 512 + tid] = v[j];
+            }
     // Bounds of all keys.
     u32 top = 0, bottom = 0; // bottom: of the complement
     each([&](u32, u32 key) {
@@ -296,6 +295,7 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
         }
     }
     consumer_sync();
+    k.mark(27);
     for (u32 r = 0; r < R; r++) {
         const u32 position = k.position(r), n_window = position + 1 < WINDOW ? position + 1 : WINDOW;
         const u32 ratio = kind == DS4_CSA ? CSA_RATIO : HCA_RATIO, n_visible = kind == DS4_SLIDING ? 0 : (position + 1) / ratio;
@@ -304,11 +304,12 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
         if (selected) {
             const u32 lo = begin > n_window ? begin - n_window : 0, hi = end > n_window ? end - n_window : 0;
             const float *scores = (const float *)(k.ws + B::X::scores) + (size_t)r * k.s->score_stride;
-            u32 *hist = (u32 *)kv, *sums = hist + 2048;
+            u32 *hist = (u32 *)kv, *sums = hist + 2048, *held = sums + 64;
             consumer_sync();
-            if (n_visible <= 8192) select_rows<true>(scores, n_visible, lo, hi, chosen, hist, sums, k.tid);
-            else select_rows<false>(scores, n_visible, lo, hi, chosen, hist, sums, k.tid);
+            if (n_visible <= 8192) select_rows<true>(scores, n_visible, lo, hi, chosen, hist, sums, held, k.tid);
+            else select_rows<false>(scores, n_visible, lo, hi, chosen, hist, sums, held, k.tid);
             consumer_sync();
+            k.mark(26);
         }
         const u16 *window = cache.window + (size_t)k.ring_slot(r) * cache.window_rows * HEAD;
         const u16 *rows = kind == DS4_SLIDING ? nullptr : cache.rows + (size_t)(k.base(r) / ratio) * HEAD;
@@ -328,32 +329,35 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
             }
             if (c0 == begin && w < 12) {
                 const u8 *from = k.ws + B::X::q + (r * Q + (group * 8 + g) * HEAD + quarter * 128 + 2 * t) * 4;
-                u32 spins = 0, bad;
-                Two raw[16];
-                do {
-                    bad = 0;
-#pragma unroll
-                    for (u32 i = 0; i < 16; i++) {
-                        raw[i] = load_two(from + i * 32);
-                        bad |= (raw[i].v[0] ^ number) | (raw[i].v[1] ^ number);
-                    }
-                    if (!(bad & 3)) break;
-                    DS4_SPIN_GUARD(spins);
-                } while (true);
-                warp_sync();
                 float squares = 0;
                 const float *angles = k.angles(r, kind == DS4_SLIDING ? 0 : 1);
 #pragma unroll
-                for (u32 i = 0; i < 16; i++) {
-                    float x = unstamp(raw[i].v[0]), y = unstamp(raw[i].v[1]);
-                    squares += x * x + y * y;
-                    if (i >= 8 && quarter == 3) {
-                        const u32 a = (i - 8) * 4 + t;
-                        const float c = angles[2 * a], s = angles[2 * a + 1], z = x;
-                        x = z * c - y * s;
-                        y = z * s + y * c;
+                for (u32 half = 0; half < 2; half++) {
+                    u32 spins = 0;
+                    Two raw[8];
+                    for (;;) {
+                        u32 bad = 0;
+#pragma unroll
+                        for (u32 i = 0; i < 8; i++) {
+                            raw[i] = load_two(from + (half * 8 + i) * 32);
+                            bad |= (raw[i].v[0] ^ number) | (raw[i].v[1] ^ number);
+                        }
+                        if (!(bad & 3)) break;
+                        DS4_SPIN_GUARD(spins);
                     }
-                    q[i / 2][i & 1] = pack_bf16(x, y);
+                    warp_sync();
+#pragma unroll
+                    for (u32 i = 0; i < 8; i++) {
+                        float x = unstamp(raw[i].v[0]), y = unstamp(raw[i].v[1]);
+                        squares += x * x + y * y;
+                        if (half && quarter == 3) {
+                            const u32 a = i * 4 + t;
+                            const float c = angles[2 * a], s = angles[2 * a + 1], z = x;
+                            x = z * c - y * s;
+                            y = z * s + y * c;
+                        }
+                        q[half * 4 + i / 2][i & 1] = pack_bf16(x, y);
+                    }
                 }
                 squares += xor_f(squares, 1);
                 squares += xor_f(squares, 2);
@@ -361,6 +365,7 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
             }
             async_wait();
             consumer_sync();
+            k.mark(10);
             if (w < 12 && tile * 16 < m) {
                 float c[4] = {0, 0, 0, 0};
                 u32 row = tile * 16 + (lane & 15);
@@ -469,6 +474,7 @@ template <int R> DS4_DEV void combine(Block<R> &k, u32 kind, const float *sinks,
             for (u32 j = 0; j < 4; j++) parts[pair * 256 + at * 4 + j] = v[j] * wa + v[4 + j] * wb;
         }
         consumer_sync();
+        k.mark(12);
         if (k.w < 8) {
             const u32 at = k.w * 32 + lane, channel = half * 256 + at;
             float v = ((parts[at] + parts[256 + at]) + (parts[512 + at] + parts[768 + at])) +

@@ -21,12 +21,17 @@ template <int R> struct Shared {
     static constexpr u32 bytes = bars + 2 * SLOTS * 8;
 };
 static_assert(Shared<4>::bytes <= 232448, "shared memory of a block");
+static_assert(Shared<1>::bytes == 225792 + 864 && Shared<4>::bytes == 225792 + 4 * 864, "ds4_decode_smem");
+static_assert(Exchange<1>::scores == 4096 + 2583296 && Exchange<4>::scores == 4096 + 4 * 2583296, "ds4_decode_workspace");
 static_assert(Shared<1>::bars % 8 == 0 && Shared<2>::bars % 8 == 0 && Shared<4>::bars % 8 == 0, "alignment of barriers");
 
 template <int R> struct Block {
     const Ds4Step *s;
     u8 *sm, *ws;
     u32 b, w, lane, tid, epoch, flip;
+#ifdef DS4_STAMPS
+    u32 layer;
+#endif
     using X = Exchange<R>;
     using S = Shared<R>;
 
@@ -41,6 +46,15 @@ template <int R> struct Block {
     // A buffer of partials that nobody reads any more: they alternate, and every use has one
     // consumer_sync between writing and reading.
     DS4_DEV float *partials() { return f(S::red + (flip ^= 1) * RED * 4); }
+    // With DS4_STAMPS, notes the clock: 32 places a layer, 2 k when the inputs of phase k are here, 2 k + 1
+    // when it is done.
+    DS4_DEV void mark(u32 at) const {
+#ifdef DS4_STAMPS
+        if (tid == 0) s->marks[(size_t)b * DS4_STAMPS + layer * 32 + at] = clock_now();
+#else
+        (void)at;
+#endif
+    }
     DS4_DEV u32 *flag(u32 k) const { return (u32 *)(ws + FLAGS_AT) + k; }
     DS4_DEV u32 *scored() const { return (u32 *)(ws + SCORED_AT); }
     DS4_DEV u32 *route_ids(u32 layer) const { return (u32 *)(sm + S::route) + (layer & 1) * R * USED; }

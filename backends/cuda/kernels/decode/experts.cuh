@@ -116,6 +116,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
                 sa = shfl_f(bits_f(x.scale), 8 * t) * 0.125f, sb = shfl_f(bits_f(x.scale), 8 * t + 4) * 0.125f;
             }
             const u8 *record = c.pair(DS4_IQ2_PAIR);
+            if (i == 0 && batch == 0) k.mark(22);
             float v[4][2];
 #pragma unroll
             for (u32 tile = 0; tile < 4; tile++) {
@@ -191,6 +192,7 @@ template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, u32 number) {
         s.add_q8(c.pair(DS4_Q8_RECORD), a, lane);
         c.pair_done();
         s.store(shared + k.w * R * 16, lane);
+        k.mark(28);
     }
     for (u32 r = 0; r < R; r++) {
         float v[2][2] = {{0, 0}, {0, 0}};
@@ -211,6 +213,7 @@ template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, u32 number) {
                 x.s[n] = shfl_f(scale, 8 * t) * bits_f((127u - 2 * t) << 23); // codes of block t stand 2 t bits up
                 x.ma[n] = shfl_f(m, 8 * t), x.mb[n] = shfl_f(m, 8 * t + 4);
             }
+            if (i == 0 && r == 0) k.mark(24);
             const u8 *record = c.pair(DS4_Q2K_PAIR);
             add_q2k(record, lane, x, v[0][0], v[0][1]);
             add_q2k(record + DS4_Q2K_TILE, lane, x, v[1][0], v[1][1]);

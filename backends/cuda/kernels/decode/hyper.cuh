@@ -104,6 +104,7 @@ template <int R> DS4_DEV void turn_in(Block<R> &k, u32 turn, const float *base, 
         if (k.lane == 0) totals[r * 64 + v] = sum;
     }
     consumer_sync();
+    k.mark(turn == TURN_FFN ? 18 : 0);
     if (k.w < R) {
         const u32 r = k.w, channel = k.b * 32 + k.lane;
         const float *t = totals + r * 64, *gram = t + HC;

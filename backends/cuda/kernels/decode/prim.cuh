@@ -201,8 +201,7 @@ DS4_DEV uint4 load_fresh16(const void *p) {
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
     return v;
 }
-// A relaxed poll's pause.
-DS4_DEV void poll_pause() {}
+DS4_DEV u32 clock_now() { return (u32)clock64(); }
 #else
 #include "../../bench/simt.h"
 #endif

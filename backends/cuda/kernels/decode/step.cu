@@ -110,6 +110,7 @@ template <int R> DS4_DEV void in_phase(Block<R> &k, Consumer &c, u32 kind, u32 n
     if (k.b < TILED) {
         Acts<R> a;
         a.load(k.ws + B::X::x + TURN_ATTN * R * E * 2, E * 2, k.w, k.lane, number);
+        k.mark(2 * IN);
         float *red = k.partials(); // [2 tiles][16 warps][R][16]
         for (u32 i = 0; i < 2; i++) {
             Sums<R> s;
@@ -145,6 +146,7 @@ template <int R> DS4_DEV void query_phase(Block<R> &k, Consumer &c, const Ds4Dec
         Acts<R> a;
         float part;
         a.quantise(k.ws + B::X::qr, QR * 4, l.q_a_norm, kc, k.lane, number, &part);
+        k.mark(2 * QUERY);
         if (k.w < 4 && k.lane % (32 / R) == 0) squares[kc * R + k.lane / (32 / R)] = part;
         constexpr u32 STAGES = R >= 4 ? 2 : 4; // of one buffer of partials
         for (u32 first = 0; first < 4; first += STAGES) {
@@ -187,6 +189,7 @@ template <int R> DS4_DEV void out_a_phase(Block<R> &k, Consumer &c, u32 number) 
     using B = Block<R>;
     Acts<R> a;
     a.load(k.ws + B::X::o + (size_t)(k.b / SPLITS) * 8 * HEAD * 2, Q * 2, k.w, k.lane, number);
+    k.mark(2 * OUT_A);
     constexpr u32 TILES = R >= 4 ? 2 : 4;
     for (u32 first = 0; first < 4; first += TILES) {
         float *red = k.partials(); // [TILES][16 warps][R][16]
@@ -212,6 +215,7 @@ template <int R> DS4_DEV float out_b_phase(Block<R> &k, Consumer &c, u32 number)
     Acts<R> a[2];
     a[0].load(k.ws + B::X::u, U * 2, k.w, k.lane, number);
     a[1].load(k.ws + B::X::u, U * 2, 16 + k.w, k.lane, number);
+    k.mark(2 * OUT_B);
     float *red = k.partials(); // [2 tiles][16 warps][R][16]
     for (u32 i = 0; i < 2; i++) {
         Sums<R> s;
@@ -232,6 +236,7 @@ template <int R> DS4_DEV void router_phase(Block<R> &k, Consumer &c, const Ds4De
     {
         Floats<R> x;
         x.load(k.ws + B::X::xf + TURN_FFN * R * E * 4, E * 4, k.w * 256 + k.lane * 8, nullptr, number);
+        k.mark(2 * ROUTER);
         float *red = k.partials();
         float_rows<R>(c, 2, x, red + k.w * 2 * R);
         consumer_sync();
@@ -302,28 +307,33 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
         const u32 first = 1 + DS4_PHASES_PER_LAYER * layer, kind = (u32)l.kind, number = k.number(layer), this_csa = csa;
         const bool selects = kind == DS4_CSA && s.selects;
         csa += kind == DS4_CSA;
+#ifdef DS4_STAMPS
+        k.layer = layer;
+#endif
         if (first + DOWN < s.first || first >= s.end) continue;
-        if (k.runs(first + TURN_A)) turn_in(k, TURN_ATTN, l.base_attn, l.scale_attn, l.norm_attn, number);
-        if (k.runs(first + IN)) in_phase(k, c, kind, number);
-        if (k.runs(first + QUERY)) query_phase(k, c, l, selects, number);
-        if (selects && k.runs(first + INDEX_QUERY)) index_query(k, number);
-        if (selects && k.runs(first + SCORE)) index_scores(k, cache, number);
-        if (k.runs(first + ATTEND)) attend(k, kind, cache, this_csa, number);
-        if (k.runs(first + COMBINE)) combine(k, kind, l.sinks, number);
-        if (k.runs(first + OUT_A)) out_a_phase(k, c, number);
+        if (k.runs(first + TURN_A)) turn_in(k, TURN_ATTN, l.base_attn, l.scale_attn, l.norm_attn, number), k.mark(2 * TURN_A + 1);
+        if (k.runs(first + IN)) in_phase(k, c, kind, number), k.mark(2 * IN + 1);
+        if (k.runs(first + QUERY)) query_phase(k, c, l, selects, number), k.mark(2 * QUERY + 1);
+        if (selects && k.runs(first + INDEX_QUERY)) index_query(k, number), k.mark(2 * INDEX_QUERY + 1);
+        if (selects && k.runs(first + SCORE)) index_scores(k, cache, number), k.mark(2 * SCORE + 1);
+        if (k.runs(first + ATTEND)) attend(k, kind, cache, this_csa, number), k.mark(2 * ATTEND + 1);
+        if (k.runs(first + COMBINE)) combine(k, kind, l.sinks, number), k.mark(2 * COMBINE + 1);
+        if (k.runs(first + OUT_A)) out_a_phase(k, c, number), k.mark(2 * OUT_A + 1);
         if (k.runs(first + OUT_B)) {
             mix.load(l.fn_ffn, N_MIX, k.b, k.w, k.lane);
             const float y = out_b_phase(k, c, number);
             turn_out(k, y, TURN_ATTN, number, mix, N_MIX, TURN_FFN, number);
+            k.mark(2 * OUT_B + 1);
         }
-        if (k.runs(first + TURN_F)) turn_in(k, TURN_FFN, l.base_ffn, l.scale_ffn, l.norm_ffn, number);
-        if (k.runs(first + ROUTER)) router_phase(k, c, l, number);
-        if (k.runs(first + GATE_UP)) gate_up(k, c, l, layer, number);
+        if (k.runs(first + TURN_F)) turn_in(k, TURN_FFN, l.base_ffn, l.scale_ffn, l.norm_ffn, number), k.mark(2 * TURN_F + 1);
+        if (k.runs(first + ROUTER)) router_phase(k, c, l, number), k.mark(2 * ROUTER + 1);
+        if (k.runs(first + GATE_UP)) gate_up(k, c, l, layer, number), k.mark(2 * GATE_UP + 1);
         if (k.runs(first + DOWN)) {
             const bool last = layer + 1 == s.n_layers;
             mix.load(last ? s.head_fn : s.layers[layer + 1].fn_attn, last ? HC : N_MIX, k.b, k.w, k.lane);
             const float y = down(k, c, number);
             turn_out(k, y, TURN_FFN, number, mix, last ? HC : N_MIX, last ? TURN_HEAD : TURN_ATTN, last ? k.epoch : number + 1);
+            k.mark(2 * DOWN + 1);
         }
     }
     const u32 first = 1 + DS4_PHASES_PER_LAYER * s.n_layers;
@@ -341,6 +351,9 @@ template <int R> DS4_DEV void serve(Block<R> &k) {
         const Ds4DecodeLayer &l = s.layers[layer];
         const Ds4DecodeCache &cache = s.caches[layer];
         const u32 first = 1 + DS4_PHASES_PER_LAYER * layer, kind = (u32)l.kind, number = k.number(layer);
+#ifdef DS4_STAMPS
+        k.layer = layer;
+#endif
         if (first + DOWN < s.first || first >= s.end) continue;
         if (service == 0) {
             if (k.runs(first + TURN_A)) gates_service(k, TURN_ATTN, l.base_attn, l.scale_attn, number);

@@ -86,7 +86,17 @@ struct Ds4Step {
     uint32_t head;                 // 1: phases after the layers run
     uint32_t first, end;           // phases
     uint32_t in_flight;            // copies in flight of each of a block's two producer warps, 1..8; 4 is best
+#ifdef DS4_STAMPS
+    uint32_t *marks;               // [132][DS4_STAMPS] clocks, for the bench
+#endif
 };
 
 // Phases of a step, head included.
 DS4_BOTH uint32_t ds4_decode_phases(uint32_t n_layers) { return 1 + DS4_PHASES_PER_LAYER * n_layers + 2; }
+
+// Bytes of a workspace for `n_rows` (1, 2 or 4) rows: of what blocks exchange, then scores. Checked against
+// the kernel's own layout where it is compiled (exchange.cuh).
+DS4_BOTH uint64_t ds4_decode_exchange(uint64_t n_rows) { return 4096 + n_rows * 2583296; }
+DS4_BOTH uint64_t ds4_decode_workspace(uint64_t n_rows, uint64_t score_stride) { return ds4_decode_exchange(n_rows) + n_rows * score_stride * 4; }
+// Dynamic shared memory of the step kernel.
+DS4_BOTH uint32_t ds4_decode_smem(uint32_t n_rows) { return 225792 + n_rows * 864; }
