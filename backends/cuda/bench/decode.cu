@@ -31,6 +31,8 @@ static void *device_copy(const void *p, size_t n) {
     return (u8 *)q + 256;
 }
 
+static std::vector<float> one; // logits of one row alone
+
 template <int R> static bool check_rows(u32 n_layers, u32 stride) {
     using namespace ds4;
     Model m;
@@ -98,7 +100,6 @@ template <int R> static bool check_rows(u32 n_layers, u32 stride) {
     }
     printf("one launch, %d rows: %d of 20 same bits as phase by phase\n", R, same), fflush(stdout);
     ok = ok && same == 20;
-    static std::vector<float> one;
     if (R == 1) one = want;
     else { size_t df = 0; for (u32 i = 0; i < VOCAB; i++) df += memcmp(&one[i], &want[i], 4) != 0; printf("row 0 of %d rows against 1 row: %zu of %u logits differ\n", R, df, VOCAB); ok = ok && !df; }
     for (auto p : m.owned) free(p);
