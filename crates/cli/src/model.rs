@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::RevisionArg;
 use crate::console::Console;
+use crate::folders;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
@@ -38,7 +39,10 @@ pub(crate) fn open_file(choice: &ModelChoice) -> Result<Gguf> {
         ModelChoice::File { path, .. } => {
             // Opening a pipe would wait for somebody to write to it.
             if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-                bail!("{}: found a pipe or a device, expected a file", path.display());
+                bail!(
+                    "{}: found a pipe or a device, expected a file",
+                    path.display()
+                );
             }
             blaming(choice, Gguf::open(path).map_err(Into::into))
         }
@@ -120,11 +124,14 @@ pub(crate) fn open_engine_of(
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.kernel_cache = folders::cache().map(|folder| folder.join("kernels"));
     adjust(&mut open);
-    let result = Engine::from_gguf(gguf, &open, &mut |progress| {
-        if let LoadProgress::Bound { n_done, n_bytes } = progress {
+    let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {
+        LoadProgress::Bound { n_done, n_bytes } => {
             console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
+        LoadProgress::Chosen { what } => console.note(&what),
+        LoadProgress::Opened { .. } => {}
     });
     console.end_progress();
     let engine = blaming(&options.model, result.map_err(Into::into))?;
@@ -305,8 +312,7 @@ impl Model {
     /// The folder cannot be used.
     pub(crate) fn keep_states(self, folder: &Path, budget_bytes: u64) -> Result<Model> {
         let engine = self.scheduler.engine();
-        let backend = self.options.backend;
-        let (key, layout) = states::compat(&self.gguf, engine, backend, &self.tokenizer);
+        let (key, layout) = states::compat(&self.gguf, engine, &self.tokenizer);
         let options = StoreOptions {
             budget_bytes,
             max_tokens: engine.context(),
