@@ -38,6 +38,10 @@ pub(crate) enum Command {
     Text(TextArgs),
     /// Measure prefill and decode at growing contexts, as CSV
     Bench(BenchArgs),
+    /// Fetch a published model file, or list them with what fits here
+    Pull(PullArgs),
+    /// Check a file's bytes, a model's answers, or this machine
+    Verify(VerifyArgs),
     /// List, check, shrink or clear the folder in which ds4-server keeps states
     Kv(KvArgs),
 }
@@ -319,6 +323,63 @@ pub(crate) struct BenchArgs {
     pub chunk: usize,
 }
 
+/// `ds4 pull`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PullArgs {
+    /// What to fetch: a name of the list, or OWNER/REPOSITORY/FILE.gguf [default: show the list]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where the file goes [default: the folder in which ds4 looks for models]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Repository of the file
+    #[arg(long, value_name = "OWNER/NAME")]
+    pub repository: Option<String>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub revision: String,
+    /// Connections at once
+    #[arg(long, value_name = "N", value_parser = connections, default_value_t = 8)]
+    pub connections: usize,
+    /// Silence after which a connection is given up
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600), default_value_t = 30)]
+    pub stall_timeout: u64,
+    /// Failures in a row, with no byte between them, after which the pull is given up
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 20)]
+    pub retries: usize,
+    /// Bytes that one request asks for
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), default_value_t = 64 << 10, hide = true)]
+    pub piece_kib: u64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ds4 verify`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct VerifyArgs {
+    /// A GGUF file whose bytes are checked; without it and --vectors, the backend is tested
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// SHA-256 that the file should have
+    #[arg(long, value_name = "HEX", requires = "file")]
+    pub sha256: Option<String>,
+    /// Keep the sums of a file that was found good beside it
+    #[arg(long, requires = "file")]
+    pub write_sums: bool,
+    /// A folder of the publisher's continuations, which the model should agree with
+    #[arg(long, value_name = "DIR")]
+    pub vectors: Option<PathBuf>,
+    /// Least share of their tokens that has to agree
+    #[arg(long, value_name = "SHARE", requires = "vectors", value_parser = share, default_value_t = 0.0)]
+    pub min_agreement: f64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `ds4 kv`.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct KvArgs {
@@ -385,12 +446,27 @@ fn mebibytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of connections that a server bears.
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=64) => Ok(n),
+        _ => Err("expected a whole number from 1 to 64".to_owned()),
+    }
+}
+
 /// A number of things, at least one.
 fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("expected at least 1".to_owned()),
         Ok(n) => Ok(n),
         Err(e) => Err(format!("expected a whole number: {e}")),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if (0.0..=1.0).contains(&n) => Ok(n),
+        _ => Err("expected a number from 0 to 1".to_owned()),
     }
 }
 

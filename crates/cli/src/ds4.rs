@@ -41,6 +41,8 @@ fn run(cli: Cli) -> Result<Answered> {
             commands::text::run(&args.door, &mut io::stdin().lock(), stdout)?;
         }
         Some(Command::Bench(args)) => commands::bench::run(&args, &console, stdout)?,
+        Some(Command::Verify(args)) => return commands::verify::run(&args, &console, stdout),
+        Some(Command::Pull(args)) => return commands::pull::run(&args, &console, stdout),
         Some(Command::Kv(args)) => commands::kv::run(&args.command, stdout)?,
     }
     Ok(Answered::Complete)

@@ -3,6 +3,7 @@
 //! Arguments as typed become options, which a command runs.
 
 mod args;
+mod catalog;
 mod chat;
 mod commands;
 mod console;
@@ -18,11 +19,14 @@ mod options;
 mod prompt_input;
 #[cfg(feature = "server")]
 mod protocol_args;
+#[cfg(feature = "pull")]
+mod pull;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
 #[cfg(feature = "server")]
 mod store_args;
+mod sums;
 #[cfg(feature = "server")]
 mod switch;
 mod units;

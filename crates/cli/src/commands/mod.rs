@@ -5,4 +5,6 @@ pub(crate) mod bench;
 pub(crate) mod inspect;
 pub(crate) mod kv;
 pub(crate) mod logits;
+pub(crate) mod pull;
 pub(crate) mod text;
+pub(crate) mod verify;

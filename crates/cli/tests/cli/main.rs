@@ -9,6 +9,9 @@ mod inspect;
 mod kv;
 mod logits;
 mod program;
+#[cfg(feature = "pull")]
+mod pull;
 mod text;
+mod verify;
 
 use ds4_conformance::speaking_model;
