@@ -16,6 +16,7 @@ mod markdown_style;
 mod model;
 mod model_choice;
 mod options;
+mod other_names;
 mod prompt_input;
 #[cfg(feature = "server")]
 mod protocol_args;
@@ -24,12 +25,16 @@ mod pull;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
+mod states;
 #[cfg(feature = "server")]
 mod store_args;
+mod suggestion;
 mod sums;
 #[cfg(feature = "server")]
 mod switch;
 mod units;
+mod version;
+mod word_wrap;
 
 pub use ds4::main as ds4;
 #[cfg(feature = "server")]

@@ -4,19 +4,17 @@
 //! requests finish for a while; a second one ends the program at once.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
-use ds4_engine::store::{
-    BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions,
-    TurnLogOptions, WeightsFingerprint,
-};
-use ds4_engine::{CacheRounding, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
+use clap::{CommandFactory as _, Parser};
+use ds4_engine::store::{BUDGET_BYTES, MIN_TOKENS, Store, StoreOptions, TurnLogOptions};
+use ds4_engine::{BackendKind, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -27,17 +25,22 @@ use ds4_server::prompt::{PromptRules, ReasoningHistory};
 use ds4_server::trace::Trace;
 use ds4_server::turns::DEFAULT_MAX_CALL_IDS;
 use ds4_text::{Effort, MarkerText, Mode, Revision, Tokenizer};
-use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::args::{BackendArg, EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
+use crate::args::{
+    EffortArg, EngineArgs, NO_LIMIT, RevisionArg, VerbosityArgs, reply_tokens, spelled_for_clap,
+    tokens,
+};
 use crate::console::Console;
 use crate::error;
 use crate::interrupt::EXIT_STATUS;
-use crate::model::{name_of, open_engine_of, open_file, revision_of};
+use crate::model::{context_within, name_of, open_engine_of, open_file, revision_of};
 use crate::options::EngineOptions;
+use crate::other_names;
 use crate::protocol_args::ProtocolArgs;
+use crate::reply_writer::printable;
+use crate::states;
 use crate::store_args::StoreArgs;
 use crate::switch::Switch;
 
@@ -49,7 +52,8 @@ const TERMINATED_STATUS: u8 = 143;
 #[derive(Debug, Parser)]
 #[command(
     name = "ds4-server",
-    version,
+    version = crate::version::SHORT,
+    long_version = crate::version::LONG,
     about = "Serve DeepSeek V4 Flash to coding agents",
     long_about = "Serve DeepSeek V4 Flash over the OpenAI Chat Completions, Responses and \
         Completions APIs and the Anthropic Messages API."
@@ -57,8 +61,8 @@ const TERMINATED_STATUS: u8 = 143;
 struct ServerArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Context of every slot in tokens [default: what fits in memory, up to 32768]
-    #[arg(short, long, value_name = "N")]
+    /// Context of every slot in tokens, such as 32k [default: what fits in memory, up to 32768]
+    #[arg(short, long, value_name = "N", value_parser = tokens)]
     ctx: Option<usize>,
     /// Replies in the making at once; each has a context of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -66,12 +70,19 @@ struct ServerArgs {
     /// Most rows of one prefill step
     #[arg(long, value_name = "N", default_value_t = 512, hide_short_help = true)]
     chunk: usize,
-    /// Most tokens of a reply whose request does not say
-    #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
+    /// Most tokens of a reply whose request does not say; -1 is the default
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_MAX_TOKENS,
+        value_parser = reply_tokens,
+        allow_negative_numbers = true
+    )]
     tokens: usize,
 
-    /// Address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    /// Address to listen on, or localhost
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = address)]
     host: IpAddr,
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
@@ -203,9 +214,36 @@ enum HistoryArg {
     Official,
 }
 
+/// An address of this machine.
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => text.parse().map_err(|_| {
+            "expected an address of this machine: 127.0.0.1 or localhost, or 0.0.0.0 for all"
+                .to_owned()
+        }),
+    }
+}
+
+/// The arguments as clap describes them.
+pub(crate) fn command() -> clap::Command {
+    ServerArgs::command()
+}
+
+/// Runs the server with flags that another program was given.
+///
+/// # Errors
+/// As the server's; flags that are wrong end the program, as everywhere.
+pub(crate) fn run_with(flags: Vec<OsString>) -> Result<()> {
+    let args = std::iter::once(OsString::from("ds4-server")).chain(flags);
+    run(ServerArgs::parse_from(spelled_for_clap(args)))
+}
+
 /// Runs `ds4-server` with the arguments of the process.
 pub fn main() -> ExitCode {
-    match run(ServerArgs::parse()) {
+    match run(ServerArgs::parse_from(
+        spelled_for_clap(std::env::args_os()),
+    )) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ds4-server: {}", error::one_line(&error));
@@ -217,6 +255,9 @@ pub fn main() -> ExitCode {
 fn run(args: ServerArgs) -> Result<()> {
     let console = Console::new(args.verbosity);
     let engine_options = EngineOptions::new(&args.engine)?;
+    if let Some(without_effect) = other_names::without_effect(&args.engine) {
+        console.report(&without_effect);
+    }
     let keys = keys(&args)?;
     let loopback = args.host.is_loopback();
     if !loopback && keys.is_empty() {
@@ -280,15 +321,14 @@ fn run(args: ServerArgs) -> Result<()> {
         }
     });
 
-    if let Some(banner) = engine_options.model.banner() {
-        console.note(&banner);
-    }
     let gguf = open_file(&engine_options.model)?;
+    let context = context_within(args.ctx, &gguf, &engine_options.model, &console);
     let engine = open_engine_of(&gguf, &engine_options, &console, |open| {
-        open.context = args.ctx;
+        open.context = context;
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
     })?;
+    console.announce(&engine_options.model, engine.name());
     let tokenizer = Arc::clone(engine.tokenizer().with_context(|| {
         format!(
             "{} has no tokenizer, so it cannot read text",
@@ -312,6 +352,7 @@ fn run(args: ServerArgs) -> Result<()> {
     };
     let n_context = facts.n_context;
     let n_slots = facts.n_slots;
+    let model_name = facts.name.clone();
     let keeping = SchedulerOptions {
         snapshot_bytes: args.snapshot_mem << 20,
         ..SchedulerOptions::default()
@@ -320,7 +361,14 @@ fn run(args: ServerArgs) -> Result<()> {
     let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
-            let store = open_store(&args, folder, &gguf, &engine, &tokenizer)?;
+            let store = open_store(
+                &args,
+                engine_options.backend,
+                folder,
+                &gguf,
+                &engine,
+                &tokenizer,
+            )?;
             let usage = store.usage();
             console.report(&format!(
                 "{}: {} states, {} MiB",
@@ -336,7 +384,8 @@ fn run(args: ServerArgs) -> Result<()> {
         .load(scheduler.with_options(keeping), tokenizer, facts, turn_log)
         .context("cannot start the thread of the engine")?;
     console.report(&format!(
-        "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens"
+        "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens, serving {}",
+        printable(&model_name)
     ));
 
     // Until here a signal ends the program at once: there is nothing to save.
@@ -359,22 +408,13 @@ fn run(args: ServerArgs) -> Result<()> {
 /// The store of this model in a folder.
 fn open_store(
     args: &ServerArgs,
+    backend: BackendKind,
     folder: &Path,
     gguf: &Gguf,
     engine: &Engine,
     tokenizer: &Tokenizer,
 ) -> Result<Store> {
-    let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
-    let inputs = CompatInputs {
-        geometry: engine.geometry(),
-        weights: WeightsFingerprint::of(gguf),
-        tokenizer: tokenizer_hash(tokenizer),
-        numerics_class: match args.engine.backend {
-            BackendArg::Cpu => "cpu",
-            BackendArg::Reference => "reference",
-        },
-    };
-    let key = CompatKey::new(&inputs, &layout);
+    let (key, layout) = states::compat(gguf, engine, backend, tokenizer);
     let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,
@@ -383,17 +423,6 @@ fn open_store(
     };
     args.store.apply(&mut options);
     Ok(Store::open(folder, options, key, layout)?)
-}
-
-/// Names what the token ids of a model mean.
-fn tokenizer_hash(tokenizer: &Tokenizer) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for token in 0..tokenizer.n_vocab() as u32 {
-        let bytes = tokenizer.token_bytes(token);
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    }
-    hash.finalize().into()
 }
 
 /// What tells a server to stop: Ctrl+C, or the signal by which services are stopped.
@@ -497,7 +526,10 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
             Switch::On => on,
             Switch::Off => off,
         },
-        default_max_tokens: args.tokens,
+        default_max_tokens: match args.tokens {
+            NO_LIMIT => DEFAULT_MAX_TOKENS,
+            n => n,
+        },
         api_keys,
         cors: if args.cors {
             Cors::Any
@@ -538,7 +570,8 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
+    use crate::args::OtherNames;
+    use clap::Args as _;
     use ds4_engine::store::Codec;
     use ds4_server::api::{
         CallPieces, CompletionsPrompt, Media, Ping, Preferences, chat, responses,
@@ -558,6 +591,19 @@ mod tests {
         let options = server_options(&args, Vec::new()).expect("options");
         assert_eq!(options.cors, Cors::Any);
         assert_eq!((options.default_max_tokens, options.max_call_ids), (100, 0));
+        let line = "ds4-server --ctx 32k -n -1 --host localhost";
+        let args = ServerArgs::try_parse_from(line.split(' ')).expect("taken");
+        assert_eq!(args.ctx, Some(32_768));
+        assert_eq!(args.host, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let options = server_options(&args, Vec::new()).expect("options");
+        assert_eq!(options.default_max_tokens, DEFAULT_MAX_TOKENS);
+    }
+
+    #[test]
+    fn a_host_that_is_no_address_is_refused_by_what_would_be_one() {
+        let args = ServerArgs::try_parse_from(["ds4-server", "--host", "example.org"]);
+        let error = args.expect_err("no address").to_string();
+        assert!(error.contains("0.0.0.0"), "{error}");
     }
 
     fn args(line: &str) -> ServerArgs {
@@ -673,9 +719,13 @@ mod tests {
         // The line of one flag may speak of another.
         described.dedup();
         let command = ServerArgs::command();
+        // Flags of other programs are told of in one place for all of ours.
+        let others = OtherNames::augment_args(clap::Command::new("others"));
+        let is_ours = |flag: &&str| !others.get_arguments().any(|a| a.get_long() == Some(flag));
         let mut flags: Vec<&str> = command
             .get_arguments()
             .filter_map(|argument| argument.get_long())
+            .filter(is_ours)
             .collect();
         flags.sort_unstable();
         assert_eq!(described, flags);
