@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Fetch a published model file, or list them with what fits here
     Pull(PullArgs),
+    /// Make a GGUF file from the publisher's checkpoint or from another GGUF file
+    Quantize(QuantizeArgs),
     /// Check a file's bytes, a model's answers, or this machine
     Verify(VerifyArgs),
     /// List, check, shrink or clear the folder in which ds4-server keeps states
@@ -478,6 +480,51 @@ pub(crate) struct PullArgs {
     /// One JSON document instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// `ds4 quantize`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QuantizeArgs {
+    /// A folder of safetensors with config.json and tokenizer.json, or a GGUF file
+    #[arg(value_name = "SOURCE")]
+    pub source: PathBuf,
+    /// The file to make
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Types of the tensors, as in the published files
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub mix: MixArg,
+    /// Another type for the tensors whose names match; * stands for anything, the last match wins
+    #[arg(long = "type", value_name = "PATTERN=TYPE")]
+    pub types: Vec<String>,
+    /// Importances of the columns, as `ds4 imatrix` or llama.cpp writes them
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Take the draft blocks of a checkpoint instead of the model
+    #[arg(long)]
+    pub draft: bool,
+    /// Threads [default: the machine's cores]
+    #[arg(short, long, value_name = "N", value_parser = count)]
+    pub threads: Option<usize>,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Types of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MixArg {
+    /// Routed experts IQ2_XXS and Q2_K
+    Q2,
+    /// As q2, the last six layers' experts Q4_K
+    #[value(name = "q2-q4")]
+    Q2Q4,
+    /// Routed experts Q4_K
+    Q4,
+    /// Routed experts MXFP4, bit for bit as published
+    Mxfp4,
+    /// As in a GGUF source
+    Keep,
 }
 
 /// `ds4 verify`.

@@ -22,6 +22,7 @@ mod prompt_input;
 mod protocol_args;
 #[cfg(feature = "pull")]
 mod pull;
+mod quantize;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
 
-use super::part::{Part, write_at};
+use super::part::Part;
 use super::{Failure, Identity, Order, Remote};
 use crate::interrupt;
+use crate::sums::write_at;
 
 /// Longest time between two records of what is on disk.
 const SAVE_INTERVAL: Duration = Duration::from_secs(2);

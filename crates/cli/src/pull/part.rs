@@ -216,29 +216,6 @@ fn is_at(_file: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// Writes bytes to their place in a file.
-///
-/// # Errors
-/// As the file system says.
-#[cfg(unix)]
-pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-/// Writes bytes to their place in a file.
-///
-/// # Errors
-/// As the file system says.
-#[cfg(windows)]
-pub(crate) fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
-        bytes = &bytes[n..];
-        offset += n as u64;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -276,7 +253,7 @@ mod tests {
         let mut part = Part::open(&order, &identity(25, "a")).unwrap();
         assert_eq!(part.done(), [0, 0, 0]);
         assert_eq!(part.piece(2), 20..25);
-        write_at(&part.writer().unwrap(), b"xyz", 10).unwrap();
+        crate::sums::write_at(&part.writer().unwrap(), b"xyz", 10).unwrap();
         part.save(vec![0, 3, 0]).unwrap();
         assert!(Part::open(&order, &identity(25, "a")).is_err(), "locked");
         drop(part);

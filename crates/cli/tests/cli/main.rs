@@ -5,6 +5,7 @@ mod bad_input;
 mod bench;
 #[cfg(unix)]
 mod chat;
+mod checkpoint;
 mod definitions;
 mod documents;
 mod inspect;
@@ -13,6 +14,7 @@ mod logits;
 mod program;
 #[cfg(feature = "pull")]
 mod pull;
+mod quantize;
 mod text;
 mod verify;
 
