@@ -132,7 +132,7 @@ fn logits(
     let largest = cut.iter().copied().max().unwrap_or(1).min(tokens.len());
     let mut engine = open_engine(options, console, |open| {
         open.context = Some(tokens.len());
-        open.chunk = largest;
+        open.chunk = Some(largest);
         open.max_outputs = Some(largest);
         open.rounding = CacheRounding::Off;
     })?;
@@ -190,7 +190,7 @@ fn known_answers(
         quiet: true,
         verbose: false,
     });
-    let mut model = Model::open(options, rules, Some(512), 256, &quiet)?;
+    let mut model = Model::open(options, rules, Some(512), Some(256), &quiet)?;
     let settings = Settings {
         thinking: Thinking::Off,
         temperature: 0.0,

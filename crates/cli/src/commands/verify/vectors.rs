@@ -90,7 +90,7 @@ pub(super) fn run(
     let context = longest.max().context("there are no cases")?;
     let mut engine = open_engine(&options, console, |open| {
         open.context = Some(context);
-        open.chunk = CHUNK.min(context);
+        open.chunk = Some(CHUNK.min(context));
     })?;
     let mut scored = Vec::new();
     for (case, prompt) in cases.iter().zip(&prompts) {
@@ -181,9 +181,8 @@ fn gaps(
     engine.clear(0);
     let mut gaps = Vec::new();
     let mut n_done = 0;
-    let max_rows = engine.max_rows();
     let mut logits = Vec::new();
-    for chunk in prompt.chunks(max_rows.min(CHUNK)) {
+    for chunk in prompt.chunks(CHUNK) {
         go_on()?;
         console.progress(&format!(
             "{id}: {} of {}",
