@@ -33,7 +33,7 @@ template <int R> static bool run(u32 n_layers) {
     // A row that completes rows of both ratios and selects; a short one; a draft behind the first; padding.
     const u32 pos[4] = {2303, 37, 2304, 0}, slot[4] = {1, 0, 1, PAD};
     for (u32 r = 0; r < R; r++) rows.position.push_back(pos[r]), rows.slot.push_back(slot[r]), rows.base.push_back(slot[r] == PAD ? 0 : slot[r] * slot_tokens), rows.token.push_back(17 + 300 * r);
-    for (u32 i = 0; i < R * 4 * 32; i++) { const float a = 6.2831853f * m.rng.unit(); rows.angles.push_back(std::cos(a)), rows.angles.push_back(std::sin(a)); }
+    for (u32 i = 0; i < 4 * 4 * 32; i++) { const float a = 6.2831853f * m.rng.unit(); rows.angles.push_back(std::cos(a)), rows.angles.push_back(std::sin(a)); }
     const void *emb, *hfn, *out;
     const float *hb, *hs, *hn;
     m.f16(VOCAB, E, 1.f, &emb);

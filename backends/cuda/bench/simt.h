@@ -181,7 +181,7 @@ static inline int round_i(float x) { return (int)lrintf(x); }
 static inline u32 prmt(u32 a, u32 b, u32 s) { const u64 v = (u64)b << 32 | a; u32 r = 0; for (int i = 0; i < 4; i++) { u32 n = s >> (4 * i) & 15; u32 byte = v >> (8 * (n & 7)) & 255; if (n & 8) byte = byte & 128 ? 255 : 0; r |= byte << (8 * i); } return r; }
 static inline int dot4(u32 a, u32 b, int c) { for (int i = 0; i < 4; i++) c += (int8_t)(a >> 8 * i) * (int8_t)(b >> 8 * i); return c; }
 static inline float exp_f(float x) { return expf(x); }
-static inline float log1p_f(float x) { return log1pf(x); }
+static inline float rcp_f(float x) { return 1.f / x; }
 static inline float rsqrt_f(float x) { return 1.f / sqrtf(x); }
 static inline float sqrt_f(float x) { return sqrtf(x); }
 
@@ -242,4 +242,3 @@ static inline void fence_gpu() {}
 static inline uint4 load_const16(const void *p) { return emu_load<uint4>(p); }
 static inline uint2 load_const8(const void *p) { return emu_load<uint2>(p); }
 static inline uint4 load_fresh16(const void *p) { return emu_load<uint4>(p); }
-static inline void poll_pause() { simt::wait_elsewhere(); }

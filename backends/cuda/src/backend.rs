@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use ds4_formats::{GgmlType, Tensor};
 use ds4_model::{
-    BackendError, ElementType, Geometry, Limits, Place, ReadPart, Recording, Requirement,
-    RowsImage, SessionShape, Shape, StepKey, WeightRole, WritePart,
+    BackendError, ElementType, Geometry, Limits, N_CANDIDATES, Place, ReadPart, Recording,
+    Requirement, RowsImage, SessionShape, Shape, StepKey, WeightRole, WritePart,
 };
 
 use crate::buffer::{Buffer, Rows};
@@ -36,8 +36,21 @@ const SCORE_BYTES: usize = 512 << 20;
 const RESERVED_BYTES: u64 = 512 << 20;
 /// Widest head that the plain attention holds in the shared memory of a block.
 pub(crate) const MAX_HEAD_DIM: usize = 4096;
+/// Blocks that a row of logits is divided among when its largest are chosen.
+pub(crate) const SHARES: usize = 32;
+/// Bytes of what they find: four sums, and as many values and ids as there are candidates.
+const SHARE_BYTES: usize = 16 + 8 * N_CANDIDATES;
+
 /// Most streams that the plain kernels of hyper-connections take.
 pub(crate) const MAX_STREAMS: usize = 16;
+
+/// Addresses of what the shares of rows of logits have found.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shares {
+    pub(crate) sums: u64,
+    pub(crate) values: u64,
+    pub(crate) ids: u64,
+}
 
 /// How a [`CudaBackend`] runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -156,6 +169,8 @@ pub struct CudaBackend {
     /// Products of the head's hyper-connection, f32 `[rows, n_hc]`.
     pub(crate) head_products: Option<Memory>,
     n_head_rows: usize,
+    /// What the shares of rows of logits have found, and of how many rows there is room.
+    shares: Option<(Memory, usize)>,
     /// Of the kernels for the published geometry.
     pub(crate) workspace: Option<Workspace>,
     pub(crate) decoder: Decoder,
@@ -203,6 +218,7 @@ impl CudaBackend {
             staging: Pinned::new(&context, STAGING_BYTES).map_err(driver)?,
             head_products: None,
             n_head_rows: 0,
+            shares: None,
             workspace: None,
             decoder: Decoder::new(),
             kernels: Kernels::new(&context, options.cache.clone()),
@@ -355,7 +371,8 @@ impl CudaBackend {
     }
 
     pub(crate) fn workspace_bytes(&self, shape: &SessionShape) -> u64 {
-        let products = (shape.max_rows * self.geometry.n_hc * 4) as u64;
+        let shares = shape.max_outputs * SHARES * SHARE_BYTES;
+        let products = (shape.max_rows * self.geometry.n_hc * 4 + shares) as u64;
         match self.is_fast() {
             true => {
                 products
@@ -534,6 +551,38 @@ impl CudaBackend {
         Rows::new(&self.context, &self.geometry, capacity)
     }
 
+    /// Room for the shares of the logits of so many rows, taken before a step is recorded.
+    fn take_shares(&mut self, n_rows: usize) -> Result<(), BackendError> {
+        if self.shares.as_ref().is_some_and(|(_, n)| *n >= n_rows) {
+            return Ok(());
+        }
+        self.forget_recordings();
+        self.shares = None;
+        let n_bytes = n_rows * SHARES * SHARE_BYTES;
+        let what = || format!("the largest logits of {n_rows} rows");
+        let memory =
+            Memory::new(&self.context, n_bytes).map_err(|e| out_of_memory(e, what(), n_bytes))?;
+        self.shares = Some((memory, n_rows));
+        Ok(())
+    }
+
+    /// Where the shares of the logits of so many rows are kept; without room the step fails.
+    pub(crate) fn shares(&mut self, n_rows: usize) -> Option<Shares> {
+        if self.shares.as_ref().is_none_or(|(_, n)| *n < n_rows) {
+            let text = format!("candidates of {n_rows} rows in a step that said it has fewer");
+            self.fail(BackendError::Device(text));
+            return None;
+        }
+        let (memory, n) = self.shares.as_ref()?;
+        let sums = memory.address();
+        let values = sums + (n * SHARES * 16) as u64;
+        Some(Shares {
+            sums,
+            values,
+            ids: values + (n * SHARES * N_CANDIDATES * 4) as u64,
+        })
+    }
+
     pub(crate) fn write_rows(&mut self, rows: &mut Rows, image: &RowsImage) {
         if self.is_capturing() {
             let text = "rows were written after the first op of a recording".to_owned();
@@ -641,6 +690,11 @@ impl CudaBackend {
             recorded.used = self.n_steps;
             self.mode = Mode::Replay { key: *key };
             return Recording::Replay;
+        }
+        if key.shape.chooses
+            && let Err(error) = self.take_shares(key.shape.n_outputs)
+        {
+            self.fail(error);
         }
         self.notes_step(key);
         self.mode = if self.times.is_some() || key.shape.n_rows > MAX_GRAPH_ROWS {

@@ -301,7 +301,7 @@ impl CudaBackend {
             && self.decoder.fits
             && key.pass == Pass::Backbone
             && matches!(shape.n_rows, 1 | 2 | 4)
-            && shape.n_outputs <= shape.n_rows
+            && (1..=shape.n_rows).contains(&shape.n_outputs)
             && shape.rounded
             && prefill::takes(&self.geometry)
             && self.geometry.window == 128

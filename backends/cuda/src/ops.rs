@@ -10,11 +10,11 @@ use ds4_model::{
     StepKey, Turn, WritePart,
 };
 
-use crate::backend::CudaBackend;
+use crate::backend::{CudaBackend, SHARES};
 use crate::buffer::{Buffer, CacheView, Rows};
 use crate::driver::{Launch, parameter as p};
 use crate::kernels::Unit;
-use crate::weight::Weight;
+use crate::weight::{Layout, Weight};
 
 /// Threads of most plain kernels.
 const THREADS: u32 = 256;
@@ -308,6 +308,25 @@ impl Backend for CudaBackend {
         if self.is_noting() {
             return self.note_head(hc);
         }
+        if hc.fn_.layout == Layout::Hc && self.geometry.n_hc == 4 {
+            let (rms_eps, hc_eps) = (self.geometry.rms_eps, self.geometry.hc_eps);
+            return self.run(
+                &unit("streams.cu"),
+                "hc_head_4",
+                Launch::new([rows.n_rows(), 1, 1], 512),
+                &[
+                    p(&rows.view()),
+                    p(&streams.address()),
+                    p(&hc.fn_.address()),
+                    p(&hc.base.address()),
+                    p(&hc.scale.address()),
+                    p(&n(h.width())),
+                    p(&rms_eps),
+                    p(&hc_eps),
+                    p(&h.address()),
+                ],
+            );
+        }
         let products = self
             .head_products
             .as_ref()
@@ -422,15 +441,35 @@ impl Backend for CudaBackend {
     }
 
     fn choose(&mut self, rows: &Rows, logits: &Buffer, choice: &mut Choice<Buffer>) {
+        let (n_rows, k) = (rows.n_rows(), n(choice.ids.width()));
+        let Some(shares) = self.shares(n_rows) else {
+            return;
+        };
         self.run(
             &unit("index.cu"),
-            "choose",
-            Launch::new([rows.n_rows(), 1, 1], 1024),
+            "choose_shares",
+            Launch::new([SHARES, n_rows, 1], 512),
             &[
                 p(&rows.view()),
                 p(&logits.address()),
                 p(&n(logits.width())),
-                p(&n(choice.ids.width())),
+                p(&k),
+                p(&shares.sums),
+                p(&shares.values),
+                p(&shares.ids),
+            ],
+        );
+        self.run(
+            &unit("index.cu"),
+            "choose",
+            Launch::new([n_rows, 1, 1], 1024),
+            &[
+                p(&rows.view()),
+                p(&shares.sums),
+                p(&shares.values),
+                p(&shares.ids),
+                p(&n(SHARES)),
+                p(&k),
                 p(&choice.ids.address()),
                 p(&choice.values.address()),
                 p(&choice.lse.address()),

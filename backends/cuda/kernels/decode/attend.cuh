@@ -17,6 +17,8 @@ DS4_DEV float pow2_at_least(float x) { // 2^ceil(log2 x), x normal or a subnorma
     return bits_f(((v >> 23) + ((v & 0x7fffffu) != 0)) << 23);
 }
 
+DS4_DEV float pow2_inverse(float x) { return bits_f(0x7f000000u - f_bits(x)); } // of 2^-126 .. 2^126
+
 // A row of 128 over a warp, four a lane; `v` becomes twice the E2M1 values; returns half their scale.
 DS4_DEV float index_round(float (&v)[4], const float *angles, u32 lane) {
     if (lane >= 16) {
@@ -46,11 +48,11 @@ DS4_DEV float index_round(float (&v)[4], const float *angles, u32 lane) {
     }
 #pragma unroll
     for (u32 m = 1; m < 8; m *= 2) top = fmaxf(top, xor_f(top, m));
-    const float scale = pow2_at_least(fmaxf(top, 7.052966104933725e-38f) * (1.f / 6.f));
+    const float scale = pow2_at_least(fmaxf(top, 7.052966104933725e-38f) * (1.f / 6.f)), inverse = pow2_inverse(scale);
 #pragma unroll
     for (u32 j = 0; j < 4; j++) {
-        const float x = clamp(v[j] / scale, -6.f, 6.f), m = fabsf(x), step = m < 2.f ? 0.5f : m < 4.f ? 1.f : 2.f;
-        v[j] = 2.f * step * (float)round_i(x / step);
+        const float x = clamp(v[j] * inverse, -6.f, 6.f), m = fabsf(x), step = m < 2.f ? 0.5f : m < 4.f ? 1.f : 2.f;
+        v[j] = 2.f * step * (float)round_i(x * (m < 2.f ? 2.f : m < 4.f ? 1.f : 0.5f));
     }
     return 0.5f * scale;
 }
@@ -168,15 +170,15 @@ DS4_DEV u32 scan(u32 v, u32 *sums, u32 tid, u32 &all) {
     consumer_sync();
     if (lane == 31) sums[w] = x;
     consumer_sync();
-    u32 before = 0;
-    all = 0;
+    u32 s = lane < 16 ? sums[lane] : 0;
 #pragma unroll
-    for (u32 i = 0; i < 16; i++) {
-        const u32 s = sums[i];
-        before += i < w ? s : 0;
-        all += s;
+    for (u32 m = 1; m < 16; m *= 2) {
+        const u32 y = shfl_u(s, lane - m);
+        if (lane >= m) s += y;
     }
-    return before + x - v;
+    all = shfl_u(s, 15);
+    const u32 before = shfl_u(s, w ? w - 1 : 0);
+    return (w ? before : 0) + x - v;
 }
 
 // The TOP_K largest of n scores (of equal ones the first), in ascending order of index; those numbered
@@ -189,8 +191,10 @@ template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo
     };
     auto each = [&](auto f) { // f(index, key)
         if (HELD) {
+#pragma unroll 1
             for (u32 i = 0; i < per && start + i < n; i++) f(start + i, held[i * 512 + tid]);
         } else
+#pragma unroll 1
             for (u32 i = 0; i < per && start + i < n; i += 4) {
                 u32 v[4];
                 quad(i, v);
@@ -200,7 +204,7 @@ template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo
             }
     };
     if (HELD)
-#pragma unroll
+#pragma unroll 2
         for (u32 i = 0; i < 16; i += 4)
             if (i < per && start + i < n) {
                 u32 v[4];
@@ -219,6 +223,7 @@ template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo
     consumer_sync();
     if ((tid & 31) == 0) sums[16 + (tid >> 5)] = top, sums[32 + (tid >> 5)] = bottom;
     consumer_sync();
+#pragma unroll 1
     for (u32 i = 0; i < 16; i++) {
         top = sums[16 + i] > top ? sums[16 + i] : top;
         bottom = sums[32 + i] > bottom ? sums[32 + i] : bottom;
@@ -479,7 +484,7 @@ template <int R> DS4_DEV void combine(Block<R> &k, u32 kind, const float *sinks,
             const u32 at = k.w * 32 + lane, channel = half * 256 + at;
             float v = ((parts[at] + parts[256 + at]) + (parts[512 + at] + parts[768 + at])) +
                       ((parts[1024 + at] + parts[1280 + at]) + (parts[1536 + at] + parts[1792 + at]));
-            v /= sum;
+            v *= rcp_f(sum);
             const float other = xor_f(v, 1);
             if (channel >= HEAD - ROPE) {
                 const float *a = k.angles(r, kind == DS4_SLIDING ? 0 : 1) + ((channel - (HEAD - ROPE)) & ~1u);

@@ -54,14 +54,14 @@ template <int R> struct Acts {
             part += xor_f(part, 2);
             top = fmaxf(top, xor_f(top, 1));
             top = fmaxf(top, xor_f(top, 2));
-            const float inverse = 127.f / top;
-            const bool zero = !(inverse < 3.4e38f);
-            s[q] = top < 3.4e38f ? (zero ? 0.f : top / 127.f) : bits_f(0x7fc00000u);
+            const bool zero = !(top > 1e-36f && top < 3.4e38f);
+            const float inverse = 127.f * rcp_f(top);
+            s[q] = top < 3.4e38f ? (zero ? 0.f : top * (1.f / 127.f)) : bits_f(0x7fc00000u);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 u32 c = 0;
 #pragma unroll
-                for (int j = 0; j < 4; j++) c |= (zero || !(top < 3.4e38f) ? 0u : (u32)round_i(v[4 * h + j] * inverse) & 255u) << (8 * j);
+                for (int j = 0; j < 4; j++) c |= (zero ? 0u : (u32)round_i(v[4 * h + j] * inverse) & 255u) << (8 * j);
                 x[q][h] = c;
             }
             // Sum over the blocks of the row in the same order for every R: neighbours first.
@@ -198,12 +198,12 @@ template <int R> DS4_DEV void float_rows(Consumer &c, u32 n, const Floats<R> &x,
     }
 }
 
-// Sum of the 16 warps' partials, `step` floats apart, in one order.
-DS4_DEV float sum16(const float *p, u32 step) {
-    float a[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) a[i] = (p[4 * i * step] + p[(4 * i + 1) * step]) + (p[(4 * i + 2) * step] + p[(4 * i + 3) * step]);
-    return (a[0] + a[1]) + (a[2] + a[3]);
+// Sum of `n` partials (a multiple of 4), `step` floats apart, in one order.
+DS4_DEV float sum_parts(const float *p, u32 step, u32 n) {
+    float a = 0;
+#pragma unroll 1
+    for (u32 i = 0; i < n; i += 4, p += 4 * step) a += (p[0] + p[step]) + (p[2 * step] + p[3 * step]);
+    return a;
 }
 
 } // namespace ds4

@@ -108,15 +108,14 @@ DS4_DEV float warp_sum(float v) {
     for (int m = 16; m; m >>= 1) v += xor_f(v, m);
     return v;
 }
-DS4_DEV float sigmoid(float x) { return 1.f / (1.f + exp_f(-x)); }
+DS4_DEV float sigmoid(float x) { return rcp_f(1.f + exp_f(-x)); }
 DS4_DEV float clamp(float x, float lo, float hi) { return fminf(fmaxf(x, lo), hi); }
 
 // 32 values, one a lane, become four lines at `to` (block's first line). All lanes call.
 DS4_DEV void store_block(u8 *to, float v, u32 lane, u32 number) {
     const float top = bits_f(warp_max_u(f_bits(v) & 0x7fffffffu));
-    const float inverse = 127.f / top;
-    const bool zero = !(inverse < 3.4e38f); // all but zero, or not finite
-    const float scale = top < 3.4e38f ? (zero ? 0.f : top / 127.f) : bits_f(0x7fc00000u);
+    const bool zero = !(top > 1e-36f && top < 3.4e38f); // all but zero, or not finite
+    const float inverse = 127.f * rcp_f(top), scale = top < 3.4e38f ? (zero ? 0.f : top * (1.f / 127.f)) : bits_f(0x7fc00000u);
     u32 c = zero ? 0u : (u32)round_i(v * inverse) & 255u;
     c <<= 8 * (lane & 3);
     c |= xor_u(c, 1);

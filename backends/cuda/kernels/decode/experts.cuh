@@ -6,6 +6,13 @@
 
 namespace ds4 {
 
+// ln(1 + x) for 0 <= x <= 1: 2 artanh(x / (2 + x)), good to 1e-7 of its value.
+DS4_DEV float log1p_f(float x) {
+    const float t = x * rcp_f(2.f + x), q = t * t;
+    const float s = fmaf(fmaf(fmaf(fmaf(fmaf(fmaf(1.f / 13, q, 1.f / 11), q, 1.f / 9), q, 1.f / 7), q, 1.f / 5), q, 1.f / 3), q, 1.f);
+    return 2.f * t * s;
+}
+
 // ---- choice, by one warp -----------------------------------------------------------------------------
 
 template <int R> DS4_DEV void choose_experts(Block<R> &k, const Ds4DecodeLayer &l, u32 layer, u32 *ids, float *weights) {
@@ -26,6 +33,7 @@ template <int R> DS4_DEV void choose_experts(Block<R> &k, const Ds4DecodeLayer &
         }
         float mine = 0, total = 0;
         u32 id = 0;
+#pragma unroll 1
         for (u32 i = 0; i < USED; i++) {
             u32 e;
             if (l.bias) {
@@ -54,7 +62,7 @@ template <int R> DS4_DEV void choose_experts(Block<R> &k, const Ds4DecodeLayer &
         }
         if (lane < USED) {
             ids[r * USED + lane] = id;
-            weights[r * USED + lane] = 1.5f * mine / fmaxf(total, 1.17549435e-38f);
+            weights[r * USED + lane] = 1.5f * mine * rcp_f(fmaxf(total, 1e-37f));
         }
     }
     warp_sync();
@@ -105,7 +113,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
     u32 row = PAD, x0 = 0, x1 = 0;
     float sa = 0, sb = 0;
     for (u32 batch = 0; batch < R; batch++) {
-        float *red = k.partials(); // [ITEMS][16 warps][32] (gate, up)
+        float *red = k.partials(); // [ITEMS][16 warps][gate, up][32]
         for (u32 i = 0; i < ITEMS; i++) {
             const u32 item = k.b * ITEMS * R + batch * ITEMS + i, r = item / (F / 32) / USED;
             if (r != row) {
@@ -117,27 +125,22 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
             }
             const u8 *record = c.pair(DS4_IQ2_PAIR);
             if (i == 0 && batch == 0) k.mark(22);
-            float v[4][2];
-#pragma unroll
-            for (u32 tile = 0; tile < 4; tile++) {
-                v[tile][0] = v[tile][1] = 0;
-                add_iq2(record + tile * DS4_IQ2_TILE, lut, lane, x0, x1, sa, sb, v[tile][0], v[tile][1]);
+#pragma unroll 1
+            for (u32 tile = 0; tile < 4; tile++) { // gate rows 0, 16, up rows 0, 16
+                float v0 = 0, v1 = 0;
+                add_iq2(record + tile * DS4_IQ2_TILE, lut, lane, x0, x1, sa, sb, v0, v1);
+                // Over the quarters: lane t has row g + 8 (t & 1).
+                float v = (t & 1 ? v1 : v0) + xor_f(t & 1 ? v0 : v1, 1);
+                v += xor_f(v, 2);
+                if (t < 2) red[((i * 16 + k.w) * 2 + (tile >> 1)) * 32 + (tile & 1) * 16 + t * 8 + g] = v;
             }
             c.pair_done();
-            // Over the quarters: lane t keeps row g + 8 (t & 1) of tile t / 2 of gate and of up.
-            float a[4], out[2];
-#pragma unroll
-            for (u32 tile = 0; tile < 4; tile++) a[tile] = (t & 1 ? v[tile][1] : v[tile][0]) + xor_f(t & 1 ? v[tile][0] : v[tile][1], 1);
-#pragma unroll
-            for (u32 p = 0; p < 2; p++) out[p] = (t & 2 ? a[2 * p + 1] : a[2 * p]) + xor_f(t & 2 ? a[2 * p] : a[2 * p + 1], 2);
-            float *to = red + ((i * 16 + k.w) * 32 + (t >> 1) * 16 + (t & 1) * 8 + g) * 2;
-            to[0] = out[0], to[1] = out[1];
         }
         consumer_sync();
         if (k.w < ITEMS) {
             const u32 item = k.b * ITEMS * R + batch * ITEMS + k.w, slot = item / (F / 32), channel = item % (F / 32) * 32;
-            const float *p = red + (k.w * 16 * 32 + lane) * 2;
-            float gate = sum16(p, 64), up = sum16(p + 1, 64);
+            const float *p = red + k.w * 16 * 64 + lane;
+            float gate = sum_parts(p, 64, 16), up = sum_parts(p + 32, 64, 16);
             gate = fminf(gate, l.expert_clamp), up = clamp(up, -l.expert_clamp, l.expert_clamp);
             const float h = weights[slot] * (gate * sigmoid(gate)) * up;
             store_block(k.ws + B::X::hidden + ((size_t)slot * F + channel) * 2, h, lane, number);
@@ -178,24 +181,15 @@ DS4_DEV void add_q2k(const u8 *tile, u32 lane, const Q2kActs &x, float &v0, floa
 }
 
 // The block's 32 channels of the sublayer's output: y of warp r is row r, of a lane its channel.
-template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, u32 number) {
+// `shared`: the shared expert's partials, [2 tiles][8 warps][R][16].
+template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, const float *shared, u32 number) {
     using B = Block<R>;
     const u32 lane = k.lane, t = lane & 3, kc = k.w & 7, half = k.w >> 3;
-    float *red = k.partials();          // experts [R][16 warps][32]
-    float *shared = red + R * 512;      // shared [2 tiles][8 warps][R][16]
-    {
-        Acts<R> a;
-        Sums<R> s;
-        float squares;
-        a.quantise(k.ws + B::X::shared, F * 4, nullptr, kc, lane, number, &squares);
-        s.clear();
-        s.add_q8(c.pair(DS4_Q8_RECORD), a, lane);
-        c.pair_done();
-        s.store(shared + k.w * R * 16, lane);
-        k.mark(28);
-    }
+    float *red = k.partials(); // experts [R][16 warps][32]
+#pragma unroll 1
     for (u32 r = 0; r < R; r++) {
         float v[2][2] = {{0, 0}, {0, 0}};
+#pragma unroll 1
         for (u32 i = 0; i < USED / 2; i++) {
             const u32 slot = r * USED + 2 * i + half;
             Q2kActs x;
@@ -227,8 +221,7 @@ template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, u32 number) {
     consumer_sync();
     if (k.w >= R) return 0;
     const float *p = shared + (lane / 16 * 8 * R + k.w) * 16 + lane % 16;
-    const float y = ((p[0] + p[R * 16]) + (p[2 * R * 16] + p[3 * R * 16])) + ((p[4 * R * 16] + p[5 * R * 16]) + (p[6 * R * 16] + p[7 * R * 16]));
-    return sum16(red + k.w * 512 + lane, 32) + y;
+    return sum_parts(red + k.w * 512 + lane, 32, 16) + sum_parts(p, R * 16, 8);
 }
 
 } // namespace ds4

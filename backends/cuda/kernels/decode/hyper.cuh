@@ -32,19 +32,18 @@ struct MixRows {
 };
 
 // Parts of the mixing products of the streams in shared memory.
-template <int R> DS4_DEV void mix_out(Block<R> &k, const MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
+template <int R> DS4_DEV void mix_out(Block<R> &k, MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
     using B = Block<R>;
-#pragma unroll
-    for (u32 z = 0; z < 3; z++) {
-        const u32 task = k.w + 16 * z;
-        if (task >= N_CRIT + (n_mix > HC ? N_REST : 0)) break;
+#pragma unroll 1
+    for (u32 task = k.w; task < N_CRIT + (n_mix > HC ? N_REST : 0); task += 16) {
         const int m = mix_row(task);
+#pragma unroll 1
         for (u32 r = 0; r < R; r++) {
             const float *x = k.f(B::S::streams) + r * HC * 32;
             float v;
             if (m >= 0) {
                 const float *p = x + k.lane * 4;
-                v = (half_lo(rows.v[z].x) * p[0] + half_hi(rows.v[z].x) * p[1]) + (half_lo(rows.v[z].y) * p[2] + half_hi(rows.v[z].y) * p[3]);
+                v = (half_lo(rows.v[0].x) * p[0] + half_hi(rows.v[0].x) * p[1]) + (half_lo(rows.v[0].y) * p[2] + half_hi(rows.v[0].y) * p[3]);
             } else {
                 u32 i, j;
                 gram_pair(task - HC, i, j);
@@ -57,12 +56,13 @@ template <int R> DS4_DEV void mix_out(Block<R> &k, const MixRows &rows, u32 n_mi
                 store_one(to, stamp(v, tag));
             }
         }
+        rows.v[0] = rows.v[1], rows.v[1] = rows.v[2];
     }
 }
 
 // hc_post of `y` (of warp r the row r, of a lane its channel; warps below R), then the parts of the next
 // turn's products. `number`: of the gates; `tag`: of the next turn.
-template <int R> DS4_DEV void turn_out(Block<R> &k, float y, u32 gates_turn, u32 number, const MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
+template <int R> DS4_DEV void turn_out(Block<R> &k, float y, u32 gates_turn, u32 number, MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
     using B = Block<R>;
     if (k.w < R) {
         const u32 r = k.w;
@@ -98,6 +98,7 @@ DS4_DEV float gather(const u8 *p, u32 lane, u32 tag) {
 template <int R> DS4_DEV void turn_in(Block<R> &k, u32 turn, const float *base, const float *scale, const float *norm, u32 number) {
     using B = Block<R>;
     float *totals = k.f(B::S::totals);
+#pragma unroll 1
     for (u32 i = k.w; i < R * N_CRIT; i += 16) {
         const u32 r = i / N_CRIT, v = i % N_CRIT;
         const float sum = gather(k.ws + B::X::crit + ((turn * R + r) * N_CRIT + v) * W * 4, k.lane, number);
@@ -117,11 +118,9 @@ template <int R> DS4_DEV void turn_in(Block<R> &k, u32 turn, const float *base, 
             v += pre[j] * x[j * 32];
         }
 #pragma unroll
-        for (u32 e = 0; e < HC * (HC + 1) / 2; e++) {
-            u32 i, j;
-            gram_pair(e, i, j);
-            squares += (i == j ? 1.f : 2.f) * pre[i] * pre[j] * gram[e];
-        }
+        for (u32 i = 0, e = 0; i < HC; i++)
+#pragma unroll
+            for (u32 j = i; j < HC; j++, e++) squares += (i == j ? 1.f : 2.f) * pre[i] * pre[j] * gram[e];
         v = norm[channel] * (v * rsqrt_f(squares * (1.f / E) + DS4_RMS_EPS));
         if (turn != TURN_HEAD) store_one(k.ws + B::X::xf + ((turn * R + r) * E + channel) * 4, stamp(v, number));
         store_block(k.ws + B::X::x + (turn * R + r) * (E * 2) + k.b * 64, v, k.lane, number);
@@ -133,6 +132,7 @@ template <int R> DS4_DEV void gates_service(Block<R> &k, u32 turn, const float *
     using B = Block<R>;
     float *totals = k.f(B::S::totals); // [R][64]: 20 products, then the Gram matrix
     consumer_sync();                   // the turn before has read them
+#pragma unroll 1
     for (u32 i = k.w; i < R * (N_REST + HC * (HC + 1) / 2); i += 16) {
         const u32 r = i / 30, v = i % 30;
         const u8 *p = v < N_REST ? k.ws + B::X::rest + ((turn * R + r) * N_REST + v) * W * 4
@@ -155,16 +155,17 @@ template <int R> DS4_DEV void gates_service(Block<R> &k, u32 turn, const float *
         c = exp_f(c - top);
         float sum = c + xor_f(c, 1);
         sum += xor_f(sum, 2);
-        c = c / sum + DS4_HC_EPS;
+        c = c * rcp_f(sum) + DS4_HC_EPS;
+#pragma unroll 1
         for (u32 i = 0; i < DS4_N_SINKHORN; i++) {
             if (i) {
                 sum = c + xor_f(c, 1);
                 sum += xor_f(sum, 2);
-                c /= sum + DS4_HC_EPS;
+                c *= rcp_f(sum + DS4_HC_EPS);
             }
             sum = c + xor_f(c, 4);
             sum += xor_f(sum, 8);
-            c /= sum + DS4_HC_EPS;
+            c *= rcp_f(sum + DS4_HC_EPS);
         }
         if (lane < HC * HC) store_one(to + (HC + lane) * 4, stamp(c, number));
     }

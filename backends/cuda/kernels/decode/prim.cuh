@@ -101,10 +101,20 @@ DS4_DEV u32 pack_bf16(float lo, float hi) {
 DS4_DEV int round_i(float x) { return __float2int_rn(x); }
 DS4_DEV u32 prmt(u32 a, u32 b, u32 sel) { return __byte_perm(a, b, sel); }
 DS4_DEV int dot4(u32 a, u32 b, int c) { return __dp4a((int)a, (int)b, c); }
-DS4_DEV float exp_f(float x) { return expf(x); }
-DS4_DEV float log1p_f(float x) { return log1pf(x); }
+// Short forms, good to a few units in the last place: code size matters more than that here, since a step
+// runs through all of it once a layer.
+DS4_DEV float exp_f(float x) { return __expf(x); }
+DS4_DEV float rcp_f(float x) {
+    float r;
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 DS4_DEV float rsqrt_f(float x) { return rsqrtf(x); }
-DS4_DEV float sqrt_f(float x) { return sqrtf(x); }
+DS4_DEV float sqrt_f(float x) {
+    float r;
+    asm("sqrt.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
 
 // Products on tensor cores: c += A B, A 16 rows, B 8 columns -------------------------------------------
 DS4_DEV void mma_s8(int *c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {

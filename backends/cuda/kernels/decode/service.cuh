@@ -11,7 +11,7 @@ namespace ds4 {
 DS4_DEV float to_e4m3(float x) {
     const u32 exponent = f_bits(x) >> 23 & 255;
     const float step = bits_f(((exponent < 121 ? 121 : exponent) - 3) << 23);
-    return (float)round_i(x / step) * step;
+    return (float)round_i(x * pow2_inverse(step)) * step;
 }
 
 // Norm, rotation, rounding and storing of a row of 512 by one warp (model.md 5.1, 8.1).
@@ -37,9 +37,9 @@ DS4_DEV void finish_row(float (&v)[16], const float *norm, const float *angles, 
             v[2 * i + 1] = x * s + y * c;
         }
     } else {
-        const float scale = pow2_at_least(fmaxf(top, 1e-4f) * (1.f / 448.f));
+        const float scale = pow2_at_least(fmaxf(top, 1e-4f) * (1.f / 448.f)), inverse = pow2_inverse(scale);
 #pragma unroll
-        for (u32 i = 0; i < 16; i++) v[i] = to_e4m3(clamp(v[i] / scale, -448.f, 448.f)) * scale;
+        for (u32 i = 0; i < 16; i++) v[i] = to_e4m3(clamp(v[i] * inverse, -448.f, 448.f)) * scale;
     }
     u32 p[8];
 #pragma unroll
@@ -115,7 +115,7 @@ DS4_DEV void compress_service(Block<R> &k, u32 kind, size_t at_kv, size_t at_gat
                         top = high;
                     }
             }
-            pooled[k.tid] = sum / weight;
+            pooled[k.tid] = sum * rcp_f(weight);
         }
         consumer_sync();
         if (k.w == 0) {

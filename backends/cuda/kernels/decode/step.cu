@@ -60,287 +60,247 @@ template <int R> DS4_DEV u32 float_row_out(u32 kind, u32 row, u32 r) { // offset
 // Tiles of the output matrix of block b.
 DS4_DEV u32 head_tile(u32 b) { return VOCAB / 16 * b / W; }
 
+// What a worker does after a turn, in order.
+enum Op { Q8_IN = 0, F_IN, Q8_QUERY, F_QUERY, INDEX_OP, SCORE_OP, ATTEND_OP, COMBINE_OP, Q8_OUT_A, Q8_OUT_B, F_ROUTER, Q8_SHARED, GATE_UP_OP, Q8_DOWN, DOWN_OP, Q8_HEAD };
+DS4_DEV u32 phase_of(u32 op) { // Q8_HEAD: DOWN + 1
+    constexpr u64 PHASES = 0xdccbaa8765432211ull; // nibble i: phase of op i
+    return (u32)(PHASES >> (4 * op)) & 15;
+}
+static_assert(IN == 1 && QUERY == 2 && OUT_B == 8 && ROUTER == 10 && DOWN == 12, "phase_of");
+
 // ---- producers ---------------------------------------------------------------------------------------------
 
+// Copies what the worker's ops will take, in their order: of every op some runs of slots.
 template <int R> DS4_DEV void produce(Block<R> &k, Producer &p) {
     const Ds4Step &s = *k.s;
+    constexpr u32 ITEMS = USED * (F / 32) / W;
     const u32 b = k.b;
-    for (u32 layer = 0; layer < s.n_layers; layer++) {
-        const Ds4DecodeLayer &l = s.layers[layer];
-        const u32 first = 1 + DS4_PHASES_PER_LAYER * layer, kind = (u32)l.kind;
+#pragma unroll 1
+    for (u32 layer = 0; layer <= s.n_layers; layer++) {
+        const bool last = layer == s.n_layers;
+        if (last && !s.head) break;
+        const Ds4DecodeLayer &l = s.layers[last ? 0 : layer];
+        const u32 first = 1 + DS4_PHASES_PER_LAYER * layer, kind = (u32)l.kind, *ids = k.route_ids(layer);
         if (first + DOWN < s.first || first >= s.end) continue;
-        if (k.runs(first + IN)) {
-            if (b < QR / 32) p.run((const u8 *)l.q_a + (size_t)b * 2 * Q8_ROW, 2 * DS4_Q8_RECORD, 16);
-            else if (b < TILED) p.run((const u8 *)l.kv + (size_t)(b - QR / 32) * 2 * Q8_ROW, 2 * DS4_Q8_RECORD, 16);
-            for (u32 i = float_row(kind, b); i < float_row(kind, b + 1); i++) p.copy((const u8 *)float_row_at(l, i), E * 2);
-        }
-        if (k.runs(first + QUERY)) {
-            p.run((const u8 *)l.q_b + (size_t)b * 16 * 4 * DS4_Q8_RECORD, 2 * DS4_Q8_RECORD, 32);
-            if (kind == DS4_CSA && s.selects) p.run((const u8 *)l.index_q_b + (size_t)b * (IQ / W) * QR * 2, E * 2, 16);
-        }
-        if (k.runs(first + OUT_A)) p.run((const u8 *)l.out_a + (size_t)b * 4 * Q8_ROW, 2 * DS4_Q8_RECORD, 32);
-        if (k.runs(first + OUT_B)) p.run((const u8 *)l.out_b + (size_t)b * 4 * Q8_ROW, 2 * DS4_Q8_RECORD, 32);
-        if (k.runs(first + ROUTER)) {
-            p.run((const u8 *)l.router + (size_t)b * 2 * E * 2, E * 2, 2);
-            p.run((const u8 *)l.shared_gate + (size_t)b * Q8_ROW, 2 * DS4_Q8_RECORD, 8);
-            p.run((const u8 *)l.shared_up + (size_t)b * Q8_ROW, 2 * DS4_Q8_RECORD, 8);
-        }
-        u32 *ids = k.route_ids(layer);
-        if (k.runs(first + GATE_UP) || k.runs(first + DOWN)) choose_experts(k, l, layer, ids, k.route_weights(layer));
-        if (k.runs(first + GATE_UP)) {
-            constexpr u32 ITEMS = USED * (F / 32) / W;
-            for (u32 i = 0; i < ITEMS * R; i++) {
-                const u32 item = b * ITEMS * R + i;
-                p.run((const u8 *)l.gate_up[ids[item / (F / 32)]] + (size_t)(item % (F / 32)) * 16 * DS4_IQ2_PAIR, 2 * DS4_IQ2_PAIR, 8);
+#pragma unroll 1
+        for (u32 op = last ? Q8_HEAD : Q8_IN; op <= (last ? Q8_HEAD : DOWN_OP); op++) {
+            if (!k.runs(last ? first + 1 : first + phase_of(op))) continue;
+            if (op == GATE_UP_OP || (op == Q8_DOWN && !k.runs(first + GATE_UP))) choose_experts(k, l, layer, k.route_ids(layer), k.route_weights(layer));
+            const u8 *from = nullptr;
+            u32 bytes = 2 * DS4_Q8_RECORD, count = 8, runs = 1;
+            size_t offset = 0;
+            if (op == Q8_IN) from = (const u8 *)(b < QR / 32 ? l.q_a : l.kv), offset = (size_t)(b < QR / 32 ? b : b - QR / 32) * 2 * Q8_ROW, count = 16, runs = b < TILED;
+            else if (op == F_IN) bytes = E * 2, count = 1, runs = float_row(kind, b + 1) - float_row(kind, b);
+            else if (op == Q8_QUERY) from = (const u8 *)l.q_b, offset = (size_t)b * 64 * DS4_Q8_RECORD, count = 32;
+            else if (op == F_QUERY) from = (const u8 *)l.index_q_b, offset = (size_t)b * (IQ / W) * QR * 2, bytes = E * 2, count = 16, runs = kind == DS4_CSA && s.selects;
+            else if (op == Q8_OUT_A) from = (const u8 *)l.out_a, offset = (size_t)b * 4 * Q8_ROW, count = 32;
+            else if (op == Q8_OUT_B) from = (const u8 *)l.out_b, offset = (size_t)b * 4 * Q8_ROW, count = 32;
+            else if (op == F_ROUTER) from = (const u8 *)l.router, offset = (size_t)b * 2 * E * 2, bytes = E * 2, count = 2;
+            else if (op == Q8_SHARED) runs = 2;
+            else if (op == GATE_UP_OP) bytes = 2 * DS4_IQ2_PAIR, runs = ITEMS * R;
+            else if (op == Q8_DOWN) from = (const u8 *)l.shared_down, offset = (size_t)b * 16 * DS4_Q8_RECORD;
+            else if (op == DOWN_OP) bytes = 2 * DS4_Q2K_PAIR, count = 4, runs = USED * R;
+            else if (op == Q8_HEAD) from = (const u8 *)s.output, offset = (size_t)head_tile(b) * Q8_ROW, count = 8 * (head_tile(b + 1) - head_tile(b));
+            else runs = 0;
+#pragma unroll 1
+            for (u32 i = 0; i < runs; i++) {
+                if (op == F_IN) from = (const u8 *)float_row_at(l, float_row(kind, b) + i);
+                else if (op == Q8_SHARED) from = (const u8 *)(i ? l.shared_up : l.shared_gate), offset = (size_t)b * Q8_ROW;
+                else if (op == GATE_UP_OP) {
+                    const u32 item = b * ITEMS * R + i;
+                    from = (const u8 *)l.gate_up[ids[item / (F / 32)]], offset = (size_t)(item % (F / 32)) * 16 * DS4_IQ2_PAIR;
+                } else if (op == DOWN_OP) from = (const u8 *)l.down[ids[i]], offset = (size_t)b * 8 * DS4_Q2K_PAIR;
+                p.run(from + offset, bytes, count);
             }
         }
-        if (k.runs(first + DOWN)) {
-            p.run((const u8 *)l.shared_down + (size_t)b * 16 * DS4_Q8_RECORD, 2 * DS4_Q8_RECORD, 8);
-            for (u32 i = 0; i < USED * R; i++) p.run((const u8 *)l.down[ids[i]] + (size_t)b * 8 * DS4_Q2K_PAIR, 2 * DS4_Q2K_PAIR, 4);
-        }
     }
-    if (s.head && k.runs(1 + DS4_PHASES_PER_LAYER * s.n_layers + 1))
-        p.run((const u8 *)s.output + (size_t)head_tile(b) * Q8_ROW, 2 * DS4_Q8_RECORD, 8 * (head_tile(b + 1) - head_tile(b)));
 }
 
 // ---- workers -------------------------------------------------------------------------------------------------
+//
+// A step runs through its code once a layer, so code that does not stay in the instruction caches costs
+// more than what it computes: all Q8 products are one loop, all f16 products another, both turns of a
+// layer and the head's one as well.
 
-template <int R> DS4_DEV void in_phase(Block<R> &k, Consumer &c, u32 kind, u32 number) {
+// The Q8 products of one op. Returns y of an output channel (Q8_OUT_B, warps below R); the partials of
+// Q8_DOWN stay in `shared`.
+template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 op, u32 number, float *&shared) {
     using B = Block<R>;
-    if (k.b < TILED) {
-        Acts<R> a;
-        a.load(k.ws + B::X::x + TURN_ATTN * R * E * 2, E * 2, k.w, k.lane, number);
-        k.mark(2 * IN);
-        float *red = k.partials(); // [2 tiles][16 warps][R][16]
-        for (u32 i = 0; i < 2; i++) {
-            Sums<R> s;
-            s.clear();
-            s.add_q8(c.pair(DS4_Q8_RECORD), a, k.lane);
-            c.pair_done();
-            s.store(red + (i * 16 + k.w) * R * 16, k.lane);
-        }
-        consumer_sync();
-        if (k.tid < 32 * R) {
-            const u32 r = k.tid / 32, i = k.tid % 32;
-            const float v = sum16(red + (i / 16 * 16 * R + r) * 16 + i % 16, R * 16);
-            u8 *to = k.b < QR / 32 ? k.ws + B::X::qr + (r * QR + k.b * 32 + i) * 4 : k.ws + B::X::kv + (r * HEAD + (k.b - QR / 32) * 32 + i) * 4;
-            store_one(to, stamp(v, number));
-        }
-    }
-    const u32 row0 = float_row(kind, k.b), n = float_row(kind, k.b + 1) - row0;
-    if (n) {
-        Floats<R> x;
-        x.load(k.ws + B::X::xf + TURN_ATTN * R * E * 4, E * 4, k.w * 256 + k.lane * 8, nullptr, number);
-        float *red = k.partials(); // [16 warps][n * R]
-        float_rows<R>(c, n, x, red + k.w * n * R);
-        consumer_sync();
-        if (k.tid < n * R) store_one(k.ws + float_row_out<R>(kind, row0 + k.tid / R, k.tid % R), stamp(sum16(red + k.tid, n * R), number));
-    }
-}
-
-template <int R> DS4_DEV void query_phase(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, bool index, u32 number) {
-    using B = Block<R>;
-    const u32 kc = k.w & 3;
-    float *squares = k.f(B::S::small); // [4 column blocks][R]
-    {
-        Acts<R> a;
+    constexpr u32 BATCH = R >= 4 ? 2 : 4; // units of 16 (16, 8 or 4 parts) or 64 rows in a buffer of partials
+    const u8 *from = k.ws;
+    const float *weight = nullptr;
+    u32 row_bytes = E * 2, kc = k.w, units = 2, parts = 16, first_tile = 0;
+    bool two = false;
+    if (op == Q8_IN) {
+        if (k.b >= TILED) return 0;
+        from += B::X::x + TURN_ATTN * R * E * 2;
+    } else if (op == Q8_QUERY) from += B::X::qr, row_bytes = QR * 4, weight = l.q_a_norm, kc = k.w & 3, units = 4, parts = 4;
+    else if (op == Q8_OUT_A) from += B::X::o + (size_t)(k.b / SPLITS) * 8 * HEAD * 2, row_bytes = Q * 2, units = 4;
+    else if (op == Q8_OUT_B) from += B::X::u, row_bytes = U * 2, two = true;
+    else if (op == Q8_SHARED) from += B::X::x + TURN_FFN * R * E * 2;
+    else if (op == Q8_DOWN) from += B::X::shared, row_bytes = F * 4, kc = k.w & 7, units = 1, parts = 8;
+    else from += B::X::x + TURN_HEAD * R * E * 2, first_tile = head_tile(k.b), units = head_tile(k.b + 1) - first_tile;
+    Acts<R> a, b;
+    float *squares = k.f(B::S::small), inv = 1; // [4 column blocks][R]
+    if (op == Q8_QUERY || op == Q8_DOWN) {
         float part;
-        a.quantise(k.ws + B::X::qr, QR * 4, l.q_a_norm, kc, k.lane, number, &part);
-        k.mark(2 * QUERY);
-        if (k.w < 4 && k.lane % (32 / R) == 0) squares[kc * R + k.lane / (32 / R)] = part;
-        constexpr u32 STAGES = R >= 4 ? 2 : 4; // of one buffer of partials
-        for (u32 first = 0; first < 4; first += STAGES) {
-            float *red = k.partials(); // [4 STAGES tiles][4 column blocks][R][16]
-            for (u32 i = 0; i < STAGES; i++) {
-                Sums<R> s;
-                s.clear();
-                s.add_q8(c.pair(DS4_Q8_RECORD), a, k.lane);
-                c.pair_done();
-                s.store(red + ((i * 4 + k.w / 4) * 4 + kc) * R * 16, k.lane);
-            }
-            consumer_sync();
-            for (u32 i = k.tid; i < STAGES * 64 * R; i += 512) {
-                const u32 r = i / (STAGES * 64), o = i % (STAGES * 64);
-                const float *p = red + (o / 16 * 4 * R + r) * 16 + o % 16;
-                const float inv = rsqrt_f(((squares[r] + squares[R + r]) + (squares[2 * R + r] + squares[3 * R + r])) * (1.f / QR) + DS4_RMS_EPS);
-                const float v = ((p[0] + p[R * 16]) + (p[2 * R * 16] + p[3 * R * 16])) * inv;
-                store_one(k.ws + B::X::q + (r * Q + k.b * 256 + first * 64 + o) * 4, stamp(v, number));
-            }
+        a.quantise(from, row_bytes, weight, kc, k.lane, number, &part);
+        if (op == Q8_QUERY && k.w < 4 && k.lane % (32 / R) == 0) squares[kc * R + k.lane / (32 / R)] = part;
+        b = a;
+    } else {
+#pragma unroll 1
+        for (u32 i = 0; i <= (u32)two; i++) {
+            b = a;
+            a.load(from, row_bytes, kc + 16 * i, k.lane, number);
         }
+        if (!two) b = a;
     }
-    if (index) {
-        Floats<R> x;
-        x.load(k.ws + B::X::qr, QR * 4, kc * 256 + k.lane * 8, l.q_a_norm, number);
-        float *red = k.partials(); // [16 warps][16 slots * R]: warp w has row w / 4 of a slot, column block w % 4
-        float_rows<R>(c, 16, x, red + k.w * 16 * R);
-        consumer_sync();
-        if (k.tid < 64 * R) {
-            const u32 r = k.tid / 64, o = k.tid % 64;
-            const float *p = red + o % 4 * 4 * 16 * R + o / 4 * R + r;
-            const float inv = rsqrt_f(((squares[r] + squares[R + r]) + (squares[2 * R + r] + squares[3 * R + r])) * (1.f / QR) + DS4_RMS_EPS);
-            const float v = ((p[0] + p[16 * R]) + (p[2 * 16 * R] + p[3 * 16 * R])) * inv;
-            store_one(k.ws + B::X::iqf + (r * IQ + k.b * 64 + o) * 4, stamp(v, number));
-        }
-    }
-    consumer_sync(); // `squares` is read
-}
-
-template <int R> DS4_DEV void out_a_phase(Block<R> &k, Consumer &c, u32 number) {
-    using B = Block<R>;
-    Acts<R> a;
-    a.load(k.ws + B::X::o + (size_t)(k.b / SPLITS) * 8 * HEAD * 2, Q * 2, k.w, k.lane, number);
-    k.mark(2 * OUT_A);
-    constexpr u32 TILES = R >= 4 ? 2 : 4;
-    for (u32 first = 0; first < 4; first += TILES) {
-        float *red = k.partials(); // [TILES][16 warps][R][16]
-        for (u32 i = 0; i < TILES; i++) {
-            Sums<R> s;
-            s.clear();
-            s.add_q8(c.pair(DS4_Q8_RECORD), a, k.lane);
-            c.pair_done();
-            s.store(red + (i * 16 + k.w) * R * 16, k.lane);
-        }
-        consumer_sync();
-        if (k.tid < TILES * 16 * R) {
-            const u32 r = k.tid / (TILES * 16), o = k.tid % (TILES * 16);
-            const float v = sum16(red + (o / 16 * 16 * R + r) * 16 + o % 16, R * 16);
-            store_block(k.ws + B::X::u + ((size_t)r * U + k.b * 64 + first * 16 + o / 32 * 32) * 2, v, k.lane, number);
-        }
-    }
-}
-
-// y of warp r: row r, of a lane its channel.
-template <int R> DS4_DEV float out_b_phase(Block<R> &k, Consumer &c, u32 number) {
-    using B = Block<R>;
-    Acts<R> a[2];
-    a[0].load(k.ws + B::X::u, U * 2, k.w, k.lane, number);
-    a[1].load(k.ws + B::X::u, U * 2, 16 + k.w, k.lane, number);
-    k.mark(2 * OUT_B);
-    float *red = k.partials(); // [2 tiles][16 warps][R][16]
-    for (u32 i = 0; i < 2; i++) {
-        Sums<R> s;
-        s.clear();
-#pragma unroll
-        for (u32 j = 0; j < 2; j++) {
-            s.add_q8(c.pair(DS4_Q8_RECORD), a[j], k.lane);
-            c.pair_done();
-        }
-        s.store(red + (i * 16 + k.w) * R * 16, k.lane);
-    }
-    consumer_sync();
-    return k.w < R ? sum16(red + (k.lane / 16 * 16 * R + k.w) * 16 + k.lane % 16, R * 16) : 0.f;
-}
-
-template <int R> DS4_DEV void router_phase(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 number) {
-    using B = Block<R>;
-    {
-        Floats<R> x;
-        x.load(k.ws + B::X::xf + TURN_FFN * R * E * 4, E * 4, k.w * 256 + k.lane * 8, nullptr, number);
-        k.mark(2 * ROUTER);
-        float *red = k.partials();
-        float_rows<R>(c, 2, x, red + k.w * 2 * R);
-        consumer_sync();
-        if (k.tid < 2 * R)
-            store_one(k.ws + B::X::router + (k.tid % R * EXPERTS + k.b * 2 + k.tid / R) * 4, stamp(sum16(red + k.tid, 2 * R), number));
-    }
-    Acts<R> a;
-    a.load(k.ws + B::X::x + TURN_FFN * R * E * 2, E * 2, k.w, k.lane, number);
-    float *red = k.partials(); // [gate, up][16 warps][R][16]
-    for (u32 i = 0; i < 2; i++) {
-        Sums<R> s;
-        s.clear();
-        s.add_q8(c.pair(DS4_Q8_RECORD), a, k.lane);
-        c.pair_done();
-        s.store(red + (i * 16 + k.w) * R * 16, k.lane);
-    }
-    consumer_sync();
-    if (k.tid < 16 * R) {
-        const float gate = fminf(sum16(red + k.tid, R * 16), l.shared_clamp);
-        const float up = clamp(sum16(red + 256 * R + k.tid, R * 16), -l.shared_clamp, l.shared_clamp);
-        store_one(k.ws + B::X::shared + (k.tid / 16 * F + k.b * 16 + k.tid % 16) * 4, stamp(gate * sigmoid(gate) * up, number));
-    }
-}
-
-template <int R> DS4_DEV void head_phase(Block<R> &k, Consumer &c, u32 number) {
-    using B = Block<R>;
-    Acts<R> a;
-    a.load(k.ws + B::X::x + TURN_HEAD * R * E * 2, E * 2, k.w, k.lane, number);
-    constexpr u32 TILES = R >= 4 ? 2 : 4;
-    const u32 end = head_tile(k.b + 1);
-    for (u32 tile = head_tile(k.b); tile < end; tile += TILES) {
-        float *red = k.partials(); // [TILES][16 warps][R][16]
-        const u32 n = end - tile < TILES ? end - tile : TILES;
+    k.mark(2 * phase_of(op));
+    float v = 0;
+#pragma unroll 1
+    for (u32 first = 0; first < units; first += BATCH) {
+        const u32 n = units - first < BATCH ? units - first : BATCH;
+        float *red = k.partials(); // [tiles][parts][R][16]
+#pragma unroll 1
         for (u32 i = 0; i < n; i++) {
             Sums<R> s;
             s.clear();
-            s.add_q8(c.pair(DS4_Q8_RECORD), a, k.lane);
-            c.pair_done();
+#pragma unroll 1
+            for (u32 j = 0; j <= (u32)two; j++) {
+                s.add_q8(c.pair(DS4_Q8_RECORD), b, k.lane);
+                c.pair_done();
+                if (two) {
+                    const Acts<R> t = a;
+                    a = b, b = t;
+                }
+            }
             s.store(red + (i * 16 + k.w) * R * 16, k.lane);
         }
-        consumer_sync();
-        if (k.tid < n * 16 * R) {
-            const u32 r = k.tid / (n * 16), o = k.tid % (n * 16);
-            k.s->logits[(size_t)r * VOCAB + tile * 16 + o] = sum16(red + (o / 16 * 16 * R + r) * 16 + o % 16, R * 16);
+        if (op == Q8_DOWN) {
+            shared = red;
+            return 0;
         }
+        consumer_sync();
+        const u32 rows = n * (256 / parts);
+#pragma unroll 1
+        for (u32 i = k.tid; i < rows * R; i += 512) {
+            const u32 r = i / rows, o = i % rows;
+            v = sum_parts(red + (o / 16 * parts * R + r) * 16 + o % 16, R * 16, parts);
+            if (op == Q8_IN) {
+                u8 *to = k.b < QR / 32 ? k.ws + B::X::qr + (r * QR + k.b * 32 + o) * 4 : k.ws + B::X::kv + (r * HEAD + (k.b - QR / 32) * 32 + o) * 4;
+                store_one(to, stamp(v, number));
+            } else if (op == Q8_QUERY) {
+                inv = rsqrt_f(((squares[r] + squares[R + r]) + (squares[2 * R + r] + squares[3 * R + r])) * (1.f / QR) + DS4_RMS_EPS);
+                store_one(k.ws + B::X::q + (r * Q + k.b * 256 + first * 64 + o) * 4, stamp(v * inv, number));
+            } else if (op == Q8_OUT_A) store_block(k.ws + B::X::u + ((size_t)r * U + k.b * 64 + first * 16 + o / 32 * 32) * 2, v, k.lane, number);
+            else if (op == Q8_SHARED) { // lanes below 16 have the gate, the others up
+                const float up = clamp(xor_f(v, 16), -l.shared_clamp, l.shared_clamp), gate = fminf(v, l.shared_clamp);
+                if (o < 16) store_one(k.ws + B::X::shared + (r * F + k.b * 16 + o) * 4, stamp(gate * sigmoid(gate) * up, number));
+            } else if (op == Q8_HEAD) k.s->logits[(size_t)r * VOCAB + (first_tile + first) * 16 + o] = v;
+        }
+    }
+    return v;
+}
+
+// The f16 products of one op.
+template <int R> DS4_DEV void float_op(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 op, u32 number) {
+    using B = Block<R>;
+    const u32 kind = (u32)l.kind, row0 = float_row(kind, k.b), n = op == F_IN ? float_row(kind, k.b + 1) - row0 : op == F_QUERY ? 16 : 2;
+    if (!n) return;
+    Floats<R> x;
+    const bool query = op == F_QUERY;
+    x.load(k.ws + (query ? B::X::qr : B::X::xf + (op == F_IN ? TURN_ATTN : TURN_FFN) * R * E * 4), query ? QR * 4 : E * 4,
+           (query ? k.w & 3 : k.w) * 256 + k.lane * 8, query ? l.q_a_norm : nullptr, number);
+    float *red = k.partials(); // [16 warps][n * R]; of a query warp w has row w / 4 of a slot, column block w % 4
+    float_rows<R>(c, n, x, red + k.w * n * R);
+    consumer_sync();
+    if (query) {
+        const float *squares = k.f(B::S::small);
+        if (k.tid < 64 * R) {
+            const u32 r = k.tid / 64, o = k.tid % 64;
+            const float inv = rsqrt_f(((squares[r] + squares[R + r]) + (squares[2 * R + r] + squares[3 * R + r])) * (1.f / QR) + DS4_RMS_EPS);
+            store_one(k.ws + B::X::iqf + (r * IQ + k.b * 64 + o) * 4, stamp(sum_parts(red + o % 4 * 64 * R + o / 4 * R + r, 16 * R, 4) * inv, number));
+        }
+    } else if (k.tid < n * R) {
+        const u32 at = op == F_IN ? float_row_out<R>(kind, row0 + k.tid / R, k.tid % R) : (u32)B::X::router + (k.tid % R * EXPERTS + k.b * 2 + k.tid / R) * 4;
+        store_one(k.ws + at, stamp(sum_parts(red + k.tid, n * R, 16), number));
     }
 }
 
 template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
     using B = Block<R>;
     const Ds4Step &s = *k.s;
-    float *streams = k.f(B::S::streams), *kept = (float *)(k.ws + B::X::streams) + k.b * R * HC * 32;
+    float *streams = k.f(B::S::streams), *kept = (float *)(k.ws + B::X::streams) + k.b * R * HC * 32, *shared = nullptr;
+    const u32 head = DS4_PHASES_PER_LAYER * s.n_layers + 1;
     MixRows mix;
-    if (s.first == 0) {
-        mix.load(s.layers[0].fn_attn, N_MIX, k.b, k.w, k.lane);
-        if (k.tid < R * 128) {
-            const u32 r = k.tid / 128, pair = *(const u16 *)((const u8 *)s.embedding + ((size_t)(k.slot(r) == PAD ? 0 : s.rows.token[r]) * E + k.b * 32 + k.lane) * 2);
-            streams[k.tid] = half_lo(pair);
-        }
-        consumer_sync();
-        mix_out(k, mix, N_MIX, TURN_ATTN, k.number(0));
-    } else if (k.tid < R * 128)
-        streams[k.tid] = kept[k.tid];
+    if (s.first) {
+        if (k.tid < R * 128) streams[k.tid] = kept[k.tid];
+    } else if (k.tid < R * 128) {
+        const u32 r = k.tid / 128;
+        streams[k.tid] = half_lo(*(const u16 *)((const u8 *)s.embedding + ((size_t)(k.slot(r) == PAD ? 0 : s.rows.token[r]) * E + k.b * 32 + k.lane) * 2));
+    }
     u32 csa = 0;
-    for (u32 layer = 0; layer < s.n_layers; layer++) {
-        const Ds4DecodeLayer &l = s.layers[layer];
-        const Ds4DecodeCache &cache = s.caches[layer];
-        const u32 first = 1 + DS4_PHASES_PER_LAYER * layer, kind = (u32)l.kind, number = k.number(layer), this_csa = csa;
+    // Turn `i`: into the attention of layer i / 2, into its experts, or (the last) into the head. What
+    // comes before turn 0 is the embedding.
+#pragma unroll 1
+    for (u32 i = 0; i <= 2 * s.n_layers; i++) {
+        const u32 layer = i >> 1, ffn = i & 1, first = 1 + DS4_PHASES_PER_LAYER * layer, number = k.number(layer);
+        const bool last = layer == s.n_layers;
+        if (first + (ffn ? DOWN : OUT_B) < s.first) {
+            csa += !ffn && s.layers[layer].kind == DS4_CSA;
+            continue;
+        }
+        if ((first >= s.end && i) || (last && !s.head)) break;
+        const Ds4DecodeLayer &l = s.layers[last ? 0 : layer];
+        const Ds4DecodeCache &cache = s.caches[last ? 0 : layer];
+        const u32 kind = (u32)l.kind, tag = last ? k.epoch : number, turn = last ? TURN_HEAD : ffn;
         const bool selects = kind == DS4_CSA && s.selects;
-        csa += kind == DS4_CSA;
+        if (!last && !ffn) csa += kind == DS4_CSA;
 #ifdef DS4_STAMPS
         k.layer = layer;
 #endif
-        if (first + DOWN < s.first || first >= s.end) continue;
-        if (k.runs(first + TURN_A)) turn_in(k, TURN_ATTN, l.base_attn, l.scale_attn, l.norm_attn, number), k.mark(2 * TURN_A + 1);
-        if (k.runs(first + IN)) in_phase(k, c, kind, number), k.mark(2 * IN + 1);
-        if (k.runs(first + QUERY)) query_phase(k, c, l, selects, number), k.mark(2 * QUERY + 1);
-        if (selects && k.runs(first + INDEX_QUERY)) index_query(k, number), k.mark(2 * INDEX_QUERY + 1);
-        if (selects && k.runs(first + SCORE)) index_scores(k, cache, number), k.mark(2 * SCORE + 1);
-        if (k.runs(first + ATTEND)) attend(k, kind, cache, this_csa, number), k.mark(2 * ATTEND + 1);
-        if (k.runs(first + COMBINE)) combine(k, kind, l.sinks, number), k.mark(2 * COMBINE + 1);
-        if (k.runs(first + OUT_A)) out_a_phase(k, c, number), k.mark(2 * OUT_A + 1);
-        if (k.runs(first + OUT_B)) {
-            mix.load(l.fn_ffn, N_MIX, k.b, k.w, k.lane);
-            const float y = out_b_phase(k, c, number);
-            turn_out(k, y, TURN_ATTN, number, mix, N_MIX, TURN_FFN, number);
-            k.mark(2 * OUT_B + 1);
+        const void *fn = last ? s.head_fn : ffn ? l.fn_ffn : l.fn_attn;
+        float y = 0;
+        if (i == 0 && k.runs(0)) {
+            mix.load(fn, N_MIX, k.b, k.w, k.lane);
+            consumer_sync();
+            mix_out(k, mix, N_MIX, TURN_ATTN, tag);
         }
-        if (k.runs(first + TURN_F)) turn_in(k, TURN_FFN, l.base_ffn, l.scale_ffn, l.norm_ffn, number), k.mark(2 * TURN_F + 1);
-        if (k.runs(first + ROUTER)) router_phase(k, c, l, number), k.mark(2 * ROUTER + 1);
-        if (k.runs(first + GATE_UP)) gate_up(k, c, l, layer, number), k.mark(2 * GATE_UP + 1);
-        if (k.runs(first + DOWN)) {
-            const bool last = layer + 1 == s.n_layers;
-            mix.load(last ? s.head_fn : s.layers[layer + 1].fn_attn, last ? HC : N_MIX, k.b, k.w, k.lane);
-            const float y = down(k, c, number);
-            turn_out(k, y, TURN_FFN, number, mix, last ? HC : N_MIX, last ? TURN_HEAD : TURN_ATTN, last ? k.epoch : number + 1);
-            k.mark(2 * DOWN + 1);
+        if (k.runs(last ? head : ffn ? first + TURN_F : first + TURN_A))
+            turn_in(k, turn, last ? s.head_base : ffn ? l.base_ffn : l.base_attn, last ? s.head_scale : ffn ? l.scale_ffn : l.scale_attn,
+                    last ? s.head_norm : ffn ? l.norm_ffn : l.norm_attn, tag);
+        k.mark(ffn ? 19 : 1);
+        const u32 end = last ? Q8_HEAD : ffn ? DOWN_OP : Q8_OUT_B;
+        bool went = false;
+#pragma unroll 1
+        for (u32 op = last ? Q8_HEAD : ffn ? F_ROUTER : Q8_IN; op <= end; op++) {
+            const u32 phase = phase_of(op);
+            if (!k.runs(last ? head + 1 : first + phase)) continue;
+            if (op == Q8_OUT_B || op == DOWN_OP) { // what the next turn's products need, fetched ahead
+                const bool to_head = ffn && layer + 1 == s.n_layers;
+                mix.load(to_head ? s.head_fn : ffn ? s.layers[layer + 1].fn_attn : l.fn_ffn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
+                went = true;
+            }
+            if (op == Q8_IN || op == Q8_QUERY || op == Q8_OUT_A || op == Q8_OUT_B || op == Q8_SHARED || op == Q8_DOWN || op == Q8_HEAD)
+                y = q8_op(k, c, l, op, tag, shared);
+            else if (op == F_IN || op == F_ROUTER || (op == F_QUERY && selects)) float_op(k, c, l, op, tag);
+            else if (op == INDEX_OP) {
+                if (selects) index_query(k, tag);
+            } else if (op == SCORE_OP) {
+                if (selects) index_scores(k, cache, tag);
+            } else if (op == ATTEND_OP) attend(k, kind, cache, csa - 1, tag);
+            else if (op == COMBINE_OP) combine(k, kind, l.sinks, tag);
+            else if (op == GATE_UP_OP) gate_up(k, c, l, layer, tag);
+            else if (op == DOWN_OP) y = down(k, c, shared, tag);
+            k.mark(2 * phase + 1);
+        }
+        if (went) {
+            const bool to_head = ffn && layer + 1 == s.n_layers;
+            turn_out(k, y, turn, tag, mix, to_head ? HC : N_MIX, to_head ? TURN_HEAD : ffn ^ 1, to_head ? k.epoch : number + ffn);
         }
     }
-    const u32 first = 1 + DS4_PHASES_PER_LAYER * s.n_layers;
-    if (s.head && k.runs(first)) turn_in(k, TURN_HEAD, s.head_base, s.head_scale, s.head_norm, k.epoch);
-    if (s.head && k.runs(first + 1)) head_phase(k, c, k.epoch);
     consumer_sync();
-    if (s.end < first + 2 && k.tid < R * 128) kept[k.tid] = streams[k.tid];
+    if (s.end < head + 2 && k.tid < R * 128) kept[k.tid] = streams[k.tid];
 }
 
 template <int R> DS4_DEV void serve(Block<R> &k) {
@@ -416,8 +376,10 @@ template <int R> DS4_DEV void step(const Ds4Step &s) {
         ds4::step<R>(s);                                                                                                        \
     }
 DS4_STEP(1)
+#ifndef DS4_ONLY_ONE_ROW
 DS4_STEP(2)
 DS4_STEP(4)
+#endif
 
 // Begins a step of one workspace.
 extern "C" __global__ void ds4_decode_epoch(void *workspace) { ++*(uint32_t *)workspace; }

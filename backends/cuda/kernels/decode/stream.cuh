@@ -35,6 +35,7 @@ struct Producer {
     }
     DS4_DEV void run(const void *from, u32 bytes, u32 count) {
         const u8 *p = (const u8 *)from;
+#pragma unroll 1
         for (u32 i = 0; i < count; i++, p += bytes) copy(p, bytes);
     }
 };

@@ -99,6 +99,37 @@ extern "C" __global__ void __launch_bounds__(256) hc_head(
     }
 }
 
+// hc_head with the products of `fn` (f16, layout HC of four rows and four streams) as its first part.
+extern "C" __global__ void __launch_bounds__(512) hc_head_4(
+    Rows rows, const float* streams, const u16* fn, const float* base, const float* scale, u32 n_embd,
+    float rms_eps, float hc_eps, float* h) {
+    __shared__ float scratch[32];
+    u32 r = blockIdx.x, width = 4 * n_embd;
+    if (rows.slot[r] == PAD_SLOT) return;
+    const float* v = streams + (u64)r * width;
+    float sums[5] = {};
+    for (u32 c = threadIdx.x; c < n_embd; c += blockDim.x) {
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) {
+            float x = v[(u64)j * n_embd + c];
+            sums[4] += x * x;
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) sums[i] += f16_value(fn[((c / 32 * 4 + i) * 4 + j) * 32 + c % 32]) * x;
+        }
+    }
+#pragma unroll
+    for (u32 i = 0; i < 5; ++i) sums[i] = block_sum(sums[i], scratch);
+    float inv = 1.0f / sqrtf(sums[4] / (float)width + rms_eps), w[4];
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) w[i] = sigmoid(sums[i] * inv * scale[0] + base[i]) + hc_eps;
+    for (u32 c = threadIdx.x; c < n_embd; c += blockDim.x) {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < 4; ++j) sum += w[j] * v[(u64)j * n_embd + c];
+        h[(u64)r * n_embd + c] = sum;
+    }
+}
+
 // out[r] = x[source[r]].
 extern "C" __global__ void __launch_bounds__(256) select_rows(Rows rows, const float* x, u32 width, float* out) {
     u32 r = blockIdx.x;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use ds4_conformance::speaking_model;
 use ds4_engine::{BackendKind, Engine, OpenOptions, SamplingOptions, Scheduler};
-use ds4_server::calls::{CallReader, CallVocabulary};
 use ds4_server::generation::{
     Endpoint, FailureKind, Finish, Generation, Outcome, OutputSchema, PromptSource, ReplyEvent,
     Thinking, Tool, ToolChoice,
@@ -90,13 +89,10 @@ impl Bench {
 
     fn start(&self, generation: Generation) -> (UnboundedReceiver<ReplyEvent>, Ticket) {
         let prompt = self.prompter.tokens(&generation).expect("a prompt");
-        let compile = |schema| {
-            let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
-            schemas.compile(schema).expect("a schema").0
-        };
+        let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
+        let compile = |schema| schemas.compile(schema).expect("a schema").0;
         let generation_schema = generation.schema.as_ref().map(compile);
-        let vocabulary = Arc::new(CallVocabulary::new(&self.tokenizer));
-        let calls = CallReader::new(vocabulary, &generation);
+        let (calls, _) = schemas.calls(&generation).expect("tools");
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
@@ -155,6 +151,7 @@ fn with_tools(mut generation: Generation, names: &[&str]) -> Generation {
         .map(|name| Tool {
             name: (*name).to_owned(),
             function: function(name),
+            input: None,
             deferred: false,
             origin: json!(null),
         })
