@@ -177,7 +177,7 @@ struct Experts {
     const u64* down;        // [256] addresses of Q2K records
     u32* lists;             // [256, n_rows] pairs of each expert
     u32* counts;            // [256]
-    u32* tiles;             // [1 + 4 max_tiles]: number; then (expert, first pair in its list, pairs, 0)
+    u32* tiles;             // [4 + 4 max_tiles]: number, 3 unused; then (expert, first pair in its list, pairs, 0)
     u16* hidden;            // halves [6 n_rows, 2048], order 2
     u16* part;              // halves [6 n_rows, 4096]
     const float* shared;    // f32 [n_rows, 4096] or null
