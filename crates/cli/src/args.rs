@@ -204,9 +204,9 @@ pub(crate) struct AskArgs {
     /// up to 32768]
     #[arg(short, long, value_name = "N", value_parser = tokens, help_heading = "Model and machine")]
     pub ctx: Option<usize>,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512, hide_short_help = true, help_heading = "Model and machine")]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", value_parser = count, hide_short_help = true, help_heading = "Model and machine")]
+    pub chunk: Option<usize>,
 
     /// Most tokens of a reply; -1 is no limit [default: up to the end of the context]
     #[arg(
@@ -436,9 +436,9 @@ pub(crate) struct BenchArgs {
     /// Tokens to decode at each
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count, default_value_t = 32)]
     pub tokens: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunk: Option<usize>,
     /// One JSON document instead of CSV, with the model and the machine
     #[arg(long)]
     pub json: bool,
@@ -665,7 +665,7 @@ mod tests {
             Command::Bench(args) => {
                 assert_eq!(
                     (args.contexts, args.tokens, args.chunk),
-                    (vec![8, 16], 2, 512)
+                    (vec![8, 16], 2, None)
                 );
             }
             other => panic!("{other:?}"),

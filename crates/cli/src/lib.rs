@@ -24,6 +24,8 @@ mod reply_writer;
 mod server;
 mod states;
 #[cfg(feature = "server")]
+mod stop;
+#[cfg(feature = "server")]
 mod store_args;
 mod suggestion;
 #[cfg(feature = "server")]

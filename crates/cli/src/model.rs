@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use ds4_engine::store::{Store, StoreOptions};
 use ds4_engine::{
-    Engine, Event, FinishReason, LoadProgress, OpenOptions, Request, SamplingOptions, Scheduler,
-    Timings, TokenLogprobs, tokenizer_of,
+    Engine, Event, FinishReason, LoadProgress, NotFinite, OpenOptions, Request, SamplingOptions,
+    Scheduler, SchedulerOptions, Timings, TokenLogprobs, tokenizer_of,
 };
 use ds4_formats::gguf::Gguf;
 use ds4_model::Geometry;
@@ -36,7 +35,13 @@ const BUILT_IN_NAME: &str = "the built-in model";
 /// It cannot be read or is not GGUF.
 pub(crate) fn open_file(choice: &ModelChoice) -> Result<Gguf> {
     match choice {
-        ModelChoice::File { path, .. } => blaming(choice, Gguf::open(path).map_err(Into::into)),
+        ModelChoice::File { path, .. } => {
+            // Opening a pipe would wait for somebody to write to it.
+            if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+                bail!("{}: found a pipe or a device, expected a file", path.display());
+            }
+            blaming(choice, Gguf::open(path).map_err(Into::into))
+        }
         ModelChoice::BuiltIn => {
             let bytes = BUILT_IN.context("this build carries no model")?;
             Gguf::parse(bytes.to_vec().into()).context(BUILT_IN_NAME)
@@ -201,23 +206,6 @@ pub(crate) struct Outcome {
     pub reason: FinishReason,
     /// Where the time went.
     pub timings: Timings,
-    /// Prompt tokens that were computed: fewer than were not cached when it was stopped early.
-    pub n_computed: usize,
-}
-
-impl Outcome {
-    /// Prompt tokens computed in a second.
-    pub(crate) fn prefill_rate(&self) -> f64 {
-        per_second(self.n_computed, self.timings.prefill)
-    }
-}
-
-/// So many things in a time; 0 in no time.
-fn per_second(n: usize, time: Duration) -> f64 {
-    match time.is_zero() {
-        true => 0.0,
-        false => n as f64 / time.as_secs_f64(),
-    }
 }
 
 /// A model with its tokenizer and one slot.
@@ -228,7 +216,6 @@ pub(crate) struct Model {
     options: EngineOptions,
     rules: ThinkingRules,
     revision: Revision,
-    chunk: usize,
     spoken: Spoken,
 }
 
@@ -283,7 +270,7 @@ impl Model {
         options: &EngineOptions,
         rules: ThinkingRules,
         context: Option<usize>,
-        chunk: usize,
+        chunk: Option<usize>,
         console: &Console,
     ) -> Result<Model> {
         let gguf = open_file(&options.model)?;
@@ -303,12 +290,11 @@ impl Model {
         console.detail(&format!("prompt revision: {revision:?}"));
         Ok(Model {
             tokenizer: Arc::clone(tokenizer),
-            scheduler: Scheduler::new(engine),
+            scheduler: Scheduler::new(engine).with_options(SchedulerOptions::responsive()),
             gguf,
             options: options.clone(),
             rules,
             revision,
-            chunk,
             spoken: Spoken::default(),
         })
     }
@@ -351,20 +337,15 @@ impl Model {
         }
     }
 
-    /// Opens it again with another context, which empties the cache. On an error the model is as
-    /// it was: the old context is given up when the new one is open.
+    /// Gives the context up and takes another one, which empties the cache. On an error the
+    /// context is as long as it was.
     ///
     /// # Errors
     /// The context does not fit.
     pub(crate) fn reopen(&mut self, context: usize, console: &Console) -> Result<()> {
-        let chunk = self.chunk;
-        let context = context_within(Some(context), &self.gguf, &self.options.model, console);
-        let engine = open_engine_of(&self.gguf, &self.options, console, |open| {
-            open.context = context;
-            open.chunk = chunk;
-        })?;
-        self.scheduler = Scheduler::new(engine);
-        Ok(())
+        let asked = Some(context);
+        let within = context_within(asked, &self.gguf, &self.options.model, console);
+        Ok(self.scheduler.set_context(within.unwrap_or(context))?)
     }
 
     /// The engine.
@@ -456,7 +437,6 @@ impl Model {
             parser: ReplyParser::new(prompt.start, ToolSchemas::default()),
         };
         let mut said = Vec::new();
-        let mut n_read = 0;
         // The first step may take long: that it is under way is said before it.
         on(Progress::Prefill {
             n_done: 0,
@@ -472,7 +452,6 @@ impl Model {
                         Event::Prefill {
                             n_done, n_total, ..
                         } => {
-                            n_read = n_done;
                             on(Progress::Prefill { n_done, n_total })?;
                         }
                         Event::Token {
@@ -485,6 +464,10 @@ impl Model {
                             said.push(token);
                             text.push(token, on)?;
                         }
+                        Event::Finished {
+                            reason: FinishReason::NotFinite,
+                            ..
+                        } => return Err(NotFinite.into()),
                         Event::Finished {
                             reason, timings, ..
                         } => return Ok((reason, timings)),
@@ -505,7 +488,6 @@ impl Model {
         Ok(Outcome {
             reply,
             reason,
-            n_computed: n_read.saturating_sub(timings.n_cached),
             timings,
         })
     }
@@ -551,7 +533,7 @@ impl ReplyText {
         let (events, reply) = self.parser.finish(match reason {
             FinishReason::Stop => EndReason::Stop,
             FinishReason::Length | FinishReason::ContextFull => EndReason::Length,
-            FinishReason::Cancelled => EndReason::Cancelled,
+            FinishReason::Cancelled | FinishReason::NotFinite => EndReason::Cancelled,
         });
         pass_on(&events, on)?;
         Ok(reply)
@@ -607,12 +589,13 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
         FinishReason::Length => "; stopped at the limit of -n",
         FinishReason::ContextFull => "; the context is full",
         FinishReason::Cancelled => "; stopped",
+        FinishReason::NotFinite => "; the logits are not finite",
     };
     let rate = |n: usize, rate: f64| match n {
         0 => "-".to_owned(),
         _ => format!("{rate:.1}"),
     };
-    let n_computed = outcome.n_computed;
+    let n_computed = outcome.timings.n_prefilled();
     let n_new = n_prompt - n_cached;
     let prefill = match n_computed == n_new {
         true => units::plural(n_new, "token"),
@@ -624,7 +607,7 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
     };
     format!(
         "prefill {prefill} at {} t/s, {} cached; decode {} at {} t/s{reason}",
-        rate(n_computed, outcome.prefill_rate()),
+        rate(n_computed, outcome.timings.prefill_rate()),
         units::count(n_cached as u64),
         units::plural(n_decoded, "token"),
         rate(n_decoded.saturating_sub(1), outcome.timings.decode_rate()),
@@ -633,6 +616,8 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -668,17 +653,17 @@ mod tests {
 
     #[test]
     fn the_closing_line_counts_what_was_computed() {
-        let outcome = |n_computed, n_decoded, reason| Outcome {
+        let outcome = |n_computed: usize, n_decoded, reason| Outcome {
             reply: Reply::default(),
             reason,
             timings: Timings {
                 n_prompt: 1200,
                 n_cached: 200,
+                n_done: 200 + n_computed,
                 prefill: Duration::from_secs(10),
                 n_decoded,
                 decode: Duration::from_secs(2),
             },
-            n_computed,
         };
         assert_eq!(
             closing_line(&outcome(1000, 21, FinishReason::Stop)),

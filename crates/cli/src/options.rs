@@ -136,8 +136,8 @@ pub(crate) struct AskOptions {
     pub engine: EngineOptions,
     /// Tokens of prompt and reply together; `None` is what fits.
     pub context: Option<usize>,
-    /// Rows of a prefill step.
-    pub chunk: usize,
+    /// Rows of a prefill step; `None` is what suits the device.
+    pub chunk: Option<usize>,
     /// Tokens of a reply; `None` is up to the end of the context.
     pub max_tokens: Option<usize>,
     /// Thinking and sampling.

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, Parser};
-use ds4_engine::store::{BUDGET_BYTES, MIN_TOKENS, Store, StoreOptions, TurnLogOptions};
+use ds4_engine::store::{
+    BUDGET_BYTES, MIN_TOKENS, QUEUE_BYTES, Store, StoreOptions, TurnLogOptions,
+};
 use ds4_engine::{BackendKind, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
@@ -34,19 +36,17 @@ use crate::args::{
 };
 use crate::console::Console;
 use crate::error;
-use crate::interrupt::EXIT_STATUS;
 use crate::model::{context_within, name_of, open_engine_of, open_file, revision_of};
+use crate::model_choice::ModelChoice;
 use crate::options::EngineOptions;
 use crate::other_names;
 use crate::protocol_args::ProtocolArgs;
 use crate::reply_writer::printable;
 use crate::states;
+use crate::stop::Stop;
 use crate::store_args::StoreArgs;
 use crate::switch::Switch;
 
-/// Exit status of a program that SIGTERM ended, as shells report it.
-#[cfg(unix)]
-const TERMINATED_STATUS: u8 = 143;
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
@@ -67,9 +67,9 @@ struct ServerArgs {
     /// Replies in the making at once; each has a context of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
     parallel: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", default_value_t = 512, hide_short_help = true)]
-    chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    chunk: Option<usize>,
     /// Most tokens of a reply whose request does not say; -1 is the default
     #[arg(
         short = 'n',
@@ -93,9 +93,9 @@ struct ServerArgs {
     /// A file with a key on every line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Refuse to listen beyond this machine without a key
+    /// Listen beyond this machine without a key: whoever can connect can use the server
     #[arg(long)]
-    require_key: bool,
+    without_key: bool,
     /// Let web pages of any origin use the server
     #[arg(long)]
     cors: bool,
@@ -261,11 +261,15 @@ fn run(args: ServerArgs) -> Result<()> {
     let keys = keys(&args)?;
     let loopback = args.host.is_loopback();
     if !loopback && keys.is_empty() {
-        if args.require_key {
-            bail!("--require-key: listening on {} needs --api-key", args.host);
+        if !args.without_key {
+            bail!(
+                "--host {}: whoever can connect could use the server; set --api-key, or \
+                 --without-key if that is wanted",
+                args.host
+            );
         }
         console.report(&format!(
-            "anybody who reaches {} can use this server: set --api-key",
+            "anybody who reaches {} can use this server",
             args.host
         ));
     }
@@ -308,25 +312,30 @@ fn run(args: ServerArgs) -> Result<()> {
         .with_context(|| format!("cannot listen on {address}"))?;
     let address = bound.address();
     let server = Server::new(options, loopback);
-    let (stop, mut stopped) = watch::channel(false);
+    let (ended, mut end) = watch::channel(false);
     let serving = runtime.spawn({
         let server = Arc::clone(&server);
         async move {
             bound
                 .serve(server, async move {
                     // A sender that is gone means the same.
-                    let _ = stopped.wait_for(|stop| *stop).await;
+                    let _ = end.wait_for(|end| *end).await;
                 })
                 .await;
         }
     });
 
+    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let gguf = open_file(&engine_options.model)?;
     let context = context_within(args.ctx, &gguf, &engine_options.model, &console);
     let engine = open_engine_of(&gguf, &engine_options, &console, |open| {
         open.context = context;
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
+        open.snapshot_bytes = args.snapshot_mem << 20;
+        if folder.is_some() {
+            open.store_bytes = QUEUE_BYTES as u64;
+        }
     })?;
     console.announce(&engine_options.model, engine.name());
     let tokenizer = Arc::clone(engine.tokenizer().with_context(|| {
@@ -355,9 +364,8 @@ fn run(args: ServerArgs) -> Result<()> {
     let model_name = facts.name.clone();
     let keeping = SchedulerOptions {
         snapshot_bytes: args.snapshot_mem << 20,
-        ..SchedulerOptions::default()
+        ..SchedulerOptions::responsive()
     };
-    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
@@ -389,19 +397,17 @@ fn run(args: ServerArgs) -> Result<()> {
     ));
 
     // Until here a signal ends the program at once: there is nothing to save.
-    let mut signals = {
-        let _entered = runtime.enter();
-        StopSignals::watch()?
-    };
-    runtime.block_on(signals.next());
-    runtime.spawn(async move {
-        let status = signals.next().await;
-        std::process::exit(i32::from(status));
-    });
-    console.report("stopping; running requests may finish");
-    let _ = stop.send(true);
+    let stop = Stop::watch_signals()?;
+    if let ModelChoice::File { path, .. } = &engine_options.model {
+        stop.watch_file(path)?;
+    }
+    let reason = runtime.block_on(stop.reason());
+    console.report(&reason);
+    let _ = ended.send(true);
     runtime.block_on(serving).context("serving failed")?;
     server.join();
+    // What still runs reads or compiles something that nobody waits for any more.
+    runtime.shutdown_background();
     Ok(())
 }
 
@@ -425,55 +431,22 @@ fn open_store(
     Ok(Store::open(folder, options, key, layout)?)
 }
 
-/// What tells a server to stop: Ctrl+C, or the signal by which services are stopped.
-struct StopSignals {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl StopSignals {
-    /// Watches for them from now on. Needs to be called where the runtime is entered.
-    fn watch() -> Result<StopSignals> {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            Ok(StopSignals {
-                interrupt: signal(SignalKind::interrupt()).context("cannot watch for Ctrl+C")?,
-                terminate: signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?,
-            })
-        }
-        #[cfg(not(unix))]
-        Ok(StopSignals {})
-    }
-
-    /// Waits for the next one: the exit status of a program that it ends.
-    async fn next(&mut self) -> u8 {
-        #[cfg(unix)]
-        tokio::select! {
-            _ = self.interrupt.recv() => EXIT_STATUS,
-            _ = self.terminate.recv() => TERMINATED_STATUS,
-        }
-        #[cfg(not(unix))]
-        {
-            // One that cannot be watched for never comes.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            EXIT_STATUS
-        }
-    }
-}
-
 fn keys(args: &ServerArgs) -> Result<Vec<String>> {
     let mut keys = args.api_key.clone();
+    if keys.iter().any(|key| key.trim().is_empty()) {
+        bail!(
+            "--api-key is empty, as it is when a variable is not set: expected a key, or no such \
+             flag and no DS4_API_KEY"
+        );
+    }
     if let Some(path) = &args.api_key_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("--api-key-file {}", path.display()))?;
-        keys.extend(text.lines().map(|line| line.trim().to_owned()));
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        keys.extend(lines.map(str::to_owned));
     }
-    keys.retain(|key| !key.is_empty());
     if keys.is_empty() && args.api_key_file.is_some() {
         bail!("--api-key-file holds no key: expected one on every line");
     }
@@ -643,6 +616,29 @@ mod tests {
         assert!(options.nonstream_keepalive && !options.half_close_cancels);
         let quick = options.aliases["quick"].expect("a preset");
         assert_eq!((quick.mode, quick.effort), (Mode::Thinking, Effort::Low));
+    }
+
+    #[test]
+    fn an_empty_key_is_refused_and_a_file_of_keys_may_have_notes() {
+        let empty = ["ds4-server", "--api-key", ""];
+        let empty = ServerArgs::try_parse_from(empty).expect("taken");
+        let error = keys(&empty).expect_err("no key").to_string();
+        assert!(error.contains("--api-key is empty"), "{error}");
+
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), "\u{feff}one\r\n# of the others\n\n two \n").expect("text");
+        let given = args(&format!("--api-key-file {}", file.path().display()));
+        assert_eq!(keys(&given).expect("keys"), ["one", "two"]);
+        std::fs::write(file.path(), "# none\n").expect("text");
+        assert!(keys(&given).is_err());
+    }
+
+    #[test]
+    fn listening_beyond_this_machine_takes_a_key_or_the_word_for_it() {
+        let refused = run(args("--host 0.0.0.0 --port 0")).expect_err("no key");
+        let refused = refused.to_string();
+        assert!(refused.contains("--without-key"), "{refused}");
+        assert!(args("--host 0.0.0.0 --without-key").without_key);
     }
 
     #[test]

@@ -60,12 +60,14 @@ fn document(model: &Model, outcome: &Outcome) -> Value {
         n_decoded,
         prefill,
         decode,
+        ..
     } = outcome.timings;
     let reason = match outcome.reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
         FinishReason::ContextFull => "context_full",
         FinishReason::Cancelled => "interrupted",
+        FinishReason::NotFinite => "not_finite",
     };
     json!({
         "model": model.engine().name(),
@@ -75,10 +77,10 @@ fn document(model: &Model, outcome: &Outcome) -> Value {
         "ctx": model.context(),
         "prompt_tokens": n_prompt,
         "cached_tokens": n_cached,
-        "computed_tokens": outcome.n_computed,
+        "computed_tokens": outcome.timings.n_prefilled(),
         "generated_tokens": n_decoded,
         "prefill_ms": prefill.as_secs_f64() * 1e3,
-        "prefill_tps": outcome.prefill_rate(),
+        "prefill_tps": outcome.timings.prefill_rate(),
         "decode_ms": decode.as_secs_f64() * 1e3,
         "decode_tps": outcome.timings.decode_rate(),
     })

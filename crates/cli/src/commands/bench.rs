@@ -40,6 +40,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         open.context = Some(longest + args.tokens);
         open.chunk = args.chunk;
     })?;
+    let chunk = engine.shape().max_rows;
     console.announce(&options.model, engine.name());
     console.report(&format!("memory: {}", engine.plan()));
     console.report(&format!(
@@ -56,8 +57,8 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
     let mut silent = |_| {};
     append(
         &mut engine,
-        &tokens.take(args.chunk.min(longest)),
-        args.chunk,
+        &tokens.take(chunk.min(longest)),
+        chunk,
         &mut silent,
     )?;
     append(&mut engine, &tokens.take(1), 1, &mut silent)?;
@@ -81,7 +82,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         let line = is_doing("prefill", prompt.len());
         console.begin_progress(&line(0));
         let mut show = |done| console.progress(&line(done));
-        let prefill = append(&mut engine, &prompt, args.chunk, &mut show)?;
+        let prefill = append(&mut engine, &prompt, chunk, &mut show)?;
         let frontier = engine.frontier(0)?;
         let line = is_doing("decode", args.tokens);
         let mut show = |done| console.progress(&line(done));
@@ -110,7 +111,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
             "model": engine.name(),
             "file": name_of(&options.model).display().to_string(),
             "weight_bytes_per_token": weight_bytes_per_token(&gguf, engine.geometry()),
-            "chunk": args.chunk,
+            "chunk": chunk,
             "rows": rows,
         });
         serde_json::to_writer_pretty(&mut *out, &document)?;
