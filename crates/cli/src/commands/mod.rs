@@ -6,4 +6,7 @@ pub(crate) mod definitions;
 pub(crate) mod inspect;
 pub(crate) mod kv;
 pub(crate) mod logits;
+pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod text;
+pub(crate) mod verify;
