@@ -1123,8 +1123,8 @@ impl CudaBackend {
                 self.run(&file, "experts_few_codes", launch, &parameters);
                 let stages = device.by_shared(0, 2, 4);
                 let x = tokens * 576;
-                let gate_up = 1280 + 32_768 + stages * (8 * 4480 + x);
-                let down = 1280 + tokens * 272 + stages * (16 * 2688 + x);
+                let gate_up = 2048 + 32_768 + stages * (8 * 4480 + x);
+                let down = 2048 + tokens * 272 + stages * (16 * 2688 + x);
                 [
                     (file, "experts_few_gate_up", 8, 512, gate_up),
                     (
