@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use ds4_formats::GgmlType;
 use ds4_model::session::StepShape;
-use ds4_model::weights::{Layer, Router};
+use ds4_model::weights::{Compressor, Layer, Router};
 use ds4_model::{
-    AttentionSublayer, Backend, BackendError, Compress, Entry, ExpertsSublayer, Geometry,
-    LayerKind, RopeTable,
+    AttentionSublayer, Backend, BackendError, Entry, ExpertsSublayer, Geometry, LayerKind,
+    RopeTable,
 };
 
 use crate::backend::CudaBackend;
@@ -371,6 +371,56 @@ arguments! {
     RowsHalf { x: u64, x2: u64, weight: u64, out: u64, low: u64, n_rows: u32, width: u32, order: u32, clamp: f32, }
     Prepare { rows: RowsView, x: u64, out: u64, weight: u64, x_half: u64, n_rows: u32, table: u32, rounded: u32, pad: u32, }
     Expand { w: u64, out: u64, out_low: u64, n_out: u32, n_in: u32, }
+    CompressArgs {
+        rows: RowsView,
+        window_rows: u64,
+        window: u64,
+        n_ring: u32,
+        rounded: u32,
+        n_parts: u32,
+        pad: u32,
+        parts: [CompressPart; 2],
+    }
+}
+
+/// A compressor of a layer, its projections and where they are kept.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct CompressPart {
+    kv: u64,
+    gate: u64,
+    ape: u64,
+    norm: u64,
+    frontier: u64,
+    cache: u64,
+    width: u32,
+    dim: u32,
+    ratio: u32,
+    n_frontier: u32,
+}
+
+impl CompressPart {
+    fn new(
+        compressor: &Compressor<Weight>,
+        kv: &Buffer,
+        gate: &Buffer,
+        frontier: &Buffer,
+        cache: &Buffer,
+        ratio: usize,
+    ) -> CompressPart {
+        CompressPart {
+            kv: kv.address(),
+            gate: gate.address(),
+            ape: compressor.ape.address(),
+            norm: compressor.norm.address(),
+            frontier: frontier.address(),
+            cache: cache.address(),
+            width: n(kv.width()),
+            dim: n(compressor.row_dim),
+            ratio: n(ratio),
+            n_frontier: n(frontier.shape().n_rows),
+        }
+    }
 }
 
 const MAX_PIECES: usize = 8;
@@ -456,7 +506,7 @@ fn attention_fits(layer: &Layer<Weight>) -> bool {
         &layer.attn_output_a,
         &layer.attn_output_b,
     ];
-    let halves = |c: &ds4_model::weights::Compressor<Weight>| is_f16(&c.kv) && is_f16(&c.gate);
+    let halves = |c: &Compressor<Weight>| is_f16(&c.kv) && is_f16(&c.gate);
     dense.into_iter().all(is_q8)
         && layer.attn_compressor.as_ref().is_none_or(halves)
         && layer.indexer.as_ref().is_none_or(|indexer| {
@@ -708,7 +758,7 @@ impl CudaBackend {
         self.run(
             &unit,
             "turn_pre",
-            Launch::new([n_rows, 1, 1], 256),
+            Launch::new([n_rows, 1, 1], 288),
             &[p(&args)],
         );
         self.workspace.as_mut()?.halves_of = Some(x.address());
@@ -874,47 +924,56 @@ impl CudaBackend {
         self.run(&file, "kv_prepare", by_eight, &[p(&args)]);
 
         // Compressed rows that this step completes, then the query's choice.
+        let mut kept = CompressArgs {
+            rows: rows.view(),
+            window_rows: at.kv,
+            window: cache.window.address(),
+            n_ring: n(cache.window.shape().n_rows),
+            rounded: 1,
+            n_parts: 0,
+            pad: 0,
+            parts: [CompressPart::default(); 2],
+        };
         let mut selected = 0;
         let mut compressed = (0, 0);
-        if let (Some(compressor), Some(c)) = (&layer.attn_compressor, &mut cache.compressed) {
+        if let (Some(compressor), Some(c)) = (&layer.attn_compressor, &cache.compressed) {
             let t = match layer.kind {
-                LayerKind::Csa => s.csa.as_mut(),
-                _ => s.hca.as_mut(),
+                LayerKind::Csa => s.csa.as_ref(),
+                _ => s.hca.as_ref(),
             };
             let t = t.expect("scratch of a compressed layer");
-            compressed = (
-                c.rows.address(),
-                compressor.kind.ratio().expect("compressed"),
+            let ratio = compressor.kind.ratio().expect("a compressed layer");
+            compressed = (c.rows.address(), ratio);
+            kept.parts[0] =
+                CompressPart::new(compressor, &t.kv, &t.gate, &c.frontier, &c.rows, ratio);
+            kept.n_parts = 1;
+            if let (Some(indexer), Some(index)) = (&layer.indexer, &c.index) {
+                let i = s.index.as_ref().expect("scratch of an indexer");
+                let (kv, gate) = (&i.rows.kv, &i.rows.gate);
+                kept.parts[1] = CompressPart::new(
+                    &indexer.compressor,
+                    kv,
+                    gate,
+                    &index.frontier,
+                    &index.rows,
+                    ratio,
+                );
+                kept.n_parts = 2;
+            }
+            let launch = Launch::new([n_rows, kept.n_parts as usize, 1], 128);
+            self.run(
+                &unit("prefill/compress.cu"),
+                "compress_rows",
+                launch,
+                &[p(&kept)],
             );
-            let operands = Compress {
-                compressor,
-                rounded: true,
-                kv: &t.kv,
-                gate: &mut t.gate,
-                pooled: &mut t.pooled,
-                frontier: &mut c.frontier,
-                cache: &mut c.rows,
-            };
-            self.compress(rows, operands);
-            if let (Some(indexer), Some(index)) = (&layer.indexer, &mut c.index) {
+            if let (true, Some(indexer), Some(index)) = (step.selects, &layer.indexer, &c.index) {
                 let i = s.index.as_mut().expect("scratch of an indexer");
-                let operands = Compress {
-                    compressor: &indexer.compressor,
-                    rounded: true,
-                    kv: &i.rows.kv,
-                    gate: &mut i.rows.gate,
-                    pooled: &mut i.rows.pooled,
-                    frontier: &mut index.frontier,
-                    cache: &mut index.rows,
-                };
-                self.compress(rows, operands);
-                if step.selects {
-                    self.dense_f16(qr, &[to_f32(&indexer.attn_q_b, &i.q)]);
-                    let args = prepare(i.q.address(), at.iq, 0);
-                    self.run(&file, "iq_prepare", heads, &[p(&args)]);
-                    self.fast_select(rows, step, &at, &index.rows, i);
-                    selected = i.selected.address();
-                }
+                self.dense_f16(qr, &[to_f32(&indexer.attn_q_b, &i.q)]);
+                let args = prepare(i.q.address(), at.iq, 0);
+                self.run(&file, "iq_prepare", heads, &[p(&args)]);
+                self.fast_select(rows, step, &at, &index.rows, i);
+                selected = i.selected.address();
             }
         }
 
@@ -951,7 +1010,14 @@ impl CudaBackend {
             let launch = Launch::new([n_rows, 8, 1], 256);
             self.run(&file, "attend_combine", launch, &[p(&args)]);
         }
-        self.store_window(rows, &s.kv, &mut cache.window);
+        // Window and frontier rows, when nothing reads the older ones any more.
+        let launch = Launch::new([n_rows, kept.n_parts as usize + 1, 1], 128);
+        self.run(
+            &unit("prefill/compress.cu"),
+            "store_rows",
+            launch,
+            &[p(&kept)],
+        );
 
         let o = Input {
             x: at.o,
