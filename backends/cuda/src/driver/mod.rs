@@ -278,9 +278,8 @@ impl Context {
             return Ok(());
         }
         // SAFETY: the context lives as long as `self`.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, || {
-            "cuCtxSetCurrent".into()
-        })?;
+        let result = unsafe { sys::cuCtxSetCurrent(self.context) };
+        check(result, || "cuCtxSetCurrent".into())?;
         CURRENT.set(self.number);
         Ok(())
     }
@@ -290,10 +289,8 @@ impl Context {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two sizes.
-        check(
-            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) },
-            || "cuMemGetInfo".into(),
-        )?;
+        let result = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        check(result, || "cuMemGetInfo".into())?;
         Ok((free as u64, total as u64))
     }
 }
