@@ -18,11 +18,11 @@
 #include "layout.cuh"
 #include "iq2_grid.cuh"
 #include "../kernels/prefill/experts.cuh"
+#include "../kernels/prefill/rounding.cuh"
 #include "../kernels/prefill/wgmma.cuh"
 namespace in_gemm {
 #include "../kernels/prefill/gemm.cu"
 }
-#define DS4_ATTEND_8_WARPS
 namespace in_attend {
 #include "../kernels/prefill/attend.cu"
 }
@@ -473,7 +473,7 @@ static void experts() {
 
 // Attention -------------------------------------------------------------------------------------
 static void attention() {
-    allow(in_attend::attend, ATTEND_SHARED), allow(in_attend::attend_8, ATTEND_SHARED);
+    allow(in_attend::attend, ATTEND_SHARED);
     struct Case { const char* name; u32 n, from, ratio; bool selects; u32 splits, slots; double predicted; } cases[] = {
         {"window only", 2048, 6144, 0, false, 1, 1, 110}, {"HCA at 8k", 2048, 6144, 128, false, 1, 1, 150}, {"HCA at 32k", 2048, 30720, 128, false, 1, 1, 250},
         {"CSA first 2048", 2048, 0, 4, false, 1, 1, 320}, {"CSA selected at 8k", 2048, 6144, 4, true, 1, 1, 600},
@@ -494,8 +494,7 @@ static void attention() {
         for (auto& v : hs) v = uniform();
         Dev<float> sinks(hs), part((size_t)c.splits * (c.splits > 1 ? c.n : 0) * 32768), part_max((size_t)c.splits * c.n * 128);
         Attend p = {rows, q.p, kv.p, ring.p, c.ratio ? cache.p : nullptr, c.selects ? selected.p : nullptr, sinks.p, out.p, nullptr, part.p, part_max.p, n_ring, c.ratio, 512, 1, c.splits, c.n};
-        bool eight = false;
-        auto run = [&](cudaStream_t st) { if (eight) in_attend::attend_8<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); else in_attend::attend<<<dim3(c.n, c.splits), 512, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
+        auto run = [&](cudaStream_t st) { in_attend::attend<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
         run(0);
         CK(cudaGetLastError());
         auto hq = q.get(), hk = kv.get(), hr = ring.get(), hc = cache.get(), ho = out.get();
@@ -520,9 +519,6 @@ static void attention() {
         char line[80];
         snprintf(line, 80, "attend, %s", c.name);
         check(line, e.value(), 4e-3, out.guard_kept());
-        result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
-        eight = true;
-        snprintf(line, 80, "attend, %s, 8 warps", c.name);
         result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
         for (auto* d : {&q, &kv, &ring, &cache, &out}) CK(cudaFree(d->p));
         CK(cudaFree(part.p));
@@ -599,7 +595,7 @@ static void turns() {
         auto hf = fn.get();
         Turn p = {ds.p, y.p, nullptr, gates.p, streams.p, fn.p, base.p, scale.p, norm.p, part.p, x.p, xh.p, xl.p, xe.p, n, steps};
         auto mix = [&](cudaStream_t st) { in_hc::turn_mix<<<dim3((n + 15) / 16, 64 / steps), 256, 0, st>>>(p); };
-        auto pre = [&](cudaStream_t st) { in_hc::turn_pre<<<n, 256, 0, st>>>(p); };
+        auto pre = [&](cudaStream_t st) { in_hc::turn_pre<<<n, 288, 0, st>>>(p); };
         mix(0), pre(0);
         CK(cudaGetLastError());
         auto s1 = streams.get(), g1 = gates.get(), hx = x.get();
