@@ -28,7 +28,8 @@ async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
         context: 16_384,
         ..Behaviour::default()
     };
-    let mut web = Web::start(behaviour, ServerOptions::default(), ["</think>again"]).await;
+    let again = behaviour.clone();
+    let mut web = Web::start(again, ServerOptions::default(), ["</think>again"]).await;
     let Some(browser) = Browser::open(web.address) else {
         return;
     };
