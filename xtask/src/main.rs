@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+mod kernels;
 mod links;
 mod load;
 mod notices;
+mod tidy;
 
 const USAGE: &str = "\
 usage: cargo xtask links    check that relative links in Markdown files lead somewhere
+       cargo xtask tidy     check what ARCHITECTURE.md claims of crates, files and `unsafe`
        cargo xtask notices DIR [--target PLATFORM]
                             write the bill of materials and the licences of a release
        cargo xtask load [--clients N] [--minutes N] [--seed N] [--url URL [--pid PID]] [-- FLAGS]
@@ -20,6 +23,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("links") => links::run(),
+        Some("tidy") => tidy::run(),
         Some("notices") => match notices::run(args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
@@ -35,8 +39,15 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Some("kernels") => match kernels::run(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask kernels: {error}");
+                ExitCode::FAILURE
+            }
+        },
         _ => {
-            eprintln!("{USAGE}");
+            eprintln!("{USAGE}\n{}", kernels::USAGE);
             ExitCode::from(2)
         }
     }

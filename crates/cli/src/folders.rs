@@ -14,7 +14,6 @@ pub(crate) fn state() -> Option<PathBuf> {
 }
 
 /// What programs can make again: `$XDG_CACHE_HOME`.
-#[cfg(feature = "pull")]
 pub(crate) fn cache() -> Option<PathBuf> {
     base("XDG_CACHE_HOME", ".cache")
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::RevisionArg;
 use crate::console::Console;
+use crate::folders;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
@@ -123,11 +124,14 @@ pub(crate) fn open_engine_of(
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
     adjust(&mut open);
-    let result = Engine::from_gguf(gguf, &open, &mut |progress| {
-        if let LoadProgress::Bound { n_done, n_bytes } = progress {
+    let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {
+        LoadProgress::Bound { n_done, n_bytes } => {
             console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
+        LoadProgress::Chosen { what } => console.note(&what),
+        LoadProgress::Opened { .. } => {}
     });
     console.end_progress();
     let engine = blaming(&options.model, result.map_err(Into::into))?;
@@ -308,8 +312,7 @@ impl Model {
     /// The folder cannot be used.
     pub(crate) fn keep_states(self, folder: &Path, budget_bytes: u64) -> Result<Model> {
         let engine = self.scheduler.engine();
-        let backend = self.options.backend;
-        let (key, layout) = states::compat(&self.gguf, engine, backend, &self.tokenizer);
+        let (key, layout) = states::compat(&self.gguf, engine, &self.tokenizer);
         let options = StoreOptions {
             budget_bytes,
             max_tokens: engine.context(),

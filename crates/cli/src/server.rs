@@ -16,7 +16,7 @@ use clap::{CommandFactory as _, Parser};
 use ds4_engine::store::{
     BUDGET_BYTES, MIN_TOKENS, QUEUE_BYTES, Store, StoreOptions, TurnLogOptions,
 };
-use ds4_engine::{BackendKind, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
+use ds4_engine::{Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -368,14 +368,7 @@ fn run(args: ServerArgs) -> Result<()> {
     let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
-            let store = open_store(
-                &args,
-                engine_options.backend,
-                folder,
-                &gguf,
-                &engine,
-                &tokenizer,
-            )?;
+            let store = open_store(&args, folder, &gguf, &engine, &tokenizer)?;
             let usage = store.usage();
             console.report(&format!(
                 "{}: {} states, {} MiB",
@@ -413,13 +406,12 @@ fn run(args: ServerArgs) -> Result<()> {
 /// The store of this model in a folder.
 fn open_store(
     args: &ServerArgs,
-    backend: BackendKind,
     folder: &Path,
     gguf: &Gguf,
     engine: &Engine,
     tokenizer: &Tokenizer,
 ) -> Result<Store> {
-    let (key, layout) = states::compat(gguf, engine, backend, tokenizer);
+    let (key, layout) = states::compat(gguf, engine, tokenizer);
     let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,
