@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Fetch a published model file, or list them with what fits here
     Pull(PullArgs),
+    /// Count what the columns of a model's matrices are multiplied with while it reads a text
+    Imatrix(ImatrixArgs),
     /// Make a GGUF file from the publisher's checkpoint or from another GGUF file
     Quantize(QuantizeArgs),
     /// Check a file's bytes, a model's answers, or this machine
@@ -487,6 +489,28 @@ pub(crate) struct PullArgs {
     /// Bytes that one request asks for
     #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), default_value_t = 64 << 10, hide = true)]
     pub piece_kib: u64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ds4 imatrix`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImatrixArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The text
+    #[arg(value_name = "TEXT")]
+    pub text: PathBuf,
+    /// The file to write, in llama.cpp's format; what is there of the same text goes on
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Tokens of a piece, the one that begins every prompt included
+    #[arg(long, value_name = "N", value_parser = tokens, default_value_t = 512)]
+    pub chunk_tokens: usize,
+    /// Most pieces that are read [default: all of the text]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunks: Option<usize>,
     /// One JSON document instead of text
     #[arg(long)]
     pub json: bool,

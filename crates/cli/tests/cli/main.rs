@@ -8,6 +8,7 @@ mod chat;
 mod checkpoint;
 mod definitions;
 mod documents;
+mod imatrix;
 mod inspect;
 mod kv;
 mod logits;
