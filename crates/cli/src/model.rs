@@ -38,7 +38,10 @@ pub(crate) fn open_file(choice: &ModelChoice) -> Result<Gguf> {
         ModelChoice::File { path, .. } => {
             // Opening a pipe would wait for somebody to write to it.
             if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
-                bail!("{}: found a pipe or a device, expected a file", path.display());
+                bail!(
+                    "{}: found a pipe or a device, expected a file",
+                    path.display()
+                );
             }
             blaming(choice, Gguf::open(path).map_err(Into::into))
         }

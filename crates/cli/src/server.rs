@@ -45,7 +45,6 @@ use crate::stop::Stop;
 use crate::store_args::StoreArgs;
 use crate::switch::Switch;
 
-
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
 #[command(

@@ -47,13 +47,17 @@ pub(crate) struct DelicateTokens {
     tags: Vec<u32>,
     /// Those that open arrays and objects.
     openers: Vec<u32>,
+    /// Those that may begin one more part of JSON, from outside and from inside of a string.
+    growers: [Vec<u32>; 2],
 }
 
 impl DelicateTokens {
     pub(crate) fn new(tokenizer: &Tokenizer) -> DelicateTokens {
         let ids = 0..tokenizer.n_vocab() as u32;
-        let words: Vec<Vec<u8>> =
-            ids.clone().map(|id| tokenizer.token_bytes(id).to_vec()).collect();
+        let words: Vec<Vec<u8>> = ids
+            .clone()
+            .map(|id| tokenizer.token_bytes(id).to_vec())
+            .collect();
         let with = |is: &dyn Fn(&[u8]) -> bool| -> Vec<u32> {
             ids.clone().filter(|id| is(&words[*id as usize])).collect()
         };
@@ -71,8 +75,24 @@ impl DelicateTokens {
             bars: with(&|word| word.iter().any(|b| matches!(b, b'|' | 0xef | 0xbd | 0x9c))),
             tags: with(&|word| closes(Closing::Nowhere, word) || closes(Closing::Less, word)),
             openers: with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{'))),
+            growers: [
+                with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{' | b','))),
+                with(&|word| {
+                    let quote = word.iter().position(|b| *b == b'"');
+                    quote.is_some_and(|at| word[at..].contains(&b','))
+                }),
+            ],
             words,
         }
+    }
+
+    pub(crate) fn bytes(&self, token: u32) -> &[u8] {
+        &self.words[token as usize]
+    }
+
+    /// Tokens that may begin one more part of JSON.
+    pub(crate) fn growers(&self, in_string: bool) -> &[u32] {
+        &self.growers[usize::from(in_string)]
     }
 }
 
@@ -170,10 +190,12 @@ impl Schemas {
         for tool in &tools {
             schemas.push(self.bounded(tool, &mut warnings)?);
         }
-        let rules = |tool: &Tool, schema: &Value| {
-            (ToolRules::new(tool, schema), !rules::is_strict(tool))
-        };
-        let all = tools.iter().zip(&schemas).map(|(tool, schema)| rules(tool, schema));
+        let rules =
+            |tool: &Tool, schema: &Value| (ToolRules::new(tool, schema), !rules::is_strict(tool));
+        let all = tools
+            .iter()
+            .zip(&schemas)
+            .map(|(tool, schema)| rules(tool, schema));
         let all: Vec<(ToolRules, bool)> = all.collect();
         let matcher = match self.matcher(&grammar::write(&all)) {
             Ok(matcher) => matcher,

@@ -51,11 +51,10 @@ impl Guard {
                 format!("the headers are longer than {MAX_HEADER_BYTES} bytes"),
             ));
         }
-        let host = match headers.get(header::HOST).map(HeaderValue::to_str) {
-            None => None,
-            // One that is no text names nothing that is ours.
-            Some(host) => Some(host.unwrap_or_default()),
-        };
+        // One that is no text names nothing that is ours.
+        let host = headers
+            .get(header::HOST)
+            .map(|host| host.to_str().unwrap_or_default());
         // Where a key is asked for, a page that has taken over a name learns nothing.
         let is_open_to_pages = self.loopback || self.keys.is_empty();
         if is_open_to_pages && host.is_some_and(|host| !self.is_own_host(host)) {
@@ -263,10 +262,8 @@ mod tests {
 
     #[test]
     fn a_host_is_checked_wherever_no_key_is_asked_for_and_one_that_is_no_text_is_foreign() {
-        let foreign = HeaderMap::from_iter([(
-            header::HOST,
-            HeaderValue::from_static("evil.example"),
-        )]);
+        let foreign =
+            HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("evil.example"))]);
         let bytes = HeaderValue::from_bytes(b"127.0.0.1\xff").expect("a header");
         let no_text = HeaderMap::from_iter([(header::HOST, bytes)]);
         let check = |options: &ServerOptions, loopback, headers: &HeaderMap| {

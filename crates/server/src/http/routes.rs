@@ -29,7 +29,6 @@ use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
 use super::compile::Compilations;
-use super::utility::Utility;
 use super::confine::{Panicked, confine};
 use super::error::{HttpError, json as json_response, json_text};
 use super::generate::{self, Shape};
@@ -38,6 +37,7 @@ use super::metrics::Metrics;
 use super::notices::Notices;
 use super::options::{ModelFacts, ServerOptions};
 use super::page;
+use super::utility::Utility;
 use super::wire::{Wire, canonical_path};
 
 /// Responses kept for clients that refer to them.
@@ -765,7 +765,8 @@ async fn post_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
+        let parsed =
+            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Responses {
             shape: Box::new(parsed.reply),
@@ -784,8 +785,10 @@ async fn count_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
-        let n = generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
+        let parsed =
+            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
+        let n =
+            generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
         Ok(json_response(&responses::token_count(n)))
     };
     in_words(answer.await, &wire)

@@ -582,7 +582,11 @@ async fn metrics_name_routes_and_nothing_that_clients_make_up() {
     });
     let routes: std::collections::BTreeSet<&str> = routes.collect();
     let expected = ["/", "/v1/cancel", "/v1/models", "/v1/responses", "other"];
-    assert_eq!(routes, std::collections::BTreeSet::from(expected), "{metrics}");
+    assert_eq!(
+        routes,
+        std::collections::BTreeSet::from(expected),
+        "{metrics}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
