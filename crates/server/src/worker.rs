@@ -210,6 +210,10 @@ struct Shared {
     running: AtomicUsize,
     stopping: AtomicBool,
     slots: Mutex<Vec<SlotView>>,
+    /// About how long a reply runs.
+    reply_ms: AtomicU64,
+    /// Requests that were told when to come again.
+    n_turned_away: AtomicU64,
     counters: Counters,
     store: Option<StoreMeter>,
 }
@@ -383,6 +387,17 @@ impl Worker {
         let running = self.shared.running.load(Ordering::Acquire);
         let in_flight = self.shared.in_flight.load(Ordering::Acquire);
         (running, in_flight.saturating_sub(running))
+    }
+
+    /// Seconds after which one more request is likely to find room, 1 to 60: as long as those that
+    /// run and wait will take, for one client after another up to twice that, so that not all who
+    /// were turned away come again at once.
+    pub fn retry_after_s(&self) -> u64 {
+        let (running, waiting) = self.load();
+        let rounds = (running + waiting).div_ceil(self.options.n_slots.max(1)) as u64;
+        let all_ms = self.shared.reply_ms.load(Ordering::Relaxed) * rounds / 2;
+        let turn = self.shared.n_turned_away.fetch_add(1, Ordering::Relaxed) % 8;
+        (all_ms * (8 + turn) / 8).div_ceil(1000).clamp(1, 60)
     }
 
     /// What the slots were doing after the last step.
@@ -802,6 +817,10 @@ impl<S: TokenSource> Body<S> {
         let now = Instant::now();
         let started_at = started.as_ref().map_or(now, |s| s.at);
         let first_token = first_token.unwrap_or(now);
+        let ms = (now - started_at).as_millis() as u64;
+        let known = self.shared.reply_ms.load(Ordering::Relaxed);
+        let mean = if known == 0 { ms } else { (7 * known + ms) / 8 };
+        self.shared.reply_ms.store(mean, Ordering::Relaxed);
         let n_cached = started.as_ref().map_or(0, |s| s.n_cached);
         let usage = Usage {
             n_prompt: job.prompt.tokens.len(),

@@ -23,6 +23,8 @@ pub(crate) fn json_spelling(lenient: bool) -> Value {
         "item_separator": ", ",
         "key_separator": ": ",
         "whitespace_flexible": false,
+        // A model may escape what need not be.
+        "json_allow_general_unicode_escapes": true,
         "coerce_one_of": lenient,
         "lenient": lenient,
     })

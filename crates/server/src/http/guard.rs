@@ -101,7 +101,7 @@ impl Guard {
         put(header::VARY, "Origin");
         put(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            "x-request-id, request-id, retry-after, x-ds4-cache",
+            "x-request-id, request-id, retry-after, x-ds4-cache, x-ds4-warnings",
         );
         if let Some(wanted) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
             put(
