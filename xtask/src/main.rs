@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+mod kernels;
 mod links;
 mod load;
 mod notices;
@@ -35,8 +36,15 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         },
+        Some("kernels") => match kernels::run(args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("xtask kernels: {error}");
+                ExitCode::FAILURE
+            }
+        },
         _ => {
-            eprintln!("{USAGE}");
+            eprintln!("{USAGE}\n{}", kernels::USAGE);
             ExitCode::from(2)
         }
     }

@@ -156,9 +156,13 @@ pub(crate) struct OtherNames {
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The CPU kernels
+    /// The NVIDIA device when there is one and the model fits it, else the CPU
     #[default]
+    Auto,
+    /// The CPU kernels
     Cpu,
+    /// An NVIDIA device
+    Cuda,
     /// The scalar meaning of every op: slow, for comparison
     Reference,
 }
@@ -439,6 +443,12 @@ pub(crate) struct BenchArgs {
     /// Most rows of one prefill step [default: what suits the device]
     #[arg(long, value_name = "N", value_parser = count)]
     pub chunk: Option<usize>,
+    /// Sequences that decode at once, copies of the first
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
+    pub sequences: usize,
+    /// Measure every kernel of a device, which slows it down, and print a table of them
+    #[arg(long)]
+    pub timed: bool,
     /// One JSON document instead of CSV, with the model and the machine
     #[arg(long)]
     pub json: bool,

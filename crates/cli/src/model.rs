@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use ds4_engine::store::{Store, StoreOptions};
 use ds4_engine::{
     Engine, Event, FinishReason, LoadProgress, NotFinite, OpenOptions, Request, SamplingOptions,
-    Scheduler, Timings, TokenLogprobs, tokenizer_of,
+    Scheduler, SchedulerOptions, Timings, TokenLogprobs, tokenizer_of,
 };
 use ds4_formats::gguf::Gguf;
 use ds4_model::Geometry;
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::RevisionArg;
 use crate::console::Console;
+use crate::folders;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
@@ -123,11 +124,14 @@ pub(crate) fn open_engine_of(
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.kernel_cache = folders::cache().map(|folder| folder.join("kernels"));
     adjust(&mut open);
-    let result = Engine::from_gguf(gguf, &open, &mut |progress| {
-        if let LoadProgress::Bound { n_done, n_bytes } = progress {
+    let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {
+        LoadProgress::Bound { n_done, n_bytes } => {
             console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
+        LoadProgress::Chosen { what } => console.note(&what),
+        LoadProgress::Opened { .. } => {}
     });
     console.end_progress();
     let engine = blaming(&options.model, result.map_err(Into::into))?;
@@ -293,7 +297,7 @@ impl Model {
         console.detail(&format!("prompt revision: {revision:?}"));
         Ok(Model {
             tokenizer: Arc::clone(tokenizer),
-            scheduler: Scheduler::new(engine),
+            scheduler: Scheduler::new(engine).with_options(SchedulerOptions::responsive()),
             gguf,
             options: options.clone(),
             rules,
@@ -308,8 +312,7 @@ impl Model {
     /// The folder cannot be used.
     pub(crate) fn keep_states(self, folder: &Path, budget_bytes: u64) -> Result<Model> {
         let engine = self.scheduler.engine();
-        let backend = self.options.backend;
-        let (key, layout) = states::compat(&self.gguf, engine, backend, &self.tokenizer);
+        let (key, layout) = states::compat(&self.gguf, engine, &self.tokenizer);
         let options = StoreOptions {
             budget_bytes,
             max_tokens: engine.context(),

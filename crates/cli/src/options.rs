@@ -83,13 +83,18 @@ impl EngineOptions {
     /// There is no model, or the arguments contradict each other.
     pub(crate) fn new(args: &EngineArgs) -> Result<EngineOptions> {
         let backend = other_names::backend(args)?;
-        if backend == BackendArg::Reference && args.simd.is_some() {
-            bail!("--simd chooses kernels of the CPU backend, and --backend reference has none");
+        let has_simd = matches!(backend, BackendArg::Auto | BackendArg::Cpu);
+        if args.simd.is_some() && !has_simd {
+            bail!("--simd chooses kernels of the CPU backend, and this --backend has none");
         }
         Ok(EngineOptions {
             model: ModelChoice::new(args.model.as_deref())?,
             backend: match backend {
+                // Kernels of the CPU backend are asked for.
+                BackendArg::Auto if args.simd.is_some() => BackendKind::Cpu,
+                BackendArg::Auto => BackendKind::Auto,
                 BackendArg::Cpu => BackendKind::Cpu,
+                BackendArg::Cuda => BackendKind::Cuda,
                 BackendArg::Reference => BackendKind::Reference,
             },
             n_threads: args.threads,

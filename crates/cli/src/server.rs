@@ -13,8 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{CommandFactory as _, Parser};
-use ds4_engine::store::{BUDGET_BYTES, MIN_TOKENS, Store, StoreOptions, TurnLogOptions};
-use ds4_engine::{BackendKind, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
+use ds4_engine::store::{
+    BUDGET_BYTES, MIN_TOKENS, QUEUE_BYTES, Store, StoreOptions, TurnLogOptions,
+};
+use ds4_engine::{Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -322,12 +324,17 @@ fn run(args: ServerArgs) -> Result<()> {
         }
     });
 
+    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let gguf = open_file(&engine_options.model)?;
     let context = context_within(args.ctx, &gguf, &engine_options.model, &console);
     let engine = open_engine_of(&gguf, &engine_options, &console, |open| {
         open.context = context;
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
+        open.snapshot_bytes = args.snapshot_mem << 20;
+        if folder.is_some() {
+            open.store_bytes = QUEUE_BYTES as u64;
+        }
     })?;
     console.announce(&engine_options.model, engine.name());
     let tokenizer = Arc::clone(engine.tokenizer().with_context(|| {
@@ -356,20 +363,12 @@ fn run(args: ServerArgs) -> Result<()> {
     let model_name = facts.name.clone();
     let keeping = SchedulerOptions {
         snapshot_bytes: args.snapshot_mem << 20,
-        ..SchedulerOptions::default()
+        ..SchedulerOptions::responsive()
     };
-    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
-            let store = open_store(
-                &args,
-                engine_options.backend,
-                folder,
-                &gguf,
-                &engine,
-                &tokenizer,
-            )?;
+            let store = open_store(&args, folder, &gguf, &engine, &tokenizer)?;
             let usage = store.usage();
             console.report(&format!(
                 "{}: {} states, {} MiB",
@@ -407,13 +406,12 @@ fn run(args: ServerArgs) -> Result<()> {
 /// The store of this model in a folder.
 fn open_store(
     args: &ServerArgs,
-    backend: BackendKind,
     folder: &Path,
     gguf: &Gguf,
     engine: &Engine,
     tokenizer: &Tokenizer,
 ) -> Result<Store> {
-    let (key, layout) = states::compat(gguf, engine, backend, tokenizer);
+    let (key, layout) = states::compat(gguf, engine, tokenizer);
     let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,

@@ -10,7 +10,6 @@ use sha2::{Digest as _, Sha256};
 pub(crate) fn compat(
     gguf: &Gguf,
     engine: &Engine,
-    backend: BackendKind,
     tokenizer: &Tokenizer,
 ) -> (CompatKey, SlotLayout) {
     let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
@@ -18,8 +17,9 @@ pub(crate) fn compat(
         geometry: engine.geometry(),
         weights: WeightsFingerprint::of(gguf),
         tokenizer: tokenizer_hash(tokenizer),
-        numerics_class: match backend {
-            BackendKind::Cpu => "cpu",
+        numerics_class: match engine.backend() {
+            BackendKind::Auto | BackendKind::Cpu => "cpu",
+            BackendKind::Cuda => "cuda",
             BackendKind::Reference => "reference",
         },
     };

@@ -6,15 +6,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ds4_cpu::{CpuBackend, CpuOptions};
+use ds4_cuda::{CudaBackend, CudaOptions};
 use ds4_formats::gguf::{self, Gguf};
-use ds4_model::{Backend, Geometry, Network, Reference, SessionShape};
+use ds4_model::{Geometry, Network, Reference, SessionShape};
 use ds4_text::Tokenizer;
 
 use crate::plan::{BackendKind, OpenError, OpenOptions, Plan, plan};
-use crate::slots::{Loaded, Slots};
+use crate::slots::{Loaded, Measured, Slots};
 
 /// How far opening has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LoadProgress {
     /// The file is mapped and its table checked.
     Opened {
@@ -22,6 +23,11 @@ pub enum LoadProgress {
         n_tensors: usize,
         /// Its size.
         file_bytes: u64,
+    },
+    /// What will compute was chosen among several.
+    Chosen {
+        /// What, and why: one line.
+        what: String,
     },
     /// Weights were bound to the backend.
     Bound {
@@ -39,6 +45,7 @@ pub struct Engine {
     name: String,
     tokenizer: Option<Arc<Tokenizer>>,
     plan: Plan,
+    backend: BackendKind,
 }
 
 impl fmt::Debug for Engine {
@@ -104,20 +111,19 @@ impl Engine {
                 ),
             });
         }
-        let (slots, plan) = match options.backend {
+        let (backend, slots, plan) = match options.backend {
             BackendKind::Reference => {
                 let backend = Reference::new(&geometry);
-                load(backend, gguf, options, progress)?
+                let (slots, plan) = load(backend, gguf, options, progress)?;
+                (BackendKind::Reference, slots, plan)
             }
-            BackendKind::Cpu => {
-                let cpu = CpuOptions {
-                    n_threads: options.n_threads,
-                    simd: options.simd,
-                };
-                let backend = CpuBackend::new(&geometry, cpu)
-                    .map_err(|e| OpenError::Options(e.to_string()))?;
-                load(backend, gguf, options, progress)?
+            BackendKind::Cpu => on_cpu(&geometry, gguf, options, progress)?,
+            BackendKind::Cuda => {
+                let backend = cuda(&geometry, options)?;
+                let (slots, plan) = load(backend, gguf, options, progress)?;
+                (BackendKind::Cuda, slots, plan)
             }
+            BackendKind::Auto => on_the_best(&geometry, gguf, options, progress)?,
         };
         Ok(Engine {
             slots,
@@ -128,8 +134,14 @@ impl Engine {
                 .to_owned(),
             tokenizer,
             plan,
+            backend,
             geometry,
         })
+    }
+
+    /// What computes; never [`BackendKind::Auto`].
+    pub fn backend(&self) -> BackendKind {
+        self.backend
     }
 
     /// What it takes.
@@ -195,6 +207,66 @@ impl Engine {
     }
 }
 
+/// What computes, its slots, and what they take.
+type Opened = (BackendKind, Box<dyn Slots>, Plan);
+
+fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
+    let options = CudaOptions {
+        cache: options.kernel_cache.clone(),
+        timed: options.timed,
+        ..CudaOptions::default()
+    };
+    Ok(CudaBackend::new(geometry, options)?)
+}
+
+fn on_cpu(
+    geometry: &Geometry,
+    gguf: &Gguf,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Opened, OpenError> {
+    let cpu = CpuOptions {
+        n_threads: options.n_threads,
+        simd: options.simd,
+    };
+    let backend = CpuBackend::new(geometry, cpu).map_err(|e| OpenError::Options(e.to_string()))?;
+    let (slots, plan) = load(backend, gguf, options, progress)?;
+    Ok((BackendKind::Cpu, slots, plan))
+}
+
+/// On the device if there is one and the model fits it. Says which, and why not the device, unless
+/// there is none: most machines have none, and nobody expects it.
+fn on_the_best(
+    geometry: &Geometry,
+    gguf: &Gguf,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Opened, OpenError> {
+    let why_not = match cuda(geometry, options) {
+        Ok(backend) => match plan(&backend, gguf, options) {
+            Ok(_) => {
+                let facts = backend.device();
+                let gib = facts.memory_bytes as f64 / f64::from(1u32 << 30);
+                let what = format!(
+                    "running on {} ({gib:.0} GiB): the model fits it",
+                    facts.name
+                );
+                progress(LoadProgress::Chosen { what });
+                let (slots, plan) = load(backend, gguf, options, progress)?;
+                return Ok((BackendKind::Cuda, slots, plan));
+            }
+            Err(error) => Some(error),
+        },
+        Err(OpenError::NoDevice(error)) if error.is_absent() => None,
+        Err(error) => Some(error),
+    };
+    if let Some(error) = why_not {
+        let what = format!("running on the processor: {error}");
+        progress(LoadProgress::Chosen { what });
+    }
+    on_cpu(geometry, gguf, options, progress)
+}
+
 fn load<B>(
     mut backend: B,
     gguf: &Gguf,
@@ -202,7 +274,7 @@ fn load<B>(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<(Box<dyn Slots>, Plan), OpenError>
 where
-    B: Backend + Send + 'static,
+    B: Measured + Send + 'static,
     B::Buffer: Send,
     B::Weight: Send,
     B::Rows: Send,

@@ -31,5 +31,6 @@ pub use slots::{Group, Slots};
 
 pub use ds4_cpu::SimdPath;
 pub use ds4_model::{
-    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError, StoredRows,
+    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError,
+    StoredRows, Wanted,
 };

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use ds4_cpu::SimdPath;
+use ds4_cuda::CudaError;
 use ds4_formats::gguf::{self, Gguf};
 use ds4_model::{
     Backend, BackendError, CacheRounding, GeometryError, MemoryPlan, SessionShape, WeightsError,
@@ -24,9 +25,13 @@ const RESERVED_SIXTEENTHS: u64 = 1;
 /// Where the network runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendKind {
+    /// The NVIDIA device when there is one and the model fits it, else the processor.
+    Auto,
     /// Vectorised kernels on the processor.
     #[default]
     Cpu,
+    /// Kernels on an NVIDIA device.
+    Cuda,
     /// The scalar reference: slow, for comparison.
     Reference,
 }
@@ -59,6 +64,10 @@ pub struct OpenOptions {
     pub snapshot_bytes: usize,
     /// Bytes of the host's memory that a store will take for its queue.
     pub store_bytes: u64,
+    /// Where compiled kernels are kept between runs; `None` keeps none.
+    pub kernel_cache: Option<PathBuf>,
+    /// Whether a device measures every kernel, which slows it down.
+    pub timed: bool,
 }
 
 impl OpenOptions {
@@ -77,6 +86,8 @@ impl OpenOptions {
             memory_bytes: None,
             snapshot_bytes: SNAPSHOT_BYTES,
             store_bytes: 0,
+            kernel_cache: None,
+            timed: false,
         }
     }
 }
@@ -250,6 +261,9 @@ pub enum OpenError {
         /// Tokens that would fit; 0 when not even a short context does.
         fits: usize,
     },
+    /// There is no device to use.
+    #[error(transparent)]
+    NoDevice(#[from] CudaError),
     /// The options contradict each other or the machine.
     #[error("{0}")]
     Options(String),

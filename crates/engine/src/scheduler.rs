@@ -32,6 +32,8 @@
 
 mod choice;
 mod rates;
+mod report;
+mod request;
 mod saves;
 mod slot;
 mod snapshots;
@@ -44,8 +46,8 @@ use ds4_model::StepError;
 
 use crate::engine::Engine;
 use crate::plan::OpenError;
-use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
-use crate::store::{NotStored, Store};
+use crate::sampler::{Constraint, Sampler};
+use crate::store::Store;
 
 use choice::{Start, n_alike};
 use rates::Rates;
@@ -54,6 +56,8 @@ use snapshots::{Place, prompt_end};
 use step::Flight;
 
 pub use rates::{MIN_LOAD_GAIN, MIN_PREFILL_ROWS, READ_RATE};
+pub use report::{Event, FinishReason, Reuse, SlotUse, Timings};
+pub use request::{Request, RequestError, SequenceId};
 pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL};
 pub(crate) use snapshots::most_snapshot_bytes;
 pub use snapshots::{
@@ -64,9 +68,9 @@ pub use snapshots::{
 /// Rows of a prefill chunk in a step that also decodes, until it is known how long such
 /// steps take.
 pub const MIXED_CHUNK: usize = 128;
-/// Default of [`SchedulerOptions::prefill_time`].
+/// [`SchedulerOptions::prefill_time`] of somebody who waits.
 pub const PREFILL_TIME: Duration = Duration::from_millis(800);
-/// Default of [`SchedulerOptions::mixed_time`].
+/// [`SchedulerOptions::mixed_time`] of somebody who waits.
 pub const MIXED_TIME: Duration = Duration::from_millis(250);
 /// Tokens that a running slot must have, or be about to have, more than the idle
 /// ones for a request to be begun as a copy of it.
@@ -84,11 +88,25 @@ pub struct SchedulerOptions {
     /// How long nothing runs in a slot before its state goes to disk.
     pub idle_save: Duration,
     /// How long a step of prompt tokens alone may take, by the rate measured so far: so
-    /// long does a prompt that is given up go on.
-    pub prefill_time: Duration,
+    /// long does a prompt that is given up go on. `None` for as many rows as there can be,
+    /// whatever they take.
+    pub prefill_time: Option<Duration>,
     /// How long a step may take in which prompt tokens are computed beside sequences that
-    /// are decoding: so long do these wait for their next token.
-    pub mixed_time: Duration,
+    /// are decoding: so long do these wait for their next token. `None` for
+    /// [`MIXED_CHUNK`] rows, whatever they take.
+    pub mixed_time: Option<Duration>,
+}
+
+impl SchedulerOptions {
+    /// Those of a program with somebody before it: steps of [`PREFILL_TIME`] and
+    /// [`MIXED_TIME`] at most.
+    pub fn responsive() -> SchedulerOptions {
+        SchedulerOptions {
+            prefill_time: Some(PREFILL_TIME),
+            mixed_time: Some(MIXED_TIME),
+            ..SchedulerOptions::default()
+        }
+    }
 }
 
 impl Default for SchedulerOptions {
@@ -96,216 +114,10 @@ impl Default for SchedulerOptions {
         SchedulerOptions {
             snapshot_bytes: SNAPSHOT_BYTES,
             idle_save: IDLE_SAVE,
-            prefill_time: PREFILL_TIME,
-            mixed_time: MIXED_TIME,
+            prefill_time: None,
+            mixed_time: None,
         }
     }
-}
-
-/// Names a sequence for as long as the scheduler lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
-
-/// One reply to be generated.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The whole prompt.
-    pub tokens: Vec<u32>,
-    /// Lengths of the prompt at which other conversations are likely to depart, in
-    /// ascending order: the end of the system text and its tools, and of what a
-    /// client puts before every first message. States there are kept for them.
-    pub anchors: Vec<usize>,
-    /// Names the client's conversation, if it has a name: of slots that hold as much
-    /// of a prompt, the conversation's own is taken, and a slot of another one is not
-    /// cut back.
-    pub affinity: Option<u64>,
-    /// How to choose tokens.
-    pub sampling: SamplingOptions,
-    /// Most tokens to generate.
-    pub max_tokens: usize,
-    /// Tokens that end the reply and are not part of it.
-    pub stop_tokens: Vec<u32>,
-    /// Number of likeliest tokens to report for every generated one.
-    pub n_logprobs: Option<usize>,
-    /// Whether it may go on from what is kept, and is kept itself. If not, all of it
-    /// is computed, and its slot is emptied when it ends.
-    pub use_cache: bool,
-}
-
-impl Default for Request {
-    /// An empty prompt, and nothing to generate.
-    fn default() -> Request {
-        Request {
-            tokens: Vec::new(),
-            anchors: Vec::new(),
-            affinity: None,
-            sampling: SamplingOptions::default(),
-            max_tokens: 0,
-            stop_tokens: Vec::new(),
-            n_logprobs: None,
-            use_cache: true,
-        }
-    }
-}
-
-/// Why a request was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// Nothing to continue.
-    #[error("the prompt is empty, expected at least one token")]
-    EmptyPrompt,
-    /// The prompt leaves no room for a token.
-    #[error(
-        "the prompt has {found} tokens and the context holds {context}: shorten it or use a longer --ctx"
-    )]
-    PromptTooLong {
-        /// Tokens of the prompt.
-        found: usize,
-        /// Tokens of a slot.
-        context: usize,
-    },
-    /// A token is outside the vocabulary.
-    #[error("token id {token} is not in the vocabulary of {n_vocab}")]
-    Token {
-        /// The id.
-        token: u32,
-        /// Vocabulary entries.
-        n_vocab: usize,
-    },
-    /// A sampling option is out of range.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
-    /// Too many requests wait already.
-    #[error("{MAX_WAITING} requests are waiting for a slot; try again later")]
-    QueueFull,
-}
-
-/// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// It sampled a stop token.
-    Stop,
-    /// It reached its limit of tokens.
-    Length,
-    /// Its slot is full.
-    ContextFull,
-    /// The caller gave it up.
-    Cancelled,
-    /// The model's logits were not finite numbers; see [`crate::NotFinite`].
-    NotFinite,
-}
-
-/// Where the time of a sequence went.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Timings {
-    /// Tokens of the prompt.
-    pub n_prompt: usize,
-    /// Of them, tokens that were in the slot already.
-    pub n_cached: usize,
-    /// Of them, tokens that are in the slot now: fewer than all when it was given up.
-    pub n_done: usize,
-    /// Time of the steps that prefilled it.
-    pub prefill: Duration,
-    /// Tokens generated, the stop token not counted.
-    pub n_decoded: usize,
-    /// Time of the steps that decoded it.
-    pub decode: Duration,
-}
-
-impl Timings {
-    /// Tokens of the prompt that were computed: all of them, unless it was given up.
-    pub fn n_prefilled(&self) -> usize {
-        self.n_done.saturating_sub(self.n_cached)
-    }
-
-    /// Prompt tokens computed in a second.
-    pub fn prefill_rate(&self) -> f64 {
-        rate(self.n_prefilled(), self.prefill)
-    }
-
-    /// Tokens generated in a second. The first token comes out of the last
-    /// prefill step, so it is not counted.
-    pub fn decode_rate(&self) -> f64 {
-        rate(self.n_decoded.saturating_sub(1), self.decode)
-    }
-}
-
-fn rate(n: usize, time: Duration) -> f64 {
-    if time.is_zero() {
-        0.0
-    } else {
-        n as f64 / time.as_secs_f64()
-    }
-}
-
-/// What happened to a sequence in a tick.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A part of its prompt was computed.
-    Prefill {
-        /// The sequence.
-        id: SequenceId,
-        /// Prompt tokens in the slot now.
-        n_done: usize,
-        /// Prompt tokens.
-        n_total: usize,
-        /// Of those done, the ones that did not have to be computed.
-        n_cached: usize,
-    },
-    /// A token was generated.
-    Token {
-        /// The sequence.
-        id: SequenceId,
-        /// The token.
-        token: u32,
-        /// What the model thought of it, if asked for.
-        logprobs: Option<TokenLogprobs>,
-    },
-    /// It ended.
-    Finished {
-        /// The sequence.
-        id: SequenceId,
-        /// Why.
-        reason: FinishReason,
-        /// Where its time went.
-        timings: Timings,
-    },
-}
-
-/// What a sequence found when it got its slot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reuse {
-    /// Its slot.
-    pub slot: usize,
-    /// Whether nothing was looked for, as the request asked.
-    pub ignored: bool,
-    /// The slot that it went on from, or else the idle one that held the most of the
-    /// prompt; what was cached is a copy when it is another than `slot`.
-    pub from: usize,
-    /// Tokens of the prompt that it held, in order from the first.
-    pub n_shared: usize,
-    /// Of them, tokens that did not have to be computed: a slot can be cut back
-    /// only to certain lengths.
-    pub n_cached: usize,
-    /// Tokens that it held.
-    pub n_held: usize,
-    /// The first few of those that it held behind the shared ones.
-    pub held_next: Vec<u32>,
-    /// Tokens that were read from disk; 0 when what the slots held was as good.
-    pub n_loaded: usize,
-    /// Why the store had no more, if there is one.
-    pub not_stored: Option<NotStored>,
-}
-
-/// What a slot is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotUse {
-    /// Tokens in it.
-    pub n_tokens: usize,
-    /// The sequence that runs in it.
-    pub sequence: Option<SequenceId>,
-    /// Tokens that sequence has generated.
-    pub n_decoded: usize,
 }
 
 struct Waiting {

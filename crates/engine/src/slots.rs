@@ -94,6 +94,41 @@ pub trait Slots: Send {
     fn reopen(&mut self, shape: SessionShape) -> Result<(), BackendError>;
     /// Says what does not fit together, if anything.
     fn check_integrity(&self) -> Result<(), String>;
+
+    /// Time of every kernel since the last call, as (kernel, launches, milliseconds), longest
+    /// first, where the backend measures them.
+    fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        Vec::new()
+    }
+    /// Bytes a second that the memory of the device gives at most, where it is known.
+    fn memory_bandwidth(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// A backend that may know its device and measure its kernels.
+pub(crate) trait Measured: Backend {
+    fn kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        Vec::new()
+    }
+
+    fn bandwidth(&self) -> Option<f64> {
+        None
+    }
+}
+
+impl Measured for ds4_cpu::CpuBackend {}
+
+impl Measured for ds4_model::Reference {}
+
+impl Measured for ds4_cuda::CudaBackend {
+    fn kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        self.take_times()
+    }
+
+    fn bandwidth(&self) -> Option<f64> {
+        self.device().bandwidth
+    }
 }
 
 /// Bytes that a session of a shape takes on a backend, its workspace as scratch.
@@ -142,11 +177,19 @@ impl<B: Backend> Loaded<B> {
 
 impl<B> Slots for Loaded<B>
 where
-    B: Backend + Send,
+    B: Measured + Send,
     B::Buffer: Send,
     B::Weight: Send,
     B::Rows: Send,
 {
+    fn take_kernel_times(&mut self) -> Vec<(String, u64, f64)> {
+        self.backend.kernel_times()
+    }
+
+    fn memory_bandwidth(&self) -> Option<f64> {
+        self.backend.bandwidth()
+    }
+
     fn shape(&self) -> &SessionShape {
         self.session.shape()
     }

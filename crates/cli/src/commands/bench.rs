@@ -5,7 +5,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use ds4_engine::{Batch, Engine, Outputs};
+use ds4_engine::{Batch, Engine, Outputs, Wanted};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use serde::Serialize;
@@ -23,7 +23,8 @@ use crate::version;
 const SEED: u64 = 1;
 
 /// Runs the command: one line of CSV for every context, or one JSON document. At each, the cache is filled up to it
-/// from where the last one ended, then tokens are decoded one at a time and cut off again.
+/// from where the last one ended, then tokens are decoded one at a time, in as many copies as asked,
+/// and cut off again.
 ///
 /// # Errors
 /// The model cannot be opened or run, or a context does not fit.
@@ -36,16 +37,22 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
     };
     let options = EngineOptions::new(&args.engine)?;
     let gguf = open_file(&options.model)?;
+    let started = Instant::now();
     let mut engine = open_engine_of(&gguf, &options, console, |open| {
         open.context = Some(longest + args.tokens);
+        open.n_slots = args.sequences;
         open.chunk = args.chunk;
+        open.timed = args.timed;
     })?;
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
     let chunk = engine.shape().max_rows;
     console.announce(&options.model, engine.name());
     console.report(&format!("memory: {}", engine.plan()));
+    let token_bytes = weight_bytes_per_token(&gguf, engine.geometry());
     console.report(&format!(
-        "a decoded token reads {} of weights",
-        units::bytes(weight_bytes_per_token(&gguf, engine.geometry()))
+        "loaded in {:.2} s; a decoded token reads {} of weights",
+        load_ms / 1e3,
+        units::bytes(token_bytes)
     ));
 
     let mut tokens = RandomTokens {
@@ -61,8 +68,11 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         chunk,
         &mut silent,
     )?;
-    append(&mut engine, &tokens.take(1), 1, &mut silent)?;
-    engine.clear(0);
+    decode(&mut engine, args.sequences, &tokens.take(2), &mut silent)?;
+    for slot in 0..args.sequences {
+        engine.clear(slot);
+    }
+    engine.take_kernel_times();
     console.end_progress();
 
     if !args.json {
@@ -83,10 +93,17 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         console.begin_progress(&line(0));
         let mut show = |done| console.progress(&line(done));
         let prefill = append(&mut engine, &prompt, chunk, &mut show)?;
+        let prefill_kernels = engine.take_kernel_times();
         let frontier = engine.frontier(0)?;
+        for slot in 1..args.sequences {
+            engine.fork(0, slot);
+        }
         let line = is_doing("decode", args.tokens);
         let mut show = |done| console.progress(&line(done));
-        let decode = append(&mut engine, &tokens.take(args.tokens), 1, &mut show)?;
+        let new = tokens.take(args.tokens);
+        let time = decode(&mut engine, args.sequences, &new, &mut show)?;
+        let decode_kernels = engine.take_kernel_times();
+        let n_decoded = args.tokens * args.sequences;
         engine.restore(0, &frontier)?;
         console.end_progress();
         let row = Row {
@@ -94,13 +111,27 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
             prefill_tokens: prompt.len(),
             prefill_ms: prefill.as_secs_f64() * 1e3,
             prefill_tps: prompt.len() as f64 / prefill.as_secs_f64(),
-            decode_tokens: args.tokens,
-            decode_ms: decode.as_secs_f64() * 1e3,
-            decode_tps: args.tokens as f64 / decode.as_secs_f64(),
+            decode_tokens: n_decoded,
+            decode_ms: time.as_secs_f64() * 1e3,
+            decode_tps: n_decoded as f64 / time.as_secs_f64(),
         };
         if !args.json {
             writeln!(out, "{row}")?;
             out.flush()?;
+        }
+        if let Some(peak) = engine.memory_bandwidth().filter(|_| args.sequences == 1) {
+            let achieved = token_bytes as f64 * row.decode_tps;
+            console.report(&format!(
+                "context {context}: decode reads {:.0} GB/s of weights, {:.0} % of the device's {:.0}",
+                achieved / 1e9,
+                achieved / peak * 100.0,
+                peak / 1e9
+            ));
+        }
+        for (what, kernels) in [("prefill", prefill_kernels), ("decode", decode_kernels)] {
+            if !kernels.is_empty() {
+                console.report(&kernel_table(&format!("{what} at {context}"), &kernels));
+            }
         }
         rows.push(row);
     }
@@ -112,12 +143,25 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
             "file": name_of(&options.model).display().to_string(),
             "weight_bytes_per_token": weight_bytes_per_token(&gguf, engine.geometry()),
             "chunk": chunk,
+            "sequences": args.sequences,
+            "load_ms": load_ms,
             "rows": rows,
         });
         serde_json::to_writer_pretty(&mut *out, &document)?;
         writeln!(out)?;
     }
     Ok(())
+}
+
+/// Kernels with their launches, time and share of all, longest first.
+fn kernel_table(title: &str, kernels: &[(String, u64, f64)]) -> String {
+    let all: f64 = kernels.iter().map(|(_, _, ms)| ms).sum();
+    let mut table = format!("{title}: {all:.2} ms in kernels");
+    for (name, launches, ms) in kernels {
+        let share = ms / all * 100.0;
+        table += &format!("\n  {name:24} {launches:8} {ms:12.3} ms {share:6.1} %");
+    }
+    table
 }
 
 /// What was measured at one context.
@@ -162,9 +206,30 @@ impl RandomTokens {
     }
 }
 
+/// Decodes tokens one at a time, the same in each of the first slots, and returns the time; `on` is
+/// told after every step how many were decoded.
+fn decode(
+    engine: &mut Engine,
+    n_slots: usize,
+    tokens: &[u32],
+    on: &mut dyn FnMut(usize),
+) -> Result<Duration> {
+    let started = Instant::now();
+    for (i, token) in tokens.iter().enumerate() {
+        let mut batch = Batch::new();
+        for slot in 0..n_slots {
+            let wanted = Wanted::Candidates { temperature: 1.0 };
+            batch.push_wanting(slot, &[*token], Outputs::Last, wanted);
+        }
+        engine.step(&batch)?;
+        on(i + 1);
+    }
+    Ok(started.elapsed())
+}
+
 /// Appends tokens in steps of so many rows and returns the time; `on` is told after every step
 /// how many were appended. Logits are computed where a
-/// generation would: at the end, and at every token that is decoded.
+/// generation would: at the end.
 fn append(
     engine: &mut Engine,
     tokens: &[u32],
@@ -174,7 +239,7 @@ fn append(
     let started = Instant::now();
     let n_steps = tokens.len().div_ceil(n_rows);
     for (i, chunk) in tokens.chunks(n_rows).enumerate() {
-        let outputs = if i + 1 == n_steps || n_rows == 1 {
+        let outputs = if i + 1 == n_steps {
             Outputs::Last
         } else {
             Outputs::None

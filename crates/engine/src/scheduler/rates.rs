@@ -47,13 +47,15 @@ impl Rates {
     }
 
     /// Prompt tokens of a step that takes no longer than this.
-    pub(super) fn prefill_rows(&self, time: Duration) -> usize {
-        self.prefill.map_or(usize::MAX, |rate| rows_in(rate, time))
+    pub(super) fn prefill_rows(&self, time: Option<Duration>) -> usize {
+        let known = self.prefill.zip(time);
+        known.map_or(usize::MAX, |(rate, time)| rows_in(rate, time))
     }
 
     /// The same of a step in which others are decoding.
-    pub(super) fn mixed_rows(&self, time: Duration) -> usize {
-        self.mixed.map_or(MIXED_CHUNK, |rate| rows_in(rate, time))
+    pub(super) fn mixed_rows(&self, time: Option<Duration>) -> usize {
+        let known = self.mixed.zip(time);
+        known.map_or(MIXED_CHUNK, |(rate, time)| rows_in(rate, time))
     }
 
     /// A state that was read and put into a slot.
@@ -98,14 +100,16 @@ mod tests {
     #[test]
     fn a_step_has_as_many_rows_as_its_time_allows() {
         let mut rates = Rates::default();
-        assert_eq!(rates.prefill_rows(SECOND), usize::MAX);
-        assert_eq!(rates.mixed_rows(SECOND), MIXED_CHUNK);
+        assert_eq!(rates.prefill_rows(Some(SECOND)), usize::MAX);
+        assert_eq!(rates.mixed_rows(Some(SECOND)), MIXED_CHUNK);
         rates.note_prefill(400, SECOND);
         rates.note_mixed(100, SECOND);
-        assert_eq!(rates.prefill_rows(SECOND / 2), 200);
-        assert_eq!(rates.mixed_rows(SECOND / 2), 50);
-        assert_eq!(rates.mixed_rows(SECOND / 100), MIN_PREFILL_ROWS);
-        assert_eq!(rates.prefill_rows(Duration::MAX), usize::MAX);
+        assert_eq!(rates.prefill_rows(Some(SECOND / 2)), 200);
+        assert_eq!(rates.mixed_rows(Some(SECOND / 2)), 50);
+        assert_eq!(rates.mixed_rows(Some(SECOND / 100)), MIN_PREFILL_ROWS);
+        assert_eq!(rates.prefill_rows(Some(Duration::MAX)), usize::MAX);
+        assert_eq!(rates.prefill_rows(None), usize::MAX);
+        assert_eq!(rates.mixed_rows(None), MIXED_CHUNK);
     }
 
     const SECOND: Duration = Duration::from_secs(1);

@@ -273,6 +273,7 @@ fn check_histories(backend: BackendKind, n_cases: u32) {
             options: SchedulerOptions {
                 snapshot_bytes,
                 idle_save: Duration::from_secs(u64::from(!rests_at_once) << 40),
+                ..SchedulerOptions::default()
             },
             scheduler: None,
             conversations: Vec::new(),
