@@ -26,7 +26,7 @@ use llguidance::Matcher;
 use llguidance::toktrie::TokEnv;
 use serde_json::Value;
 
-use crate::generation::{Failure, FailureKind, Generation, Tool};
+use crate::generation::{Failure, FailureKind, Generation, InputGrammar, Tool};
 use crate::schema::{Schemas, first_line, relaxed};
 use closing::{Closing, Read};
 use place::Place;
@@ -189,6 +189,10 @@ impl Schemas {
         let mut schemas: Vec<Value> = Vec::new();
         for tool in &tools {
             schemas.push(self.bounded(tool, &mut warnings)?);
+            if matches!(tool.input, Some(InputGrammar::Lark(_))) {
+                let name = &tool.name;
+                warnings.push(format!("tools: the lark grammar of {name} is not enforced"));
+            }
         }
         let rules =
             |tool: &Tool, schema: &Value| (ToolRules::new(tool, schema), !rules::is_strict(tool));

@@ -363,7 +363,12 @@ fn a_thread_is_its_own_session() {
 fn an_answer_that_was_begun_is_gone_on_with() {
     let begun = json!({"role": "assistant", "content": "Once upon"});
     let body = json!({"input": [{"role": "user", "content": "Tell"}, begun]});
-    let parsed = parse_with_store(&body, &common::context(), &NoStore).expect("a request");
+    let parsed = parse_with_store(
+        &body,
+        &common::context(),
+        &ds4_server::api::responses::NoStore,
+    )
+    .expect("a request");
     let PromptSource::Messages(messages) = &parsed.generation.prompt else {
         panic!("a conversation");
     };
