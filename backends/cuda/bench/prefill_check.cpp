@@ -183,12 +183,12 @@ static float q2k_weight(const unsigned char* row, u32 k) {
     return h2f(b[80] | b[81] << 8) * (s & 15) * (b[16 + 32 * n + l] >> (2 * r) & 3) - h2f(b[82] | b[83] << 8) * (s >> 4);
 }
 
-static void check_experts(bool few) {
+static void check_experts(bool few, bool two = false) {
     const u32 n = few ? 20 : 48, tokens = few ? EXPERTS_FEW_TOKENS : EXPERTS_MANY_TOKENS;
     std::vector<u32> slot(n, 0), experts(n * 6);
     slot[3] = PAD_SLOT;
     std::vector<float> weights(n * 6);
-    for (u32 r = 0; r < n; r++) for (u32 i = 0; i < 6; i++) { experts[r * 6 + i] = i == 0 ? 7 : 10 + (r * 5 + i * 37) % 240; weights[r * 6 + i] = 0.25f + uniform() / 8; }
+    for (u32 r = 0; r < n; r++) for (u32 i = 0; i < 6; i++) { experts[r * 6 + i] = i == 0 ? two && r % 10 > 0 ? 8u : 7u : 10 + (r * 5 + i * 37) % 240; weights[r * 6 + i] = 0.25f + uniform() / 8; }
     std::vector<u16> x((size_t)n * 4096), hidden((size_t)n * 6 * 2048, 0x7e00), part((size_t)n * 6 * 4096, 0x7e00);
     for (auto& v : x) v = f2h(uniform());
     std::vector<float> xf, x_scale(n * 16), hidden_scale(n * 48, NAN);
@@ -223,7 +223,7 @@ static void check_experts(bool few) {
     for (u32 tile = 0; tile < tiles[0]; tile++) if (tiles[4 + 4 * tile] == 7)
         emulate::launch(dim3(1), dim3(few ? 512 : 256), [&] { emulate::block_id.x = 2, emulate::block_id.y = tile; if (few) in_few::experts_few_gate_up(p); else in_experts::experts_gate_up_many(p); });
     Relative e;
-    for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) for (u32 o = 0; o < (few ? 256u : 128u); o += 3) {
+    for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT && experts[r * 6] == 7) for (u32 o = 0; o < (few ? 256u : 128u); o += 3) {
         u32 channel = 2 * (few ? 256 : 128) + o;
         double g = 0, u = 0;
         for (u32 k = 0; k < 4096; k++) { double v = h2f(x[(size_t)r * 4096 + order1(k)]); g += v * iq2_weight(&gate[(size_t)channel * 16 * 66], k); u += v * iq2_weight(&up[(size_t)channel * 16 * 66], k); }
@@ -234,7 +234,7 @@ static void check_experts(bool few) {
     report(few ? "experts_few_gate_up" : "experts_gate_up_many", e.value(), 1e-3);
     if (few) {
         Relative sums;
-        for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) for (u32 c = 512; c < 768; c += 16) { double s = 0; for (u32 k = 0; k < 16; k++) s += hidden_value((size_t)r * 6, c + k); sums.add(h2f(hidden_sums[(size_t)r * 6 * 128 + c / 16]), s); }
+        for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT && experts[r * 6] == 7) for (u32 c = 512; c < 768; c += 16) { double s = 0; for (u32 k = 0; k < 16; k++) s += hidden_value((size_t)r * 6, c + k); sums.add(h2f(hidden_sums[(size_t)r * 6 * 128 + c / 16]), s); }
         report("experts_few_gate_up: sums of sixteen", sums.value(), 4e-4);
         for (auto& b : hidden) b = (u16)(rng() % 256 | rng() % 256 << 8);
         for (size_t i = 0; i < (size_t)n * 6 * 4096; i++) if (i % 16 >= 8) ((signed char*)hidden.data())[i] /= 2;
@@ -244,7 +244,7 @@ static void check_experts(bool few) {
     for (u32 tile = 0; tile < tiles[0]; tile++) if (tiles[4 + 4 * tile] == 7)
         emulate::launch(dim3(1), dim3(few ? 512 : 256), [&] { emulate::block_id.x = 3, emulate::block_id.y = tile; if (few) in_few::experts_few_down(p); else in_experts::experts_down_many(p); });
     Relative d;
-    for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) for (u32 o = 0; o < (few ? 512u : 256u); o += 5) {
+    for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT && experts[r * 6] == 7) for (u32 o = 0; o < (few ? 512u : 256u); o += 5) {
         u32 channel = 3 * (few ? 512 : 256) + o;
         double s = 0;
         for (u32 k = 0; k < 2048; k++) s += (few ? hidden_value((size_t)r * 6, k) : (double)h2f(hidden[(size_t)r * 6 * 2048 + order2(k)])) * q2k_weight(&down[(size_t)channel * 8 * 84], k);
@@ -498,7 +498,7 @@ static void check_rows() {
 
 int main(int argc, char**) {
     setbuf(stdout, nullptr);
-    if (argc > 1) { check_experts(true); check_experts(false); return failures; }
+    if (argc > 1) { check_experts(true); check_experts(true, true); check_experts(false); return failures; }
     check_gemm();
     check_rows();
     check_matrix();
@@ -509,6 +509,7 @@ int main(int argc, char**) {
     check_attend(true, 1);
     check_attend(false, 3);
     check_experts(true);
+    check_experts(true, true);
     check_experts(false);
     printf(failures ? "%d WRONG\n" : "all right\n", failures);
     return failures != 0;

@@ -75,6 +75,18 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../kernels/prefill/experts.cu"),
     ),
     (
+        "prefill/experts.cuh",
+        include_str!("../kernels/prefill/experts.cuh"),
+    ),
+    (
+        "prefill/experts_few.cu",
+        include_str!("../kernels/prefill/experts_few.cu"),
+    ),
+    (
+        "prefill/experts_wgmma.cu",
+        include_str!("../kernels/prefill/experts_wgmma.cu"),
+    ),
+    (
         "prefill/gemm.cu",
         include_str!("../kernels/prefill/gemm.cu"),
     ),
@@ -253,6 +265,8 @@ pub fn flash_units() -> Vec<Unit> {
         "index.cu",
         "prefill/attend.cu",
         "prefill/experts.cu",
+        "prefill/experts_few.cu",
+        "prefill/experts_wgmma.cu",
         "prefill/gemm.cu",
         "prefill/hc.cu",
         "prefill/index.cu",

@@ -33,8 +33,9 @@ const EXPERT_DIM: usize = 2048;
 
 /// Most rows of the products that stream the weights as they lie.
 const SKINNY_ROWS: usize = 64;
-/// Most rows for which the pairs of an expert are few.
-const FEW_ROWS: usize = 512;
+/// Most rows for which the pairs of an expert are few: above, unpacking weights to halves once for 64
+/// pairs takes less time than multiplying their bytes for 16.
+const FEW_ROWS: usize = 256;
 const FEW_TOKENS: usize = 16;
 /// Index rows of a block of the scores.
 const INDEX_TILE: usize = 512;
@@ -138,6 +139,11 @@ struct Places {
     counts: u64,
     tiles: u64,
     routed_hidden: u64,
+    hidden_sums: u64,
+    hidden_scale: u64,
+    x_experts: u64,
+    x_codes: u64,
+    x_scale: u64,
     turn: u64,
     attend: u64,
     attend_max: u64,
@@ -179,8 +185,13 @@ fn places(n: usize) -> (Places, usize) {
         part: take(2 * n * N_USED * N_EMBD),
         lists: take(4 * N_EXPERTS * n),
         counts: take(4 * N_EXPERTS),
-        tiles: take(4 * (1 + 4 * max_tiles(n, FEW_TOKENS))),
+        tiles: take(4 * (4 + 4 * max_tiles(n, FEW_TOKENS))),
         routed_hidden: take(2 * n * N_USED * EXPERT_DIM),
+        hidden_sums: take(2 * n.min(FEW_ROWS) * N_USED * EXPERT_DIM / 16),
+        hidden_scale: take(4 * n.min(FEW_ROWS) * N_USED * EXPERT_DIM / 256),
+        x_experts: take(2 * n * N_EMBD),
+        x_codes: take(2 * n.min(FEW_ROWS) * N_EMBD),
+        x_scale: take(4 * n.min(FEW_ROWS) * N_EMBD / 256),
         turn: take(4 * 32 * (16 * n).max(64 * n.min(SKINNY_ROWS))),
         attend: take(4 * N_HEADS * HEAD_DIM * ATTEND_BLOCKS),
         attend_max: take(4 * 2 * N_HEADS * ATTEND_BLOCKS),
@@ -218,6 +229,11 @@ impl Workspace {
             &mut at.counts,
             &mut at.tiles,
             &mut at.routed_hidden,
+            &mut at.hidden_sums,
+            &mut at.hidden_scale,
+            &mut at.x_experts,
+            &mut at.x_codes,
+            &mut at.x_scale,
             &mut at.turn,
             &mut at.attend,
             &mut at.attend_max,
@@ -312,6 +328,11 @@ arguments! {
         tokens: u32,
         clamp: f32,
         pad: u32,
+        x_f32: u64,
+        x_codes: u64,
+        x_scale: u64,
+        hidden_sums: u64,
+        hidden_scale: u64,
     }
     IndexArgs {
         rows: RowsView,
@@ -343,15 +364,48 @@ arguments! {
         x: u64,
         x_half: u64,
         x_low: u64,
+        x_experts: u64,
         n_rows: u32,
         steps: u32,
     }
     RowsHalf { x: u64, x2: u64, weight: u64, out: u64, low: u64, n_rows: u32, width: u32, order: u32, clamp: f32, }
-    Prepare { rows: RowsView, x: u64, out: u64, weight: u64, n_rows: u32, table: u32, rounded: u32, pad: u32, }
+    Prepare { rows: RowsView, x: u64, out: u64, weight: u64, x_half: u64, n_rows: u32, table: u32, rounded: u32, pad: u32, }
     Expand { w: u64, out: u64, out_low: u64, n_out: u32, n_in: u32, }
 }
 
 const MAX_PIECES: usize = 8;
+
+/// Which kernels multiply routed experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ExpertsPath {
+    /// Bytes of weights on integer tensor cores, 16 pairs of an expert at a time.
+    Few,
+    /// Halves of weights on the asynchronous tensor cores of compute capability 9.0.
+    Wgmma,
+    /// Halves of weights on the tensor cores of every device.
+    Many,
+}
+
+impl ExpertsPath {
+    fn of(device: Device, n_rows: usize) -> ExpertsPath {
+        if n_rows <= FEW_ROWS && device.shared_kb > 99 {
+            ExpertsPath::Few
+        } else if device.has_wgmma {
+            ExpertsPath::Wgmma
+        } else {
+            ExpertsPath::Many
+        }
+    }
+
+    /// Pairs of a tile.
+    fn tokens(self, device: Device) -> usize {
+        match self {
+            ExpertsPath::Few => FEW_TOKENS,
+            ExpertsPath::Wgmma => 64,
+            ExpertsPath::Many => device.by_shared(32, 64, 64),
+        }
+    }
+}
 
 /// A matrix and where its product goes.
 #[derive(Clone, Copy, Debug)]
@@ -644,6 +698,7 @@ impl CudaBackend {
             x: x.address(),
             x_half: at.x,
             x_low: at.x_low,
+            x_experts: at.x_experts,
             n_rows: n(n_rows),
             steps: n(steps),
         };
@@ -671,20 +726,23 @@ impl CudaBackend {
     fn input_halves(&mut self, x: &Buffer, n_rows: usize, at: &Places) -> Input {
         let workspace = self.workspace.as_mut().expect("a workspace");
         if workspace.halves_of != Some(x.address()) {
-            self.rows_half(
-                "rows_to_half",
-                RowsHalf {
-                    x: x.address(),
-                    x2: 0,
-                    weight: 0,
-                    out: at.x,
-                    low: at.x_low,
-                    n_rows: n(n_rows),
-                    width: n(N_EMBD),
-                    order: 0,
-                    clamp: 0.0,
-                },
-            );
+            // In the order of the dense products, and in the one of the experts.
+            for (order, out, low) in [(0, at.x, at.x_low), (1, at.x_experts, 0)] {
+                self.rows_half(
+                    "rows_to_half",
+                    RowsHalf {
+                        x: x.address(),
+                        x2: 0,
+                        weight: 0,
+                        out,
+                        low,
+                        n_rows: n(n_rows),
+                        width: n(N_EMBD),
+                        order,
+                        clamp: 0.0,
+                    },
+                );
+            }
         }
         self.forget_halves();
         Input {
@@ -801,6 +859,7 @@ impl CudaBackend {
             x,
             out,
             weight,
+            x_half: 0,
             n_rows: n(n_rows),
             table,
             rounded: 1,
@@ -884,7 +943,7 @@ impl CudaBackend {
             n_rows: n(n_rows),
         };
         let bn = self.shapes().by_shared(16, 32, 64);
-        let shared = 65_536 + 2 * bn * 1024 + 64 * (bn * 2 + 16) + 1024;
+        let shared = 65_536 + 2 * bn * 1024 + 64 * (bn * 2 + 16) + 2048;
         let file = unit("prefill/attend.cu");
         let launch = Launch::new([n_rows, splits, 1], 256).shared(shared);
         self.run(&file, "attend", launch, &[p(&args)]);
@@ -1016,19 +1075,13 @@ impl CudaBackend {
 
         // The routed ones.
         let device = self.shapes();
-        let is_few = n_rows <= FEW_ROWS;
-        let tokens = if is_few {
-            FEW_TOKENS
-        } else {
-            device.by_shared(32, 64, 64)
-        };
-        let warps = device.by_shared(8, 16, 16);
-        let stages = if is_few { device.by_shared(2, 3, 4) } else { 2 };
+        let path = ExpertsPath::of(device, n_rows);
+        let tokens = path.tokens(device);
         let args = ExpertsArgs {
             slot: rows.view().slot(),
             experts: s.routes.experts.address(),
             weights: s.routes.weights.address(),
-            x: at.x,
+            x: at.x_experts,
             gate_up: layer.ffn_gate_exps.table(),
             down: layer.ffn_down_exps.table(),
             lists: at.lists,
@@ -1042,6 +1095,11 @@ impl CudaBackend {
             tokens: n(tokens),
             clamp: layer.expert_clamp,
             pad: 0,
+            x_f32: s.x.address(),
+            x_codes: at.x_codes,
+            x_scale: at.x_scale,
+            hidden_sums: at.hidden_sums,
+            hidden_scale: at.hidden_scale,
         };
         let file = unit("prefill/experts.cu");
         let parameters = [p(&args)];
@@ -1058,33 +1116,51 @@ impl CudaBackend {
             &parameters,
         );
         let tiles = max_tiles(n_rows, tokens);
-        let threads = n(32 * warps);
-        let shared = 1024 + 8192 + stages * (warps / 2 * 4480 + tokens * 576);
-        let grid = [EXPERT_DIM / (16 * warps), tiles, 1];
-        let name = if is_few {
-            "experts_gate_up_few"
-        } else {
-            "experts_gate_up_many"
+        let products = match path {
+            ExpertsPath::Few => {
+                let file = unit("prefill/experts_few.cu");
+                let launch = Launch::new([n_rows, 1, 1], 512);
+                self.run(&file, "experts_few_codes", launch, &parameters);
+                let stages = device.by_shared(0, 2, 4);
+                let x = tokens * 576;
+                let gate_up = 2048 + 32_768 + stages * (8 * 4480 + x);
+                let down = 2048 + tokens * 272 + stages * (16 * 2688 + x);
+                [
+                    (file, "experts_few_gate_up", 8, 512, gate_up),
+                    (
+                        unit("prefill/experts_few.cu"),
+                        "experts_few_down",
+                        8,
+                        512,
+                        down,
+                    ),
+                ]
+            }
+            ExpertsPath::Wgmma => {
+                let x = tokens * 512;
+                let gate_up = 1024 + 2 * (8 * 4480 + x) + 32_768;
+                let down = 1024 + 2 * (16 * 2688 + x);
+                let file = || unit("prefill/experts_wgmma.cu");
+                [
+                    (file(), "experts_wgmma_gate_up", 8, 512, gate_up),
+                    (file(), "experts_wgmma_down", 8, 512, down),
+                ]
+            }
+            ExpertsPath::Many => {
+                let x = tokens * 528;
+                let gate_up = 1024 + 8192 + 2 * (4 * 4480 + x);
+                let down = 1024 + 2 * (8 * 2688 + x);
+                let file = || unit("prefill/experts.cu");
+                [
+                    (file(), "experts_gate_up_many", 16, 256, gate_up),
+                    (file(), "experts_down_many", 16, 256, down),
+                ]
+            }
         };
-        self.run(
-            &file,
-            name,
-            Launch::new(grid, threads).shared(shared),
-            &parameters,
-        );
-        let shared = 1024 + stages * (warps * 2688 + tokens * 544);
-        let grid = [N_EMBD / (32 * warps), tiles, 1];
-        let name = if is_few {
-            "experts_down_few"
-        } else {
-            "experts_down_many"
-        };
-        self.run(
-            &file,
-            name,
-            Launch::new(grid, threads).shared(shared),
-            &parameters,
-        );
+        for (file, name, blocks, threads, shared) in products {
+            let launch = Launch::new([blocks, tiles, 1], threads).shared(shared);
+            self.run(&file, name, launch, &parameters);
+        }
         self.run(
             &file,
             "experts_sum",

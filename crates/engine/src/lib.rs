@@ -8,6 +8,7 @@
 //! One thread owns an engine; nothing in here locks.
 
 mod engine;
+mod importance;
 mod memory;
 mod plan;
 mod sampler;
@@ -16,6 +17,7 @@ mod slots;
 pub mod store;
 
 pub use engine::{Engine, LoadProgress, tokenizer_of};
+pub use importance::Importance;
 pub use memory::available_bytes;
 pub use plan::{BackendKind, DEFAULT_CONTEXT, OpenError, OpenOptions, Plan};
 pub use sampler::{

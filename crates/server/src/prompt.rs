@@ -153,7 +153,7 @@ impl Prompter {
         let options = RenderOptions {
             mode: generation.thinking.mode,
             effort: self.effort(generation),
-            drop_thinking: !self.keeps_reasoning(messages),
+            drop_thinking: !(generation.keeps_reasoning || self.keeps_reasoning(messages)),
             revision: self.rules.revision,
             marker_text: self.rules.marker_text,
             ..RenderOptions::default()

@@ -158,7 +158,9 @@ struct Attend {
 #define EXPERTS_HEAD_BYTES 1024
 #define EXPERTS_WGMMA_GATE_UP_SHARED (1024 + 2 * (8 * 4480 + 4 * 8192) + 32768)
 #define EXPERTS_WGMMA_DOWN_SHARED (1024 + 2 * (16 * 2688 + 4 * 8192))
-#define EXPERTS_FEW_HEAD 1280
+#define EXPERTS_FEW_HEAD 2048      // addresses, scales, then zeros
+#define EXPERTS_FEW_ZEROS_AT 1152
+#define EXPERTS_FEW_ZEROS 512
 #define EXPERTS_FEW_GRID 32768
 #define EXPERTS_FEW_SUMS (EXPERTS_FEW_TOKENS * 272)
 #define EXPERTS_FEW_GATE_UP_SHARED (EXPERTS_FEW_HEAD + EXPERTS_FEW_GRID + EXPERTS_FEW_STAGES * (EXPERTS_WARPS / 2 * 4480 + EXPERTS_FEW_TOKENS * 576))
@@ -177,7 +179,7 @@ struct Experts {
     const u64* down;        // [256] addresses of Q2K records
     u32* lists;             // [256, n_rows] pairs of each expert
     u32* counts;            // [256]
-    u32* tiles;             // [1 + 4 max_tiles]: number; then (expert, first pair in its list, pairs, 0)
+    u32* tiles;             // [4 + 4 max_tiles]: number, 3 unused; then (expert, first pair in its list, pairs, 0)
     u16* hidden;            // halves [6 n_rows, 2048], order 2
     u16* part;              // halves [6 n_rows, 4096]
     const float* shared;    // f32 [n_rows, 4096] or null

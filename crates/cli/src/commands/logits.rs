@@ -97,7 +97,7 @@ fn chunks<'a, T>(list: &'a [T], sizes: &'a [usize]) -> impl Iterator<Item = &'a 
 }
 
 /// Index of the largest value, the lowest of equal ones.
-fn likeliest(row: &[f32]) -> usize {
+pub(crate) fn likeliest(row: &[f32]) -> usize {
     let mut best = 0;
     for (i, value) in row.iter().enumerate() {
         if *value > row[best] {

@@ -563,6 +563,7 @@ async fn props(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -
             "total_slots": facts.n_slots,
             "model_path": facts.file_name,
             "model_alias": server.options.model_id,
+            "model_name": facts.name,
             "chat_template": "(rendered natively)",
             "build_info": concat!("ds4-server ", env!("CARGO_PKG_VERSION")),
             "is_sleeping": false,
