@@ -1,0 +1,408 @@
+//! Kernels: WGSL sources put together for one specialisation, and their pipelines.
+//!
+//! A source has three directives. `//!include NAME` puts another source in its place;
+//! `//!decode W B` binds the planes of the weight `W` at `B` and `B + 1` and defines
+//! `W_decode8(row, k)` for the type the weight is stored in. Constants stand before the text.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use ds4_formats::quant::iq2_xxs_grid;
+
+use crate::weight::Stored;
+
+macro_rules! sources {
+    ($($name:literal),* $(,)?) => {
+        /// Every source by name.
+        const SOURCES: &[(&str, &str)] = &[
+            $(($name, include_str!(concat!("../kernels/", $name, ".wgsl"))),)*
+        ];
+    };
+}
+
+sources![
+    "rows",
+    "reduce",
+    "bf16",
+    "rounding",
+    "hc_mix",
+    "store_element",
+    "softplus",
+    "mixing_weights",
+    "swiglu",
+    "decode/f32",
+    "decode/f16",
+    "decode/bf16",
+    "decode/q8_0",
+    "decode/q2_k",
+    "decode/q4_k",
+    "decode/iq2_xxs",
+    "decode/mxfp4",
+    "add",
+    "add_position_bias",
+    "attend",
+    "copy_rows",
+    "embed",
+    "experts_down",
+    "gate_up",
+    "hc_gates",
+    "hc_head",
+    "hc_post",
+    "hc_pre",
+    "head_norm",
+    "index_round",
+    "index_scores",
+    "kv_round",
+    "matmul",
+    "pool",
+    "rms_norm",
+    "rope",
+    "route_hash",
+    "route_top_k",
+    "router_scores",
+    "select_rows",
+    "store_compressed",
+    "store_frontier",
+    "store_window",
+    "top_k",
+];
+
+/// Binding of the grid of IQ2_XXS, where a kernel decodes that type.
+pub(crate) const GRID_BINDING: u32 = 15;
+
+/// Which specialisation of a kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Specialisation {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Its constants: name and WGSL value.
+    pub constants: Vec<(&'static str, Constant)>,
+    /// The types its weights are stored in.
+    pub types: Vec<(&'static str, Stored)>,
+}
+
+/// The value of a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Constant {
+    /// `u32`.
+    Number(u32),
+    /// `bool`.
+    Flag(bool),
+}
+
+impl From<usize> for Constant {
+    fn from(n: usize) -> Constant {
+        Constant::Number(n as u32)
+    }
+}
+
+impl From<bool> for Constant {
+    fn from(flag: bool) -> Constant {
+        Constant::Flag(flag)
+    }
+}
+
+impl Specialisation {
+    /// A kernel without constants or weights.
+    pub fn of(kernel: &'static str) -> Specialisation {
+        Specialisation {
+            kernel,
+            ..Specialisation::default()
+        }
+    }
+
+    /// With a constant.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<Constant>) -> Specialisation {
+        self.constants.push((name, value.into()));
+        self
+    }
+
+    /// With the type of a weight.
+    #[must_use]
+    pub fn decoding(mut self, weight: &'static str, stored: Stored) -> Specialisation {
+        self.types.push((weight, stored));
+        self
+    }
+
+    /// The WGSL text.
+    ///
+    /// # Panics
+    /// When a directive names no source or no weight: an error of the kernel's author.
+    pub fn source(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in &self.constants {
+            text += &match value {
+                Constant::Number(n) => format!("const {name}: u32 = {n}u;\n"),
+                Constant::Flag(flag) => format!("const {name}: bool = {flag};\n"),
+            };
+        }
+        if !self.types.is_empty() {
+            text += "struct W8 { a: vec4<f32>, b: vec4<f32> }\n";
+        }
+        if self.types.iter().any(|(_, ty)| *ty == Stored::Iq2Xxs) {
+            text += &format!(
+                "@group(0) @binding({GRID_BINDING}) var<storage, read> iq2_xxs_grid: array<u32>;\n"
+            );
+        }
+        self.append(self.kernel, &mut text);
+        text
+    }
+
+    fn append(&self, name: &str, text: &mut String) {
+        for line in find(name).lines() {
+            if let Some(included) = line.strip_prefix("//!include ") {
+                self.append(included, text);
+            } else if let Some(arguments) = line.strip_prefix("//!decode ") {
+                let (weight, binding) = arguments.split_once(' ').expect("a weight and a binding");
+                let binding: u32 = binding.parse().expect("a number");
+                let stored = self
+                    .types
+                    .iter()
+                    .find(|(name, _)| *name == weight)
+                    .expect("the weight's type")
+                    .1;
+                for (at, plane) in [(binding, "q"), (binding + 1, "s")] {
+                    *text += &format!(
+                        "@group(0) @binding({at}) var<storage, read> {weight}_{plane}: array<u32>;\n"
+                    );
+                }
+                *text += &find(stored.source()).replace("@W@", weight);
+            } else {
+                *text += line;
+                *text += "\n";
+            }
+        }
+    }
+}
+
+fn find(name: &str) -> &'static str {
+    SOURCES
+        .iter()
+        .find(|(found, _)| *found == name)
+        .unwrap_or_else(|| panic!("no kernel source named {name}"))
+        .1
+}
+
+/// A compiled kernel.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    grid: Option<wgpu::Buffer>,
+    /// Number for keys of bind groups.
+    id: usize,
+}
+
+/// A range of a buffer, as it is bound.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound<'a> {
+    pub(crate) id: u64,
+    pub(crate) buffer: &'a wgpu::Buffer,
+    pub(crate) offset: u64,
+    /// 0 for the whole buffer.
+    pub(crate) n_bytes: u64,
+}
+
+/// Kernel, then (buffer, offset, size) of every binding.
+type GroupKey = (usize, Vec<(u64, u64, u64)>);
+
+/// Pipelines, each made once for a device.
+pub(crate) struct Kernels {
+    compiled: HashMap<Specialisation, Arc<Kernel>>,
+    grid: wgpu::Buffer,
+}
+
+impl Kernels {
+    pub(crate) fn new(device: &wgpu::Device) -> Kernels {
+        let bytes: Vec<u8> = iq2_xxs_grid().iter().flatten().copied().collect();
+        let grid = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("iq2_xxs grid"),
+            size: bytes.len() as u64,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: true,
+        });
+        if let Ok(mut mapped) = grid.slice(..).get_mapped_range_mut() {
+            mapped.copy_from_slice(&bytes);
+        }
+        grid.unmap();
+        Kernels {
+            compiled: HashMap::new(),
+            grid,
+        }
+    }
+
+    /// The pipeline of a specialisation.
+    pub(crate) fn kernel(
+        &mut self,
+        device: &wgpu::Device,
+        checked: bool,
+        what: &Specialisation,
+    ) -> Arc<Kernel> {
+        if let Some(kernel) = self.compiled.get(what) {
+            return Arc::clone(kernel);
+        }
+        let kernel = Arc::new(compile(
+            device,
+            checked,
+            what,
+            self.compiled.len(),
+            &self.grid,
+        ));
+        self.compiled.insert(what.clone(), Arc::clone(&kernel));
+        kernel
+    }
+
+    /// Every specialisation compiled so far.
+    pub(crate) fn specialisations(&self) -> Vec<Specialisation> {
+        let mut all: Vec<Specialisation> = self.compiled.keys().cloned().collect();
+        all.sort();
+        all
+    }
+}
+
+/// Bind groups of one backend, each made once. They hold the buffers of ops that are done, so they
+/// live no longer than what they belong to.
+#[derive(Debug, Default)]
+pub(crate) struct BindGroups {
+    groups: HashMap<GroupKey, wgpu::BindGroup>,
+}
+
+impl BindGroups {
+    /// The bind group of a kernel over these buffers.
+    pub(crate) fn group(
+        &mut self,
+        device: &wgpu::Device,
+        kernel: &Kernel,
+        bound: &[(u32, Bound<'_>)],
+    ) -> wgpu::BindGroup {
+        let parts = bound
+            .iter()
+            .map(|(_, b)| (b.id, b.offset, b.n_bytes))
+            .collect();
+        self.groups
+            .entry((kernel.id, parts))
+            .or_insert_with(|| {
+                let mut entries: Vec<wgpu::BindGroupEntry<'_>> = bound
+                    .iter()
+                    .map(|(binding, b)| wgpu::BindGroupEntry {
+                        binding: *binding,
+                        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                            buffer: b.buffer,
+                            offset: b.offset,
+                            size: std::num::NonZeroU64::new(b.n_bytes),
+                        }),
+                    })
+                    .collect();
+                if let Some(grid) = &kernel.grid {
+                    entries.push(wgpu::BindGroupEntry {
+                        binding: GRID_BINDING,
+                        resource: grid.as_entire_binding(),
+                    });
+                }
+                device.create_bind_group(&wgpu::BindGroupDescriptor {
+                    label: None,
+                    layout: &kernel.layout,
+                    entries: &entries,
+                })
+            })
+            .clone()
+    }
+}
+
+/// Bindings of a source: number and whether it is written.
+pub(crate) fn bindings(source: &str) -> Vec<(u32, bool)> {
+    let mut found = Vec::new();
+    for line in source.lines() {
+        let Some(rest) = line.trim().strip_prefix("@group(0) @binding(") else {
+            continue;
+        };
+        let Some((number, rest)) = rest.split_once(')') else {
+            continue;
+        };
+        let number = number.parse().expect("a binding's number");
+        found.push((number, rest.contains("read_write")));
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Bytes of the struct `P` of immediates: its members are words.
+pub(crate) fn immediate_bytes(source: &str) -> u32 {
+    source
+        .lines()
+        .find(|line| line.starts_with("struct P {"))
+        .map_or(0, |line| 4 * line.matches(':').count() as u32)
+}
+
+fn compile(
+    device: &wgpu::Device,
+    checked: bool,
+    what: &Specialisation,
+    id: usize,
+    grid: &wgpu::Buffer,
+) -> Kernel {
+    let source = what.source();
+    let checks = if checked {
+        wgpu::ShaderRuntimeChecks::checked()
+    } else {
+        wgpu::ShaderRuntimeChecks::unchecked()
+    };
+    // SAFETY: every index is below the shape that the host asserts when it records the op, no loop
+    // is endless, and nothing is divided by zero; the conformance suite runs checked as well.
+    let module = unsafe {
+        device.create_shader_module_trusted(
+            wgpu::ShaderModuleDescriptor {
+                label: Some(what.kernel),
+                source: wgpu::ShaderSource::Wgsl(source.as_str().into()),
+            },
+            checks,
+        )
+    };
+    let found = bindings(&source);
+    let entries: Vec<wgpu::BindGroupLayoutEntry> = found
+        .iter()
+        .map(|(binding, written)| wgpu::BindGroupLayoutEntry {
+            binding: *binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty: wgpu::BufferBindingType::Storage {
+                    read_only: !written,
+                },
+                has_dynamic_offset: false,
+                min_binding_size: None,
+            },
+            count: None,
+        })
+        .collect();
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(what.kernel),
+        entries: &entries,
+    });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(what.kernel),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: immediate_bytes(&source),
+    });
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(what.kernel),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some("main"),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &[],
+            // Every kernel writes what it reads there.
+            zero_initialize_workgroup_memory: false,
+        },
+        cache: None,
+    });
+    Kernel {
+        pipeline,
+        layout,
+        grid: found
+            .iter()
+            .any(|(binding, _)| *binding == GRID_BINDING)
+            .then(|| grid.clone()),
+        id,
+    }
+}

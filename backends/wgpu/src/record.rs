@@ -1,0 +1,163 @@
+//! A recorded step: dispatches in order, encoded as one compute pass.
+
+use std::sync::Arc;
+
+use ds4_model::BackendError;
+
+use crate::adapter::Gpu;
+use crate::kernels::{BindGroups, Bound, Kernel, Specialisation};
+
+/// One dispatch.
+#[derive(Clone, Debug)]
+pub(crate) struct Dispatch {
+    kernel: Arc<Kernel>,
+    group: wgpu::BindGroup,
+    immediates: Vec<u8>,
+    groups: [u32; 3],
+}
+
+/// Dispatches in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Recording {
+    pub(crate) dispatches: Vec<Dispatch>,
+}
+
+/// Most workgroups of a dimension.
+pub(crate) const MAX_GROUPS: u32 = 65_535;
+
+impl Recording {
+    /// Adds a dispatch of a kernel. `words` are the members of its `P`.
+    ///
+    /// # Panics
+    /// When a dimension has more than [`MAX_GROUPS`] workgroups, which shapes within the engine's
+    /// limits do not reach.
+    pub(crate) fn dispatch(
+        &mut self,
+        gpu: &Gpu,
+        bind_groups: &mut BindGroups,
+        what: &Specialisation,
+        bound: &[(u32, Bound<'_>)],
+        words: &[u32],
+        groups: [u32; 3],
+    ) {
+        if groups.contains(&0) {
+            return;
+        }
+        assert!(
+            groups.iter().all(|n| *n <= MAX_GROUPS),
+            "{}: {groups:?} workgroups",
+            what.kernel
+        );
+        let mut kernels = gpu
+            .kernels
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let kernel = kernels.kernel(&gpu.device, gpu.checked, what);
+        let group = bind_groups.group(&gpu.device, &kernel, bound);
+        self.dispatches.push(Dispatch {
+            kernel,
+            group,
+            immediates: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+            groups,
+        });
+    }
+
+    /// Encodes everything into one pass.
+    pub(crate) fn encode(&self, gpu: &Gpu) -> wgpu::CommandBuffer {
+        let mut encoder = gpu
+            .device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: None,
+            });
+            let mut last: *const Kernel = std::ptr::null();
+            for dispatch in &self.dispatches {
+                if !std::ptr::eq(last, &*dispatch.kernel) {
+                    pass.set_pipeline(&dispatch.kernel.pipeline);
+                    last = &*dispatch.kernel;
+                }
+                pass.set_bind_group(0, &dispatch.group, &[]);
+                pass.set_immediates(0, &dispatch.immediates);
+                let [x, y, z] = dispatch.groups;
+                pass.dispatch_workgroups(x, y, z);
+            }
+        }
+        encoder.finish()
+    }
+}
+
+/// Copies ranges of buffers to the host, after everything submitted, with one wait.
+pub(crate) fn read(
+    gpu: &Gpu,
+    staging: &mut Option<wgpu::Buffer>,
+    parts: &mut [(Bound<'_>, &mut [u8])],
+) -> Result<(), BackendError> {
+    let total: u64 = parts.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    if total == 0 {
+        return Ok(());
+    }
+    let room = staging
+        .take()
+        .filter(|buffer| buffer.size() >= total)
+        .unwrap_or_else(|| {
+            gpu.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("read back"),
+                size: total.next_power_of_two().max(4096),
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        });
+    let mut encoder = gpu
+        .device
+        .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+    let mut at = 0;
+    for (bound, bytes) in parts.iter() {
+        let n = bytes.len() as u64;
+        if n > 0 {
+            encoder.copy_buffer_to_buffer(bound.buffer, bound.offset, &room, at, n);
+        }
+        at += n;
+    }
+    gpu.queue.submit([encoder.finish()]);
+    let mapped = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let result = Arc::clone(&mapped);
+    room.slice(..total)
+        .map_async(wgpu::MapMode::Read, move |outcome| {
+            *result
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(outcome);
+        });
+    let failed = |text: String| BackendError::Device(text);
+    gpu.device
+        .poll(wgpu::PollType::Wait {
+            submission_index: None,
+            timeout: None,
+        })
+        .map_err(|error| failed(error.to_string()))?;
+    gpu.check()?;
+    let outcome = mapped
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+        .take();
+    match outcome {
+        Some(Ok(())) => {}
+        Some(Err(error)) => return Err(failed(error.to_string())),
+        None => return Err(failed("the device did not answer".to_owned())),
+    }
+    {
+        let view = room
+            .slice(..total)
+            .get_mapped_range()
+            .map_err(|error| failed(error.to_string()))?;
+        let mut at = 0;
+        for (_, bytes) in parts.iter_mut() {
+            bytes.copy_from_slice(&view[at..at + bytes.len()]);
+            at += bytes.len();
+        }
+    }
+    room.unmap();
+    *staging = Some(room);
+    Ok(())
+}
