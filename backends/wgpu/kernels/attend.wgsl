@@ -1,7 +1,7 @@
 // Attention with sinks over the window and the compressed rows: one workgroup for a head of a row,
 // 64 keys at a time with a running maximum. Keys and values are the same rows of `HEAD_DIM` channels.
 // COMPRESSED: 0 none, 1 all visible rows of `cache`, 2 those of `selected`.
-struct P { n: u32, n_heads: u32, scale: f32, n_ring: u32, ratio: u32, slot_rows: u32, top_k: u32 }
+struct P { n: u32, n_heads: u32, scale: f32, n_ring: u32, ratio: u32, top_k: u32 }
 var<immediate> p: P;
 const WG: u32 = 64u;
 //!include rows
@@ -50,7 +50,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     if COMPRESSED == 2u { n_compressed = min(n_compressed, p.top_k); }
     let n_keys = n_window + n_compressed;
     var cache_row = 0u;
-    if COMPRESSED != 0u { cache_row = row_slot(r) * p.slot_rows + row_base(r) / p.ratio; }
+    if COMPRESSED != 0u { cache_row = row_base(r) / p.ratio; }
 
     let q0 = (r * p.n_heads + wg.x) * HEAD_DIM;
     for (var c = lane; c < HEAD_DIM; c += WG) { query[c] = q[q0 + c]; }

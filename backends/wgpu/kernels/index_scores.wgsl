@@ -1,5 +1,5 @@
 // score[c] = sum_h w[h] * scale * max(0, iq[h] · ik[c]) for the rows `begin ..`: a lane for an index row.
-struct P { n: u32, begin: u32, n_heads: u32, dim: u32, scale: f32, slot_rows: u32, width: u32 }
+struct P { n: u32, begin: u32, n_heads: u32, dim: u32, scale: f32, width: u32 }
 var<immediate> p: P;
 //!include rows
 @group(0) @binding(1) var<storage, read> iq: array<f32>;
@@ -20,7 +20,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let r = p.begin + id.y;
     let c = id.x;
     if is_pad(r) || c >= (row_position(r) + 1u) / 4u { return; }
-    let k0 = (row_slot(r) * p.slot_rows + row_base(r) / 4u + c) * p.dim;
+    let k0 = (row_base(r) / 4u + c) * p.dim;
     var score = 0.0;
     for (var h = 0u; h < p.n_heads; h++) {
         let q0 = (r * p.n_heads + h) * p.dim;

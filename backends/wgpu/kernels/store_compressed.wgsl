@@ -1,5 +1,5 @@
 // Stores `pooled` at its index, for every row that completes a compressed row. Widths are even.
-struct P { n: u32, width: u32, ratio: u32, slot_rows: u32 }
+struct P { n: u32, width: u32, ratio: u32 }
 var<immediate> p: P;
 //!include rows
 //!include bf16
@@ -13,6 +13,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let c = id.x * 2u;
     let end = row_position(r) + 1u;
     if c >= p.width || is_pad(r) || end % p.ratio != 0u { return; }
-    let row = row_slot(r) * p.slot_rows + row_base(r) / p.ratio + end / p.ratio - 1u;
+    let row = row_base(r) / p.ratio + end / p.ratio - 1u;
     store_pair(row * p.width + c, pooled[r * p.width + c], pooled[r * p.width + c + 1u]);
 }

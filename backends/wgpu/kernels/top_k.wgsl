@@ -4,6 +4,7 @@ struct P { n: u32, begin: u32, k: u32, width: u32 }
 var<immediate> p: P;
 const WG: u32 = 64u;
 //!include rows
+//!include order
 @group(0) @binding(1) var<storage, read> scores: array<f32>;
 @group(0) @binding(2) var<storage, read_write> selected: array<u32>;
 
@@ -11,12 +12,6 @@ var<workgroup> counts: array<atomic<u32>, 256>;
 var<workgroup> above: array<u32, WG>;
 var<workgroup> equal: array<u32, WG>;
 var<workgroup> chosen: vec2<u32>;
-
-// A word that orders as the float does.
-fn order(x: f32) -> u32 {
-    let bits = bitcast<u32>(x);
-    return bits ^ select(0x80000000u, 0xffffffffu, (bits >> 31u) != 0u);
-}
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -1,20 +1,21 @@
 //! The backend: memory, rows, and the ops by name.
 
-use std::ops::Range;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use ds4_formats::Tensor;
+use ds4_formats::{GgmlType, Tensor};
 use ds4_model::weights::HyperConnection;
 use ds4_model::{
-    Backend, BackendError, CompressedRows, ElementType, Geometry, LayerKind, Place, RopeTable,
-    Rotation, Routes, RowsImage, Shape, WeightRole,
+    Attend, Backend, BackendError, Choice, ElementType, ExpertsGateUp, GateUp, Geometry,
+    IndexScores, Limits, Place, Pool, ReadPart, Requirement, RopeTable, Rotation, Routes,
+    RowsImage, ScoreTile, Shape, StepKey, WritePart,
 };
 
 use crate::adapter::Gpu;
 use crate::kernels::{BindGroups, Bound, Specialisation};
 use crate::memory::{self, Allocation, Buffer};
 use crate::record::{self, MAX_GROUPS, Recording};
-use crate::weight::Weight;
+use crate::weight::{self, Weight};
 
 /// The network's operations on one GPU. Ops are recorded, and run when they are submitted.
 #[derive(Debug)]
@@ -26,6 +27,12 @@ pub struct WgpuBackend {
     staging: Option<wgpu::Buffer>,
     /// Words of the rows that are being written.
     words: Vec<u8>,
+    /// The step that is being recorded or replayed.
+    key: Option<StepKey>,
+    /// Steps that were launched.
+    kept: HashMap<StepKey, Recording>,
+    /// The step that is likely to come next.
+    encoded: Option<(StepKey, wgpu::CommandBuffer)>,
 }
 
 /// The per-step numbers of some rows on the device.
@@ -46,8 +53,8 @@ impl Rows {
     }
 }
 
-/// u32 arrays of a row's numbers, and the inverse temperature.
-const ROW_WORDS: usize = 10;
+/// Rows of a prefill step: 48 for each expert.
+const PREFILL_ROWS: usize = 2048;
 
 impl WgpuBackend {
     /// A backend for models of this geometry on an open device.
@@ -59,6 +66,9 @@ impl WgpuBackend {
             bind_groups: BindGroups::default(),
             staging: None,
             words: Vec::new(),
+            key: None,
+            kept: HashMap::new(),
+            encoded: None,
         }
     }
 
@@ -95,8 +105,27 @@ impl Backend for WgpuBackend {
         &self.geometry
     }
 
-    fn upload(&mut self, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
-        let weight = Weight::new(&self.gpu, role, &tensor)?;
+    fn limits(&self) -> Limits {
+        Limits {
+            prefill_rows: PREFILL_ROWS,
+            ..Limits::default()
+        }
+    }
+
+    fn row_class(&self, n_rows: usize) -> usize {
+        match n_rows {
+            0..=8 => n_rows.next_power_of_two(),
+            9..=256 => n_rows.next_multiple_of(32),
+            _ => n_rows.next_multiple_of(256),
+        }
+    }
+
+    fn weight_bytes(&self, need: &Requirement, ty: GgmlType) -> u64 {
+        weight::n_bytes(need.role, ty, &need.ne)
+    }
+
+    fn upload(&mut self, need: &Requirement, tensor: Tensor) -> Result<Weight, BackendError> {
+        let weight = Weight::new(&self.gpu, need.role, &tensor)?;
         self.gpu.check()?;
         Ok(weight)
     }
@@ -106,8 +135,7 @@ impl Backend for WgpuBackend {
     }
 
     fn alloc_rows(&mut self, capacity: usize) -> Result<Rows, BackendError> {
-        let words = ROW_WORDS + RopeTable::COUNT * self.geometry.rope_dim;
-        let n_bytes = (4 * words * capacity) as u64;
+        let n_bytes = RowsImage::n_bytes(&self.geometry, capacity) as u64;
         Ok(Rows {
             memory: Allocation::new(&self.gpu, "rows", n_bytes)?,
             n_rows: 0,
@@ -115,44 +143,44 @@ impl Backend for WgpuBackend {
     }
 
     fn write_rows(&mut self, rows: &mut Rows, image: &RowsImage) {
-        self.flush();
-        let window = self.geometry.window as u32;
+        if self.key.is_none() {
+            self.flush();
+        }
         self.words.clear();
-        let mut put = |values: &mut dyn Iterator<Item = u32>| {
-            for value in values {
-                self.words.extend_from_slice(&value.to_le_bytes());
-            }
-        };
-        put(&mut image.token.iter().copied());
-        put(&mut image.position.iter().copied());
-        put(&mut image.slot.iter().copied());
-        put(&mut image.slot.iter().map(|_| 0));
-        put(&mut image.first_row.iter().copied());
-        put(&mut image.end_row.iter().copied());
-        put(&mut (0..image.len() as u32).map(|r| r + 1));
-        put(&mut image
-            .position
-            .iter()
-            .map(|p| (p + 1).saturating_sub(window)));
-        put(&mut image.source.iter().copied());
-        put(&mut image.source.iter().map(|_| 1f32.to_bits()));
-        put(&mut image.angles.iter().map(|angle| angle.to_bits()));
+        for ids in image.ids() {
+            self.words
+                .extend(ids.iter().flat_map(|id| id.to_le_bytes()));
+        }
+        for floats in [&image.inv_temperature, &image.angles] {
+            self.words
+                .extend(floats.iter().flat_map(|x| x.to_le_bytes()));
+        }
         rows.n_rows = image.len();
         memory::write(&self.gpu, &rows.memory, 0, &self.words);
     }
 
-    fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {
+    fn write_many(&mut self, parts: &mut [WritePart<'_, Buffer>]) -> Result<(), BackendError> {
         self.flush();
-        memory::write(&self.gpu, &buffer.memory, buffer.byte_offset(at), bytes);
+        for part in parts {
+            for (at, bytes) in &part.pieces {
+                let at = part.buffer.byte_offset(*at);
+                memory::write(&self.gpu, &part.buffer.memory, at, bytes);
+            }
+        }
         self.gpu.check()
     }
 
-    fn read(&mut self, buffer: &Buffer, at: Place, bytes: &mut [u8]) -> Result<(), BackendError> {
+    fn read_many(&mut self, parts: &mut [ReadPart<'_, Buffer>]) -> Result<(), BackendError> {
         self.flush();
-        let from = buffer
-            .memory
-            .range(buffer.byte_offset(at), bytes.len() as u64);
-        record::read(&self.gpu, &mut self.staging, &mut [(from, bytes)])
+        let mut ranges: Vec<(Bound<'_>, &mut [u8])> = parts
+            .iter_mut()
+            .map(|part| {
+                let at = part.buffer.byte_offset(part.at);
+                let range = part.buffer.memory.range(at, part.bytes.len() as u64);
+                (range, &mut *part.bytes)
+            })
+            .collect();
+        record::read(&self.gpu, &mut self.staging, &mut ranges)
     }
 
     fn copy_rows(&mut self, buffer: &mut Buffer, from: Place, to: Place, n_rows: usize) {
@@ -174,9 +202,47 @@ impl Backend for WgpuBackend {
         );
     }
 
-    fn submit(&mut self) -> Result<(), BackendError> {
+    fn begin(&mut self, key: &StepKey) -> ds4_model::Recording {
+        // Copies between steps come before what the step records.
+        self.flush();
+        self.key = Some(*key);
+        if self.kept.contains_key(key) {
+            ds4_model::Recording::Replay
+        } else {
+            ds4_model::Recording::Record
+        }
+    }
+
+    fn launch(&mut self) -> Result<(), BackendError> {
+        if let Some(key) = self.key.take() {
+            let encoded = self.encoded.take().filter(|(of, _)| *of == key);
+            let recording = std::mem::take(&mut self.recording);
+            let kept = self.kept.entry(key).or_insert(recording);
+            let commands = encoded.map_or_else(|| kept.encode(&self.gpu), |(_, commands)| commands);
+            self.gpu.queue.submit([commands]);
+        } else {
+            self.flush();
+        }
+        self.gpu.check()
+    }
+
+    fn anticipate(&mut self, key: &StepKey) {
+        if self.encoded.as_ref().is_none_or(|(of, _)| of != key)
+            && let Some(kept) = self.kept.get(key)
+        {
+            self.encoded = Some((*key, kept.encode(&self.gpu)));
+        }
+    }
+
+    fn wait(&mut self) -> Result<(), BackendError> {
         self.flush();
         self.gpu.check()
+    }
+
+    fn end_session(&mut self, session: u64) {
+        self.kept.retain(|key, _| key.session != session);
+        self.encoded = None;
+        self.bind_groups = BindGroups::default();
     }
 
     fn embed(&mut self, rows: &Rows, table: &Weight, streams: &mut Buffer) {
@@ -211,6 +277,10 @@ impl Backend for WgpuBackend {
         self.record_hc_head(rows, streams, hc, h);
     }
 
+    fn tap(&mut self, rows: &Rows, streams: &Buffer, at: usize, taps: &mut Buffer) {
+        self.record_tap(rows, streams, at, taps);
+    }
+
     fn select_rows(&mut self, rows: &Rows, x: &Buffer, out: &mut Buffer) {
         self.record_elementwise("select_rows", rows, x, out);
     }
@@ -229,6 +299,10 @@ impl Backend for WgpuBackend {
 
     fn add(&mut self, rows: &Rows, x: &Buffer, out: &mut Buffer) {
         self.record_elementwise("add", rows, x, out);
+    }
+
+    fn choose(&mut self, rows: &Rows, logits: &Buffer, choice: &mut Choice<Buffer>) {
+        self.record_choose(rows, logits, choice);
     }
 
     fn head_norm(&mut self, rows: &Rows, head_dim: usize, x: &mut Buffer) {
@@ -262,16 +336,8 @@ impl Backend for WgpuBackend {
         self.record_add_position_bias(rows, ape, ratio, gate);
     }
 
-    fn pool(
-        &mut self,
-        rows: &Rows,
-        kind: LayerKind,
-        kv: &Buffer,
-        gate: &Buffer,
-        frontier: &Buffer,
-        pooled: &mut Buffer,
-    ) {
-        self.record_pool(rows, kind, kv, gate, frontier, pooled);
+    fn pool(&mut self, rows: &Rows, inputs: Pool<'_, Buffer>, pooled: &mut Buffer) {
+        self.record_pool(rows, &inputs, pooled);
     }
 
     fn store_compressed(&mut self, rows: &Rows, ratio: usize, pooled: &Buffer, cache: &mut Buffer) {
@@ -282,33 +348,16 @@ impl Backend for WgpuBackend {
         self.record_store_frontier(rows, kv, gate, frontier);
     }
 
-    fn index_scores(
-        &mut self,
-        rows: &Rows,
-        range: Range<usize>,
-        iq: &Buffer,
-        weights: &Buffer,
-        cache: &Buffer,
-        scores: &mut Buffer,
-    ) {
-        self.record_index_scores(rows, range, iq, weights, cache, scores);
+    fn index_scores(&mut self, rows: &Rows, inputs: IndexScores<'_, Buffer>, scores: &mut Buffer) {
+        self.record_index_scores(rows, &inputs, scores);
     }
 
-    fn top_k(&mut self, rows: &Rows, range: Range<usize>, scores: &Buffer, selected: &mut Buffer) {
-        self.record_top_k(rows, range, scores, selected);
+    fn top_k(&mut self, rows: &Rows, tile: ScoreTile, scores: &Buffer, selected: &mut Buffer) {
+        self.record_top_k(rows, &tile, scores, selected);
     }
 
-    fn attend(
-        &mut self,
-        rows: &Rows,
-        q: &Buffer,
-        kv: &Buffer,
-        ring: &Buffer,
-        compressed: CompressedRows<'_, Buffer>,
-        sinks: &Weight,
-        out: &mut Buffer,
-    ) {
-        self.record_attend(rows, q, kv, ring, &compressed, sinks, out);
+    fn attend(&mut self, rows: &Rows, inputs: Attend<'_, Buffer, Weight>, out: &mut Buffer) {
+        self.record_attend(rows, &inputs, out);
     }
 
     fn router_scores(&mut self, rows: &Rows, scores: &mut Buffer) {
@@ -338,14 +387,19 @@ impl Backend for WgpuBackend {
     fn experts_gate_up(
         &mut self,
         rows: &Rows,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
-        routes: &Routes<Buffer>,
+        inputs: ExpertsGateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        self.record_gate_up(rows, gate, up, clamp, x, Some(routes), hidden);
+        let (gate, up) = (inputs.gate, inputs.up);
+        self.record_gate_up(
+            rows,
+            gate,
+            up,
+            inputs.clamp,
+            inputs.x,
+            Some(inputs.routes),
+            hidden,
+        );
     }
 
     fn experts_down(
@@ -359,15 +413,8 @@ impl Backend for WgpuBackend {
         self.record_experts_down(rows, down, hidden, routes, out);
     }
 
-    fn gate_up(
-        &mut self,
-        rows: &Rows,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
-        hidden: &mut Buffer,
-    ) {
-        self.record_gate_up(rows, gate, up, clamp, x, None, hidden);
+    fn gate_up(&mut self, rows: &Rows, inputs: GateUp<'_, Buffer, Weight>, hidden: &mut Buffer) {
+        let (gate, up) = (inputs.gate, inputs.up);
+        self.record_gate_up(rows, gate, up, inputs.clamp, inputs.x, None, hidden);
     }
 }

@@ -30,6 +30,7 @@ sources![
     "softplus",
     "mixing_weights",
     "swiglu",
+    "order",
     "decode/f32",
     "decode/f16",
     "decode/bf16",
@@ -41,6 +42,7 @@ sources![
     "add",
     "add_position_bias",
     "attend",
+    "choose",
     "copy_rows",
     "embed",
     "experts_down",
@@ -64,6 +66,7 @@ sources![
     "store_compressed",
     "store_frontier",
     "store_window",
+    "tap",
     "top_k",
 ];
 

@@ -1,9 +1,9 @@
 //! The host side of every op: which kernel, over which buffers, with which numbers.
 
-use std::ops::Range;
-
 use ds4_model::weights::HyperConnection;
-use ds4_model::{CompressedRows, LayerKind, RopeTable, Rotation, Routes};
+use ds4_model::{
+    Attend, Choice, CompressedRows, IndexScores, Pool, RopeTable, Rotation, Routes, ScoreTile,
+};
 
 use crate::backend::{Rows, WgpuBackend};
 use crate::kernels::{Bound, Specialisation};
@@ -316,31 +316,24 @@ impl WgpuBackend {
         );
     }
 
-    pub(crate) fn record_pool(
-        &mut self,
-        rows: &Rows,
-        kind: LayerKind,
-        kv: &Buffer,
-        gate: &Buffer,
-        frontier: &Buffer,
-        pooled: &Buffer,
-    ) {
+    pub(crate) fn record_pool(&mut self, rows: &Rows, inputs: &Pool<'_, Buffer>, pooled: &Buffer) {
+        let kind = inputs.kind;
         self.record(
             &Specialisation::of("pool"),
             &[
                 (0, rows.bind()),
-                (1, kv.bind()),
-                (2, gate.bind()),
-                (3, frontier.bind()),
+                (1, inputs.kv.bind()),
+                (2, inputs.gate.bind()),
+                (3, inputs.frontier.bind()),
                 (4, pooled.bind()),
             ],
             &[
                 rows.n(),
                 pooled.width() as u32,
-                kv.width() as u32,
+                inputs.kv.width() as u32,
                 kind.ratio().expect("a compressed layer") as u32,
                 kind.n_pooled() as u32,
-                frontier.shape.n_rows as u32,
+                inputs.frontier.shape.n_rows as u32,
             ],
             [groups(pooled.width()), rows.n(), 1],
         );
@@ -357,7 +350,7 @@ impl WgpuBackend {
         self.record(
             &Specialisation::of("store_compressed").with("BF16", cache.is_bf16()),
             &[(0, rows.bind()), (1, pooled.bind()), (2, cache.bind())],
-            &[rows.n(), width as u32, ratio as u32, slot_rows(cache)],
+            &[rows.n(), width as u32, ratio as u32],
             [groups(width / 2), rows.n(), 1],
         );
     }
@@ -386,40 +379,37 @@ impl WgpuBackend {
     pub(crate) fn record_index_scores(
         &mut self,
         rows: &Rows,
-        range: Range<usize>,
-        iq: &Buffer,
-        weights: &Buffer,
-        cache: &Buffer,
+        inputs: &IndexScores<'_, Buffer>,
         scores: &Buffer,
     ) {
         let (n_heads, dim) = (self.geometry.n_index_heads, self.geometry.index_dim);
         let scale = (dim as f32).powf(-0.5) * (n_heads as f32).powf(-0.5);
+        let tile = &inputs.tile;
         self.record(
-            &Specialisation::of("index_scores").with("BF16", cache.is_bf16()),
+            &Specialisation::of("index_scores").with("BF16", inputs.cache.is_bf16()),
             &[
                 (0, rows.bind()),
-                (1, iq.bind()),
-                (2, weights.bind()),
-                (3, cache.bind()),
+                (1, inputs.queries.bind()),
+                (2, inputs.weights.bind()),
+                (3, inputs.cache.bind()),
                 (4, scores.bind()),
             ],
             &[
                 rows.n(),
-                range.start as u32,
+                tile.rows.start as u32,
                 n_heads as u32,
                 dim as u32,
                 scale.to_bits(),
-                slot_rows(cache),
-                scores.width() as u32,
+                tile.stride as u32,
             ],
-            [groups(scores.width()), range.len() as u32, 1],
+            [groups(tile.stride), tile.rows.len() as u32, 1],
         );
     }
 
     pub(crate) fn record_top_k(
         &mut self,
         rows: &Rows,
-        range: Range<usize>,
+        tile: &ScoreTile,
         scores: &Buffer,
         selected: &Buffer,
     ) {
@@ -428,35 +418,23 @@ impl WgpuBackend {
             &[(0, rows.bind()), (1, scores.bind()), (2, selected.bind())],
             &[
                 rows.n(),
-                range.start as u32,
+                tile.rows.start as u32,
                 selected.width() as u32,
-                scores.width() as u32,
+                tile.stride as u32,
             ],
-            [range.len() as u32, 1, 1],
+            [tile.rows.len() as u32, 1, 1],
         );
     }
 
     pub(crate) fn record_attend(
         &mut self,
         rows: &Rows,
-        q: &Buffer,
-        kv: &Buffer,
-        ring: &Buffer,
-        compressed: &CompressedRows<'_, Buffer>,
-        sinks: &Weight,
+        inputs: &Attend<'_, Buffer, Weight>,
         out: &Buffer,
     ) {
         let (n_heads, dim) = (self.geometry.n_heads, self.geometry.head_dim);
-        // A binding that is not read is filled with one that is there.
-        let (mode, cache, ratio, selected) = match compressed {
-            CompressedRows::None => (0usize, ring, 1, ring),
-            CompressedRows::All { cache, ratio } => (1, *cache, *ratio, ring),
-            CompressedRows::Selected {
-                cache,
-                ratio,
-                selected,
-            } => (2, *cache, *ratio, *selected),
-        };
+        let ring = inputs.ring;
+        let (mode, cache, ratio, selected) = compressed_operands(&inputs.compressed, ring);
         let what = Specialisation::of("attend")
             .with("HEAD_DIM", dim)
             .with("BF16", ring.is_bf16())
@@ -465,12 +443,12 @@ impl WgpuBackend {
             &what,
             &[
                 (0, rows.bind()),
-                (1, q.bind()),
-                (2, kv.bind()),
+                (1, inputs.q.bind()),
+                (2, inputs.kv.bind()),
                 (3, ring.bind()),
                 (4, cache.bind()),
                 (5, selected.bind()),
-                (6, sinks.elements()),
+                (6, inputs.sinks.elements()),
                 (7, out.bind()),
             ],
             &[
@@ -479,10 +457,40 @@ impl WgpuBackend {
                 (dim as f32).powf(-0.5).to_bits(),
                 ring.shape.n_rows as u32,
                 ratio as u32,
-                slot_rows(cache),
                 selected.width() as u32,
             ],
             [n_heads as u32, rows.n(), 1],
+        );
+    }
+
+    pub(crate) fn record_tap(&mut self, rows: &Rows, streams: &Buffer, at: usize, taps: &Buffer) {
+        let (n_hc, n_embd) = (self.geometry.n_hc, self.geometry.n_embd);
+        self.record(
+            &Specialisation::of("tap"),
+            &[(0, rows.bind()), (1, streams.bind()), (2, taps.bind())],
+            &[
+                rows.n(),
+                n_hc as u32,
+                n_embd as u32,
+                at as u32,
+                taps.width() as u32,
+            ],
+            [groups(n_embd), rows.n(), 1],
+        );
+    }
+
+    pub(crate) fn record_choose(&mut self, rows: &Rows, logits: &Buffer, choice: &Choice<Buffer>) {
+        self.record(
+            &Specialisation::of("choose"),
+            &[
+                (0, rows.bind()),
+                (1, logits.bind()),
+                (2, choice.ids.bind()),
+                (3, choice.values.bind()),
+                (4, choice.lse.bind()),
+            ],
+            &[rows.n(), logits.width() as u32, choice.ids.width() as u32],
+            [rows.n(), 1, 1],
         );
     }
 
@@ -626,11 +634,19 @@ fn single(weight: &Weight) -> &crate::weight::Part {
     part
 }
 
-/// Rows of a cache from one slot to the next: 0 where slots have a base address instead.
-fn slot_rows(cache: &Buffer) -> u32 {
-    if cache.shape.n_slots == 1 {
-        0
-    } else {
-        cache.shape.n_rows as u32
+/// How compressed rows are attended to: mode, cache, tokens a row, selection. A binding that is not
+/// read is filled with one that is there.
+pub(crate) fn compressed_operands<'a>(
+    compressed: &CompressedRows<'a, Buffer>,
+    ring: &'a Buffer,
+) -> (usize, &'a Buffer, usize, &'a Buffer) {
+    match compressed {
+        CompressedRows::None => (0, ring, 1, ring),
+        CompressedRows::All { cache, ratio } => (1, cache, *ratio, ring),
+        CompressedRows::Selected {
+            cache,
+            ratio,
+            selected,
+        } => (2, cache, *ratio, selected),
     }
 }

@@ -315,6 +315,18 @@ impl Weight {
     }
 }
 
+/// Bytes that a weight of this shape takes, its parts' alignment aside.
+pub(crate) fn n_bytes(role: WeightRole, ty: GgmlType, ne: &[u64]) -> u64 {
+    let n: u64 = ne.iter().product();
+    match role {
+        WeightRole::Vector | WeightRole::Ids => 4 * n,
+        _ => {
+            let (q, s) = Stored::of(ty, role).row_bytes(ne[0] as usize);
+            (q + s) as u64 * (n / ne[0]) + PLANE_ALIGN
+        }
+    }
+}
+
 fn whole(gpu: &Gpu, name: &str, bytes: &[u8]) -> Result<Allocation, BackendError> {
     let memory = Allocation::new(gpu, name, bytes.len() as u64)?;
     memory::write(gpu, &memory, 0, bytes);

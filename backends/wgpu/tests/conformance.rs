@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ds4_conformance::ops::Tolerance;
 use ds4_conformance::{golden, network, ops};
 use ds4_model::Geometry;
 use ds4_wgpu::{Gpu, WgpuBackend, WgpuOptions};
@@ -32,7 +33,7 @@ fn make(gpu: &Arc<Gpu>) -> impl Fn(&Geometry) -> WgpuBackend {
 #[test]
 fn every_op_is_that_of_the_reference() {
     if let Some(gpu) = open(options()) {
-        ops::every_op(&make(&gpu));
+        ops::every_op(&make(&gpu), &Tolerance::F32, false);
     }
 }
 
