@@ -75,8 +75,8 @@ pub(crate) fn open_engine_of(
     open.simd = options.simd;
     adjust(&mut open);
     let result = Engine::from_gguf(gguf, &open, &mut |progress| {
-        if let LoadProgress::Bound { n_done, n_tensors } = progress {
-            console.progress(&format!("loading: {} %", n_done * 100 / n_tensors.max(1)));
+        if let LoadProgress::Bound { n_done, n_bytes } = progress {
+            console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
     });
     console.end_progress();

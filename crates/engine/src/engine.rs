@@ -10,8 +10,8 @@ use ds4_formats::gguf::{self, Gguf};
 use ds4_model::session::{RowKind, StoredRows};
 use ds4_model::{
     Backend, BackendError, Batch, CacheRounding, Frontier, Geometry, GeometryError, ImportError,
-    Network, Reference, RestoreError, RewindError, SessionShape, SlotState, StepError,
-    WeightsError, requirements,
+    Limits, Network, Reference, RestoreError, RewindError, SessionShape, SlotState, StepError,
+    WeightsError,
 };
 use ds4_text::Tokenizer;
 
@@ -92,10 +92,10 @@ pub enum LoadProgress {
     },
     /// Weights were bound to the backend.
     Bound {
-        /// So many.
-        n_done: usize,
-        /// Of so many.
-        n_tensors: usize,
+        /// So many bytes.
+        n_done: u64,
+        /// Of so many in the file.
+        n_bytes: u64,
     },
 }
 
@@ -279,7 +279,7 @@ impl Engine {
         let runner = match options.backend {
             BackendKind::Reference => {
                 let backend = Reference::new(&geometry);
-                load(backend, gguf, &geometry, shape, path, progress)?
+                load(backend, gguf, &geometry, shape.clone(), path, progress)?
             }
             BackendKind::Cpu => {
                 let backend = CpuBackend::new(
@@ -290,7 +290,7 @@ impl Engine {
                     },
                 )
                 .map_err(|e| OpenError::Options(e.to_string()))?;
-                load(backend, gguf, &geometry, shape, path, progress)?
+                load(backend, gguf, &geometry, shape.clone(), path, progress)?
             }
         };
         Ok(Engine {
@@ -302,8 +302,8 @@ impl Engine {
                 .to_owned(),
             tokenizer,
             plan,
+            tokens: vec![Vec::new(); shape.n_slots()],
             shape,
-            tokens: vec![Vec::new(); shape.n_slots],
             geometry,
         })
     }
@@ -330,12 +330,12 @@ impl Engine {
 
     /// Tokens that one slot can hold.
     pub fn context(&self) -> usize {
-        self.shape.capacity
+        self.shape.longest()
     }
 
     /// Slots.
     pub fn n_slots(&self) -> usize {
-        self.shape.n_slots
+        self.shape.n_slots()
     }
 
     /// Rows of the largest step.
@@ -500,22 +500,19 @@ where
     B::Weight: Send,
     B::Rows: Send,
 {
-    let n_tensors = requirements(geometry).len();
-    let n_done = std::cell::Cell::new(0);
-    let progress = std::cell::RefCell::new(progress);
-    let find = |name: &str| {
-        n_done.set(n_done.get() + 1);
-        progress.borrow_mut()(LoadProgress::Bound {
-            n_done: n_done.get(),
-            n_tensors,
-        });
-        gguf.tensor(name)
+    let n_bytes = gguf.tensors().map(|t| t.n_bytes).sum();
+    let mut n_done = 0;
+    let mut moved = |bytes| {
+        n_done += bytes;
+        progress(LoadProgress::Bound { n_done, n_bytes });
     };
-    let network =
-        Network::bind(geometry, &mut backend, &find).map_err(|source| OpenError::Weights {
+    let find = |name: &str| gguf.tensor(name);
+    let network = Network::bind(geometry, &mut backend, &find, &mut moved).map_err(|source| {
+        OpenError::Weights {
             path: path.to_owned(),
             source,
-        })?;
+        }
+    })?;
     Ok(Box::new(Loaded::new(backend, network, shape)?))
 }
 
@@ -538,15 +535,16 @@ fn plan(
     }
     let available_bytes = options.memory_bytes.or_else(available_bytes);
     let budget = available_bytes.map_or(u64::MAX, |b| b - b / 16 * RESERVED_SIXTEENTHS);
-    let shape = |context: usize| SessionShape {
-        n_slots: options.n_slots,
-        capacity: context,
-        max_rows: options.chunk.min(context).max(options.n_slots),
-        max_outputs: options.max_outputs.unwrap_or(options.n_slots),
-        rewind_rows: ds4_model::session::REWIND_ROWS,
-        rounding: options.rounding,
+    let shape = |context: usize| {
+        let max_rows = options.chunk.min(context).max(options.n_slots);
+        SessionShape {
+            max_outputs: options.max_outputs.unwrap_or(options.n_slots),
+            rounding: options.rounding,
+            ..SessionShape::uniform(options.n_slots, context, max_rows)
+        }
     };
-    let needed = |context: usize| shape(context).plan(geometry).total_bytes() as u64;
+    let limits = Limits::default();
+    let needed = |context: usize| shape(context).plan(geometry, &limits).total_bytes() as u64;
 
     let wanted = options.context.unwrap_or(DEFAULT_CONTEXT.min(limit)).max(1);
     let context = if needed(wanted) <= budget {
@@ -574,7 +572,7 @@ fn plan(
         fits
     };
     let shape = shape(context);
-    let memory = shape.plan(geometry);
+    let memory = shape.plan(geometry, &limits);
     let weights_bytes = gguf.tensors().map(|t| t.n_bytes).sum();
     Ok((
         shape,

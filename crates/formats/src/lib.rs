@@ -14,4 +14,4 @@ mod tensor;
 
 pub use bytes::Bytes;
 pub use ggml_type::{ActivationKind, GgmlType, ShapeError};
-pub use tensor::Tensor;
+pub use tensor::{Origin, Tensor};

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use ds4_formats::GgmlType;
 use ds4_formats::gguf::{Gguf, TensorSpec};
 use ds4_model::{
-    CacheRounding, Component, Geometry, LayerKind, SessionShape, WeightRole, requirements, weights,
+    Component, Geometry, LayerKind, Limits, SessionShape, WeightRole, requirements, weights,
 };
 use serde_json::{Map, Value, json};
 
@@ -194,12 +194,16 @@ impl Report {
 
     /// Bytes of everything besides the weights, for one slot of `context` tokens.
     fn session_bytes(geometry: &Geometry, context: usize) -> u64 {
-        session(context).plan(geometry).total_bytes() as u64
+        session(context)
+            .plan(geometry, &Limits::default())
+            .total_bytes() as u64
     }
 
     /// Bytes of cache that `n` tokens of context add.
     fn cache_bytes(geometry: &Geometry, context: usize) -> u64 {
-        session(context).plan(geometry).slots_bytes as u64
+        session(context)
+            .plan(geometry, &Limits::default())
+            .slots_bytes as u64
     }
 
     /// Bytes that each token of context adds, exact over whole compressed rows.
@@ -477,12 +481,8 @@ fn print_tensors(gguf: &Gguf, out: &mut dyn Write) -> Result<()> {
 /// The session that the memory figures are of.
 fn session(context: usize) -> SessionShape {
     SessionShape {
-        n_slots: 1,
-        capacity: context,
-        max_rows: CHUNK,
         max_outputs: 1,
-        rewind_rows: ds4_model::session::REWIND_ROWS,
-        rounding: CacheRounding::Official,
+        ..SessionShape::uniform(1, context, CHUNK)
     }
 }
 

@@ -157,14 +157,7 @@ fn rates_of_the_codec() {
 #[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
 fn a_snapshot_and_a_copied_beginning_at_full_size() {
     let geometry = Geometry::flash();
-    let shape = SessionShape {
-        n_slots: 2,
-        capacity: 16_384,
-        max_rows: 1,
-        max_outputs: 1,
-        rewind_rows: 64,
-        rounding: CacheRounding::Official,
-    };
+    let shape = SessionShape::uniform(2, 16_384, 1);
     let mut backend = CpuBackend::new(&geometry, CpuOptions::default()).expect("a processor");
     let mut session = Session::open(&mut backend, shape).expect("room for two slots");
     let mut rows = Synthetic::new(&geometry, 7);
