@@ -1,7 +1,7 @@
 // out[r] = sum_i W_{experts[r, i]} hidden[r, i] for a few rows: a workgroup takes WG_ROWS outputs, a
 // subgroup PER of them at a time. The experts `lo .. hi` are here; later parts add to what the first
 // wrote.
-struct P { n: u32, n_in: u32, n_out: u32, k: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32 }
+struct P { n: u32, n_in: u32, n_out: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32 }
 var<immediate> p: P;
 const WG: u32 = 256u;
 const ROWS: u32 = 1u;
@@ -31,14 +31,20 @@ fn main(
         if o0 + base >= p.n_out { break; }
         var sums: array<f32, PER>;
         for (var i = 0u; i < PER; i++) { sums[i] = 0.0; }
-        for (var e = 0u; e < p.k; e++) {
-            let expert = experts[r * p.k + e];
+        for (var e = 0u; e < K_USED; e++) {
+            let expert = experts[r * K_USED + e];
             if expert < p.lo || expert >= p.hi { continue; }
             let row = (expert - p.lo) * p.n_out;
             var x_at: array<u32, 1>;
-            x_at[0] = (r * p.k + e) * p.n_in / X_LEN;
-            for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
-                multiply_w(&sums, row + o0 + base, row + p.n_out, u, &x_at);
+            x_at[0] = (r * K_USED + e) * p.n_in / X_LEN;
+            if STEPS > 0u {
+                for (var i = 0u; i < STEPS; i++) {
+                    multiply_w(&sums, row + o0 + base, row + p.n_out, sub_lane + i * SUBGROUP, &x_at);
+                }
+            } else {
+                for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
+                    multiply_w(&sums, row + o0 + base, row + p.n_out, u, &x_at);
+                }
             }
         }
         for (var i = 0u; i < PER; i++) {

@@ -49,11 +49,16 @@ fn main(
         var g: array<f32, PER>;
         var u: array<f32, PER>;
         for (var i = 0u; i < PER; i++) { g[i] = 0.0; u[i] = 0.0; }
-        for (var unit = sub_lane; unit < p.n_in / gate_UNIT; unit += width) {
-            multiply_gate(&g, row + base, end, unit, &x_at);
-        }
-        for (var unit = sub_lane; unit < p.n_in / up_UNIT; unit += width) {
-            multiply_up(&u, row + base, end, unit, &x_at);
+        if STEPS > 0u {
+            for (var i = 0u; i < STEPS; i++) {
+                multiply_gate(&g, row + base, end, sub_lane + i * SUBGROUP, &x_at);
+                multiply_up(&u, row + base, end, sub_lane + i * SUBGROUP, &x_at);
+            }
+        } else {
+            for (var unit = sub_lane; unit < p.n_in / gate_UNIT; unit += width) {
+                multiply_gate(&g, row + base, end, unit, &x_at);
+                multiply_up(&u, row + base, end, unit, &x_at);
+            }
         }
         for (var i = 0u; i < PER; i++) {
             let value = swiglu(subgroupAdd(g[i]), subgroupAdd(u[i]), p.limit, weight);

@@ -1,6 +1,7 @@
 // out = W x for a few rows: a subgroup takes PER rows of W at a time, its lanes a unit each. Rows of
 // W are `lo ..` of the whole; block `g` of `group_out` of them applies to channels `g * n_in ..` of x.
-// INTEGER: x is 8-bit codes with a scale for 32. NORMED: the products are multiplied by
+// x is floats, or 8-bit codes with a scale for 32. With a fixed subgroup size and whole turns of it
+// STEPS is their number. NORMED: the products are multiplied by
 // rsqrt(mean of the squares in `squares` + eps).
 struct P { n: u32, row0: u32, n_in: u32, n_out: u32, lo: u32, group_out: u32, x_width: u32, out_width: u32, n_squares: u32, square_width: u32, eps: f32, w_qs: u32, w_ss: u32 }
 var<immediate> p: P;
@@ -52,8 +53,14 @@ fn main(
             let row = min(p.row0 + r, p.n - 1u);
             x_at[r] = (row * p.x_width + ((p.lo + first) / p.group_out) * p.n_in) / X_LEN;
         }
-        for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
-            multiply_w(&sums, first, p.n_out, u, &x_at);
+        if STEPS > 0u {
+            for (var i = 0u; i < STEPS; i++) {
+                multiply_w(&sums, first, p.n_out, sub_lane + i * SUBGROUP, &x_at);
+            }
+        } else {
+            for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
+                multiply_w(&sums, first, p.n_out, u, &x_at);
+            }
         }
         for (var i = 0u; i < PER; i++) {
             for (var r = 0u; r < ROWS; r++) {

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use ds4_formats::{GgmlType, Tensor};
 use ds4_model::weights::HyperConnection;
 use ds4_model::{
-    Attend, Backend, BackendError, Choice, ElementType, ExpertsGateUp, GateUp, Geometry,
-    IndexScores, Limits, Place, Pool, ReadPart, Requirement, RopeTable, Rotation, Routes,
-    RowsImage, ScoreTile, Shape, StepKey, WritePart,
+    Attend, AttentionSublayer, Backend, BackendError, Choice, Compress, ElementType, Entry,
+    ExpertsGateUp, ExpertsSublayer, GateUp, Geometry, IndexScores, Limits, Place, Pool, ReadPart,
+    Requirement, RopeTable, Rotation, Routes, RowsImage, ScoreTile, Shape, StepKey, Turn,
+    WritePart,
 };
 
 use crate::adapter::Gpu;
+use crate::few::{Codes, FEW_ROWS, Product, SPLITS};
 use crate::kernels::{BindGroups, Bound, Specialisation};
 use crate::memory::{self, Allocation, Buffer};
 use crate::record::{self, MAX_GROUPS, Recording};
@@ -31,6 +33,15 @@ pub struct WgpuBackend {
     key: Option<StepKey>,
     /// Steps that were launched.
     kept: HashMap<StepKey, Recording>,
+    /// 8-bit codes beside buffers of few rows, by buffer.
+    pub(crate) codes: HashMap<u64, Arc<Codes>>,
+    /// The buffer whose codes the last turn left.
+    pub(crate) fresh: Option<u64>,
+    /// Partial sums of turns.
+    pub(crate) turn_sums: Arc<Allocation>,
+    /// Sums, and maxima and weights, of split attention.
+    pub(crate) split_sums: Arc<Allocation>,
+    pub(crate) split_stats: Arc<Allocation>,
     /// The step that is likely to come next.
     encoded: Option<(StepKey, wgpu::CommandBuffer)>,
 }
@@ -53,13 +64,28 @@ impl Rows {
     }
 }
 
+/// Partial sums of a turn: products with 24 rows, and ten of two streams.
+const TURN_SUMS: usize = 34;
+
 /// Rows of a prefill step: 48 for each expert.
 const PREFILL_ROWS: usize = 2048;
 
 impl WgpuBackend {
     /// A backend for models of this geometry on an open device.
     pub fn new(gpu: &Arc<Gpu>, geometry: &Geometry) -> WgpuBackend {
+        let heads = SPLITS * geometry.n_heads;
+        let make = |what: &str, n_floats: usize| {
+            Arc::new(Allocation::unchecked(gpu, what, 4 * n_floats as u64))
+        };
         WgpuBackend {
+            codes: HashMap::new(),
+            fresh: None,
+            turn_sums: make(
+                "sums of turns",
+                FEW_ROWS as usize * geometry.n_embd.div_ceil(64) * TURN_SUMS,
+            ),
+            split_sums: make("sums of attention", heads * geometry.head_dim),
+            split_stats: make("weights of attention", 2 * heads),
             gpu: Arc::clone(gpu),
             geometry: geometry.clone(),
             recording: Recording::default(),
@@ -88,6 +114,7 @@ impl WgpuBackend {
 
     /// Hands what was recorded to the device.
     fn flush(&mut self) {
+        self.recording.settle();
         if !self.recording.dispatches.is_empty() {
             let commands = self.recording.encode(&self.gpu);
             self.gpu.queue.submit([commands]);
@@ -205,6 +232,7 @@ impl Backend for WgpuBackend {
     fn begin(&mut self, key: &StepKey) -> ds4_model::Recording {
         // Copies between steps come before what the step records.
         self.flush();
+        self.fresh = None;
         self.key = Some(*key);
         if self.kept.contains_key(key) {
             ds4_model::Recording::Replay
@@ -216,6 +244,7 @@ impl Backend for WgpuBackend {
     fn launch(&mut self) -> Result<(), BackendError> {
         if let Some(key) = self.key.take() {
             let encoded = self.encoded.take().filter(|(of, _)| *of == key);
+            self.recording.settle();
             let recording = std::mem::take(&mut self.recording);
             let kept = self.kept.entry(key).or_insert(recording);
             let commands = encoded.map_or_else(|| kept.encode(&self.gpu), |(_, commands)| commands);
@@ -242,6 +271,7 @@ impl Backend for WgpuBackend {
     fn end_session(&mut self, session: u64) {
         self.kept.retain(|key, _| key.session != session);
         self.encoded = None;
+        self.codes.clear();
         self.bind_groups = BindGroups::default();
     }
 
@@ -261,6 +291,34 @@ impl Backend for WgpuBackend {
 
     fn hc_pre(&mut self, rows: &Rows, streams: &Buffer, gates: &Buffer, x: &mut Buffer) {
         self.record_hc_pre(rows, streams, gates, x);
+    }
+
+    fn hc_pre_norm(
+        &mut self,
+        rows: &Rows,
+        streams: &Buffer,
+        entry: Entry<'_, Weight>,
+        gates: &mut Buffer,
+        x: &mut Buffer,
+    ) {
+        self.fresh = None;
+        if self.record_turn(rows, None, streams, entry, gates, x) {
+            self.fresh = Some(x.memory.id);
+        } else {
+            self.record_hc_gates(rows, streams, entry.hc, gates);
+            self.record_hc_pre(rows, streams, gates, x);
+            self.record_rms_norm(rows, entry.norm, x);
+        }
+    }
+
+    fn turn(&mut self, rows: &Rows, t: Turn<'_, Buffer, Weight>) {
+        self.fresh = None;
+        if self.record_turn(rows, Some(t.y), t.streams, t.next, t.gates, t.x) {
+            self.fresh = Some(t.x.memory.id);
+        } else {
+            self.record_hc_post(rows, t.y, t.gates, t.streams);
+            self.hc_pre_norm(rows, t.streams, t.next, t.gates, t.x);
+        }
     }
 
     fn hc_post(&mut self, rows: &Rows, y: &Buffer, gates: &Buffer, streams: &mut Buffer) {
@@ -290,11 +348,37 @@ impl Backend for WgpuBackend {
     }
 
     fn matmul(&mut self, rows: &Rows, weight: &Weight, x: &Buffer, out: &mut Buffer) {
-        self.record_matmul(rows, weight, weight.n_out, x, out);
+        self.matmuls(rows, x, &mut [(weight, out)]);
+    }
+
+    fn matmuls(&mut self, rows: &Rows, x: &Buffer, products: &mut [(&Weight, &mut Buffer)]) {
+        let few = self.is_few(rows);
+        let wants_codes =
+            |(weight, _): &(&Weight, &mut Buffer)| self.is_integer(weight) && self.takes(weight, x);
+        if few && products.iter().any(wants_codes) {
+            self.record_quantise(rows, x);
+        }
+        for (weight, out) in products {
+            if few && self.takes(weight, x) {
+                self.record_product(rows, &Product::of(weight, x, out));
+            } else {
+                self.record_matmul(rows, weight, weight.n_out, x, out);
+            }
+        }
     }
 
     fn matmul_grouped(&mut self, rows: &Rows, weight: &Weight, x: &Buffer, out: &mut Buffer) {
-        self.record_matmul(rows, weight, self.geometry.out_rank, x, out);
+        let group_out = self.geometry.out_rank;
+        if self.is_few(rows) && self.takes(weight, x) && group_out.is_multiple_of(32) {
+            self.record_quantise(rows, x);
+            let product = Product {
+                group_out,
+                ..Product::of(weight, x, out)
+            };
+            self.record_product(rows, &product);
+        } else {
+            self.record_matmul(rows, weight, group_out, x, out);
+        }
     }
 
     fn add(&mut self, rows: &Rows, x: &Buffer, out: &mut Buffer) {
@@ -318,6 +402,47 @@ impl Backend for WgpuBackend {
         x: &mut Buffer,
     ) {
         self.record_rope(rows, table, rotation, head_dim, x);
+    }
+
+    fn q_norm_rope(&mut self, rows: &Rows, table: RopeTable, q: &mut Buffer) {
+        self.record_q_norm_rope(rows, table, q);
+    }
+
+    fn kv_norm_rope(
+        &mut self,
+        rows: &Rows,
+        norm: &Weight,
+        table: RopeTable,
+        rounded: bool,
+        kv: &mut Buffer,
+    ) {
+        self.record_kv_norm_rope(rows, norm, table, rounded, kv, None);
+    }
+
+    fn compress(&mut self, rows: &Rows, c: Compress<'_, Buffer, Weight>) {
+        if self.record_compress(rows, &c) {
+            return;
+        }
+        let compressor = c.compressor;
+        let ratio = compressor.kind.ratio().expect("a compressed layer");
+        let table = RopeTable::start_of(ratio);
+        self.record_add_position_bias(rows, &compressor.ape, ratio, c.gate);
+        let inputs = Pool {
+            kind: compressor.kind,
+            kv: c.kv,
+            gate: c.gate,
+            frontier: c.frontier,
+        };
+        self.record_pool(rows, &inputs, c.pooled);
+        self.record_rms_norm(rows, &compressor.norm, c.pooled);
+        self.record_rope(rows, table, Rotation::Forward, compressor.row_dim, c.pooled);
+        match (c.rounded, compressor.index) {
+            (false, _) => {}
+            (true, false) => self.record_kv_round(rows, c.pooled),
+            (true, true) => self.record_index_round(rows, c.pooled),
+        }
+        self.record_store_compressed(rows, ratio, c.pooled, c.cache);
+        self.record_store_frontier(rows, c.kv, c.gate, c.frontier);
     }
 
     fn kv_round(&mut self, rows: &Rows, x: &mut Buffer) {
@@ -357,7 +482,19 @@ impl Backend for WgpuBackend {
     }
 
     fn attend(&mut self, rows: &Rows, inputs: Attend<'_, Buffer, Weight>, out: &mut Buffer) {
-        self.record_attend(rows, &inputs, out);
+        if self.attends_tiles(inputs.ring) {
+            self.record_attend_tile(rows, &inputs, out, None);
+        } else {
+            self.record_attend(rows, &inputs, out);
+        }
+    }
+
+    fn attention(&mut self, rows: &Rows, sublayer: AttentionSublayer<'_, Buffer, Weight>) {
+        self.record_attention(rows, sublayer);
+    }
+
+    fn experts(&mut self, rows: &Rows, sublayer: ExpertsSublayer<'_, Buffer, Weight>) {
+        self.record_experts(rows, sublayer);
     }
 
     fn router_scores(&mut self, rows: &Rows, scores: &mut Buffer) {
@@ -387,19 +524,19 @@ impl Backend for WgpuBackend {
     fn experts_gate_up(
         &mut self,
         rows: &Rows,
-        inputs: ExpertsGateUp<'_, Buffer, Weight>,
+        g: ExpertsGateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        let (gate, up) = (inputs.gate, inputs.up);
-        self.record_gate_up(
-            rows,
-            gate,
-            up,
-            inputs.clamp,
-            inputs.x,
-            Some(inputs.routes),
-            hidden,
-        );
+        let routes = Some(g.routes);
+        if self.is_few(rows) && self.takes(g.gate, g.x) {
+            if self.is_integer(g.gate) {
+                self.record_quantise(rows, g.x);
+            }
+            if self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, routes, hidden, false) {
+                return;
+            }
+        }
+        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, routes, hidden);
     }
 
     fn experts_down(
@@ -410,11 +547,25 @@ impl Backend for WgpuBackend {
         routes: &Routes<Buffer>,
         out: &mut Buffer,
     ) {
-        self.record_experts_down(rows, down, hidden, routes, out);
+        if self.is_few(rows) && self.takes(down, hidden) {
+            if self.is_integer(down) {
+                self.record_quantise(rows, hidden);
+            }
+            self.record_experts_down_few(rows, down, hidden, routes, out, false);
+        } else {
+            self.record_experts_down(rows, down, hidden, routes, out);
+        }
     }
 
-    fn gate_up(&mut self, rows: &Rows, inputs: GateUp<'_, Buffer, Weight>, hidden: &mut Buffer) {
-        let (gate, up) = (inputs.gate, inputs.up);
-        self.record_gate_up(rows, gate, up, inputs.clamp, inputs.x, None, hidden);
+    fn gate_up(&mut self, rows: &Rows, g: GateUp<'_, Buffer, Weight>, hidden: &mut Buffer) {
+        if self.is_few(rows) && self.takes(g.gate, g.x) {
+            if self.is_integer(g.gate) {
+                self.record_quantise(rows, g.x);
+            }
+            if self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, None, hidden, false) {
+                return;
+            }
+        }
+        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, None, hidden);
     }
 }

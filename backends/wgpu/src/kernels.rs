@@ -1,8 +1,10 @@
 //! Kernels: WGSL sources put together for one specialisation, and their pipelines.
 //!
-//! A source has three directives. `//!include NAME` puts another source in its place;
+//! A source has four directives. `//!include NAME` puts another source in its place;
 //! `//!decode W B` binds the planes of the weight `W` at `B` and `B + 1` and defines
-//! `W_decode8(row, k)` for the type the weight is stored in. Constants stand before the text.
+//! `W_decode8(row, k)` for the type the weight is stored in. `//!weight W B` binds the planes for
+//! `multiply_W`, which `//!product W` defines: on 8-bit codes where the adapter multiplies integers
+//! and the type is made of them, on floats otherwise. Constants stand before the text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,53 +23,87 @@ macro_rules! sources {
 }
 
 sources![
-    "rows",
-    "reduce",
-    "bf16",
-    "rounding",
-    "hc_mix",
-    "store_element",
-    "softplus",
-    "mixing_weights",
-    "swiglu",
-    "order",
-    "decode/f32",
-    "decode/f16",
-    "decode/bf16",
-    "decode/q8_0",
-    "decode/q2_k",
-    "decode/q4_k",
-    "decode/iq2_xxs",
-    "decode/mxfp4",
     "add",
     "add_position_bias",
     "attend",
+    "attend_combine",
+    "attend_tile",
+    "bf16",
+    "cache_row",
     "choose",
+    "compress",
     "copy_rows",
+    "decode/bf16",
+    "decode/f16",
+    "decode/f32",
+    "decode/iq2_xxs",
+    "decode/mxfp4",
+    "decode/q2_k",
+    "decode/q4_k",
+    "decode/q8_0",
     "embed",
     "experts_down",
+    "experts_down_few",
+    "float_unit",
     "gate_up",
+    "gate_up_few",
+    "gemv",
+    "gemv_out",
     "hc_gates",
     "hc_head",
+    "hc_mix",
     "hc_post",
     "hc_pre",
     "head_norm",
     "index_round",
     "index_scores",
+    "index_scores_few",
+    "iq_rope_round",
+    "kv_norm_rope",
     "kv_round",
     "matmul",
+    "mixing_weights",
+    "order",
     "pool",
+    "prepare",
+    "prepare_grid",
+    "product_f",
+    "product_q",
+    "q_norm_rope",
+    "quantise",
+    "quantise_block",
+    "reduce",
     "rms_norm",
+    "rms_norm_few",
     "rope",
+    "rounding",
+    "route",
     "route_hash",
     "route_top_k",
     "router_scores",
+    "rows",
     "select_rows",
+    "softplus",
     "store_compressed",
+    "store_element",
     "store_frontier",
     "store_window",
+    "swiglu",
     "tap",
     "top_k",
+    "turn_a",
+    "turn_b",
+    "turn_gates",
+    "turn_sums",
+    "unit",
+    "unit/bf16",
+    "unit/f16",
+    "unit/f32",
+    "unit/iq2_xxs",
+    "unit/mxfp4",
+    "unit/q2_k",
+    "unit/q4_k",
+    "unit/q8_0",
 ];
 
 /// Binding of the grid of IQ2_XXS, where a kernel decodes that type.
@@ -82,6 +118,8 @@ pub struct Specialisation {
     pub constants: Vec<(&'static str, Constant)>,
     /// The types its weights are stored in.
     pub types: Vec<(&'static str, Stored)>,
+    /// Whether products are those of 8-bit codes.
+    pub integer: bool,
 }
 
 /// The value of a constant.
@@ -128,6 +166,13 @@ impl Specialisation {
         self
     }
 
+    /// With products of 8-bit codes.
+    #[must_use]
+    pub fn integer(mut self, integer: bool) -> Specialisation {
+        self.integer = integer;
+        self
+    }
+
     /// The WGSL text.
     ///
     /// # Panics
@@ -140,7 +185,7 @@ impl Specialisation {
                 Constant::Flag(flag) => format!("const {name}: bool = {flag};\n"),
             };
         }
-        if !self.types.is_empty() {
+        if !self.types.is_empty() && !find(self.kernel).contains("//!weight") {
             text += "struct W8 { a: vec4<f32>, b: vec4<f32> }\n";
         }
         if self.types.iter().any(|(_, ty)| *ty == Stored::Iq2Xxs) {
@@ -152,6 +197,64 @@ impl Specialisation {
         text
     }
 
+    fn stored(&self, weight: &str) -> Stored {
+        self.types
+            .iter()
+            .find(|(name, _)| *name == weight)
+            .expect("the weight's type")
+            .1
+    }
+
+    /// The planes of a weight for `multiply`.
+    fn weight(&self, weight: &str, binding: u32, text: &mut String) {
+        if !text.contains("alias X = ") {
+            *text += if self.integer {
+                "alias X = u32;\nconst X_LEN: u32 = 16u;\n"
+            } else {
+                "alias X = f32;\nconst X_LEN: u32 = 4u;\n"
+            };
+        }
+        let wide = self.integer || self.stored(weight).is_float();
+        let (name, element) = if wide {
+            ("q4", "vec4<u32>")
+        } else {
+            ("q", "u32")
+        };
+        for (at, plane, element) in [(binding, name, element), (binding + 1, "s", "u32")] {
+            *text += &format!(
+                "@group(0) @binding({at}) var<storage, read> {weight}_{plane}: array<{element}>;\n"
+            );
+        }
+    }
+
+    /// `multiply` of a weight, and once for all of them `prepare`.
+    fn product(&self, weight: &str, text: &mut String) {
+        let stored = self.stored(weight);
+        if !text.contains("fn prepare(") {
+            let has_grid = self.types.iter().any(|(_, ty)| *ty == Stored::Iq2Xxs);
+            self.append(if self.integer { "unit" } else { "float_unit" }, text);
+            self.append(
+                if self.integer && has_grid {
+                    "prepare_grid"
+                } else {
+                    "prepare"
+                },
+                text,
+            );
+        }
+        let (unit, product) = match (self.integer, stored.is_float()) {
+            (true, _) => (stored.source("unit"), "product_q"),
+            (false, true) => (stored.source("unit"), "product_f"),
+            (false, false) => (stored.source("decode"), "product_f"),
+        };
+        if !self.integer {
+            *text += &format!("const {weight}_UNIT: u32 = 8u;\n");
+        }
+        for name in [unit.as_str(), product] {
+            *text += &find(name).replace("@W@", weight);
+        }
+    }
+
     fn append(&self, name: &str, text: &mut String) {
         for line in find(name).lines() {
             if let Some(included) = line.strip_prefix("//!include ") {
@@ -159,18 +262,18 @@ impl Specialisation {
             } else if let Some(arguments) = line.strip_prefix("//!decode ") {
                 let (weight, binding) = arguments.split_once(' ').expect("a weight and a binding");
                 let binding: u32 = binding.parse().expect("a number");
-                let stored = self
-                    .types
-                    .iter()
-                    .find(|(name, _)| *name == weight)
-                    .expect("the weight's type")
-                    .1;
+                let stored = self.stored(weight);
                 for (at, plane) in [(binding, "q"), (binding + 1, "s")] {
                     *text += &format!(
                         "@group(0) @binding({at}) var<storage, read> {weight}_{plane}: array<u32>;\n"
                     );
                 }
-                *text += &find(stored.source()).replace("@W@", weight);
+                *text += &find(&stored.source("decode")).replace("@W@", weight);
+            } else if let Some(arguments) = line.strip_prefix("//!weight ") {
+                let (weight, binding) = arguments.split_once(' ').expect("a weight and a binding");
+                self.weight(weight, binding.parse().expect("a number"), text);
+            } else if let Some(weight) = line.strip_prefix("//!product ") {
+                self.product(weight, text);
             } else {
                 *text += line;
                 *text += "\n";

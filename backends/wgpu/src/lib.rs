@@ -6,10 +6,12 @@
 
 mod adapter;
 mod backend;
+mod few;
 mod kernels;
 mod memory;
 mod ops;
 mod record;
+mod sublayers;
 mod weight;
 
 pub use adapter::{Capabilities, Gpu, WgpuError, WgpuOptions};

@@ -30,6 +30,15 @@ impl Allocation {
             )));
         }
         let scope = gpu.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let memory = Allocation::unchecked(gpu, what, n_bytes);
+        match pollster::block_on(scope.pop()) {
+            Some(_) => Err(out_of_memory(String::new())),
+            None => Ok(memory),
+        }
+    }
+
+    /// Zeroed bytes; when there is no room, the device fails.
+    pub(crate) fn unchecked(gpu: &Gpu, what: &str, n_bytes: u64) -> Allocation {
         let buffer = gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(what),
             size: n_bytes.next_multiple_of(4).max(4),
@@ -38,12 +47,9 @@ impl Allocation {
                 | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        match pollster::block_on(scope.pop()) {
-            Some(_) => Err(out_of_memory(String::new())),
-            None => Ok(Allocation {
-                id: NEXT.fetch_add(1, Ordering::Relaxed),
-                buffer,
-            }),
+        Allocation {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            buffer,
         }
     }
 

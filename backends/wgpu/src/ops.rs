@@ -16,7 +16,7 @@ fn groups(n: usize) -> u32 {
 }
 
 impl WgpuBackend {
-    fn record(
+    pub(crate) fn record(
         &mut self,
         what: &Specialisation,
         bound: &[(u32, Bound<'_>)],

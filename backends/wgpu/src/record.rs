@@ -20,6 +20,8 @@ pub(crate) struct Dispatch {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recording {
     pub(crate) dispatches: Vec<Dispatch>,
+    /// A dispatch that follows the next one, unless that uses one of these buffers.
+    late: Option<(Dispatch, Vec<u64>)>,
 }
 
 /// Most workgroups of a dimension.
@@ -43,23 +45,39 @@ impl Recording {
         if groups.contains(&0) {
             return;
         }
-        assert!(
-            groups.iter().all(|n| *n <= MAX_GROUPS),
-            "{}: {groups:?} workgroups",
-            what.kernel
-        );
-        let mut kernels = gpu
-            .kernels
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let kernel = kernels.kernel(&gpu.device, gpu.checked, what);
-        let group = bind_groups.group(&gpu.device, &kernel, bound);
-        self.dispatches.push(Dispatch {
-            kernel,
-            group,
-            immediates: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
-            groups,
-        });
+        let dispatch = make(gpu, bind_groups, what, bound, words, groups);
+        match self.late.take() {
+            Some((late, ids)) if bound.iter().any(|(_, b)| ids.contains(&b.id)) => {
+                self.dispatches.extend([late, dispatch]);
+            }
+            Some((late, _)) => self.dispatches.extend([dispatch, late]),
+            None => self.dispatches.push(dispatch),
+        }
+    }
+
+    /// Adds a dispatch that may run beside the next one, after which it is placed unless that uses
+    /// one of its buffers.
+    pub(crate) fn dispatch_late(
+        &mut self,
+        gpu: &Gpu,
+        bind_groups: &mut BindGroups,
+        what: &Specialisation,
+        bound: &[(u32, Bound<'_>)],
+        words: &[u32],
+        groups: [u32; 3],
+    ) {
+        self.settle();
+        // The first binding is the rows, which no dispatch writes.
+        let ids = bound.iter().skip(1).map(|(_, b)| b.id).collect();
+        let dispatch = make(gpu, bind_groups, what, bound, words, groups);
+        self.late = Some((dispatch, ids));
+    }
+
+    /// Puts a late dispatch at the end.
+    pub(crate) fn settle(&mut self) {
+        if let Some((late, _)) = self.late.take() {
+            self.dispatches.push(late);
+        }
     }
 
     /// Encodes everything into one pass.
@@ -85,6 +103,33 @@ impl Recording {
             }
         }
         encoder.finish()
+    }
+}
+
+fn make(
+    gpu: &Gpu,
+    bind_groups: &mut BindGroups,
+    what: &Specialisation,
+    bound: &[(u32, Bound<'_>)],
+    words: &[u32],
+    groups: [u32; 3],
+) -> Dispatch {
+    assert!(
+        groups.iter().all(|n| *n <= MAX_GROUPS),
+        "{}: {groups:?} workgroups",
+        what.kernel
+    );
+    let mut kernels = gpu
+        .kernels
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let kernel = kernels.kernel(&gpu.device, gpu.checked, what);
+    let group = bind_groups.group(&gpu.device, &kernel, bound);
+    Dispatch {
+        kernel,
+        group,
+        immediates: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        groups,
     }
 }
 

@@ -10,12 +10,13 @@
 //! | `Q8_0` | 32 bytes a block | f16 a block |
 //! | `Q2_K` | 64 bytes a block | 16 bytes of scale and min nibbles, `d`, `dmin` |
 //! | `Q4_K` | 128 bytes a block | `d`, `dmin`, 12 bytes of 6-bit scales and mins |
-//! | `IQ2_XXS` | 64 bytes a block: pairs of (indices, signs) words | f16 a block |
+//! | `IQ2_XXS` | 64 bytes a block: pairs of four indices and four sign bytes | the 8 nibbles, then f16 |
 //! | `MXFP4` | 16 bytes a block | a byte a block |
 //!
 //! Other types become F16 where activations may be rounded as well (`Matrix`, `Experts`), and F32
 //! elsewhere: their relative error of 2^-12 is far below that of activations in 8 bits.
 
+use ds4_formats::quant::BlockIq2Xxs;
 use ds4_formats::{GgmlType, Tensor, quant};
 use ds4_model::{BackendError, WeightRole};
 
@@ -73,17 +74,34 @@ impl Stored {
         }
     }
 
-    /// Name of the source that decodes it.
-    pub(crate) fn source(self) -> &'static str {
+    /// Name of its source in a folder of sources.
+    pub(crate) fn source(self, folder: &str) -> String {
+        let name = match self {
+            Stored::F32 => "f32",
+            Stored::F16 => "f16",
+            Stored::Bf16 => "bf16",
+            Stored::Q8_0 => "q8_0",
+            Stored::Q2K => "q2_k",
+            Stored::Q4K => "q4_k",
+            Stored::Iq2Xxs => "iq2_xxs",
+            Stored::Mxfp4 => "mxfp4",
+        };
+        format!("{folder}/{name}")
+    }
+
+    /// Whether elements are floats of their own.
+    pub(crate) fn is_float(self) -> bool {
+        matches!(self, Stored::F32 | Stored::F16 | Stored::Bf16)
+    }
+
+    /// Elements that a lane takes at a time, of integers and of floats.
+    pub(crate) fn unit(self, integer: bool) -> usize {
         match self {
-            Stored::F32 => "decode/f32",
-            Stored::F16 => "decode/f16",
-            Stored::Bf16 => "decode/bf16",
-            Stored::Q8_0 => "decode/q8_0",
-            Stored::Q2K => "decode/q2_k",
-            Stored::Q4K => "decode/q4_k",
-            Stored::Iq2Xxs => "decode/iq2_xxs",
-            Stored::Mxfp4 => "decode/mxfp4",
+            _ if !integer => 8,
+            Stored::F32 | Stored::F16 | Stored::Bf16 => 8,
+            Stored::Q8_0 => 16,
+            Stored::Q4K | Stored::Mxfp4 => 32,
+            Stored::Q2K | Stored::Iq2Xxs => 64,
         }
     }
 
@@ -96,7 +114,7 @@ impl Stored {
             Stored::Q8_0 => (n_in, (n_in / 32 * 2).next_multiple_of(4)),
             Stored::Q2K => (n_in / 4, n_in / 256 * 20),
             Stored::Q4K => (n_in / 2, n_in / 256 * 16),
-            Stored::Iq2Xxs => (n_in / 4, (n_in / 256 * 2).next_multiple_of(4)),
+            Stored::Iq2Xxs => (n_in / 4, n_in / 256 * 8),
             Stored::Mxfp4 => (n_in / 2, (n_in / 32).next_multiple_of(4)),
         }
     }
@@ -117,7 +135,7 @@ impl Stored {
             Stored::Q8_0 => split(34, 2, 32),
             Stored::Q2K => split(84, 16, 64),
             Stored::Q4K => split(144, 16, 128),
-            Stored::Iq2Xxs => split(66, 2, 64),
+            Stored::Iq2Xxs => repack_iq2_xxs(row, q, s),
             Stored::Mxfp4 => split(17, 1, 16),
             _ if Stored::of(ty, WeightRole::Vector) == self && ty.block_len() == 1 => {
                 q[..row.len()].copy_from_slice(row);
@@ -135,6 +153,28 @@ impl Stored {
                 quant::encode_f16(&floats, &mut q[..2 * n_in]);
             }
         }
+    }
+}
+
+/// Signs as whole bytes (the file leaves out the eighth, which makes their number even), and the
+/// scales' nibbles apart.
+fn repack_iq2_xxs(row: &[u8], q: &mut [u8], s: &mut [u8]) {
+    let blocks = BlockIq2Xxs::row(row).iter();
+    let planes = q.chunks_exact_mut(64).zip(s.chunks_exact_mut(8));
+    for (block, (q, s)) in blocks.zip(planes) {
+        let mut nibbles = 0;
+        for (i, ([indices, word], q)) in block.groups.iter().zip(q.chunks_exact_mut(8)).enumerate()
+        {
+            let word = word.get();
+            nibbles |= (word >> 28) << (4 * i);
+            q[..4].copy_from_slice(&indices.get().to_le_bytes());
+            for (l, sign) in q[4..].iter_mut().enumerate() {
+                let code = (word >> (7 * l)) as u8 & 127;
+                *sign = code | ((code.count_ones() as u8 & 1) << 7);
+            }
+        }
+        s[..4].copy_from_slice(&nibbles.to_le_bytes());
+        s[4..6].copy_from_slice(&block.d.get().to_le_bytes());
     }
 }
 
@@ -167,6 +207,8 @@ impl Part {
 #[derive(Debug)]
 pub struct Weight {
     pub(crate) stored: Stored,
+    /// Whether its activations stay in f32.
+    pub(crate) precise: bool,
     pub(crate) n_in: usize,
     /// Rows; of `Experts` those of one expert.
     pub(crate) n_out: usize,
@@ -193,6 +235,7 @@ impl Weight {
         let n_out = tensor.ne.get(1).map_or(1, |n| *n as usize);
         let mut weight = Weight {
             stored: Stored::of(tensor.ty, role),
+            precise: !matches!(role, WeightRole::Matrix | WeightRole::Experts),
             n_in,
             n_out,
             parts: Vec::new(),

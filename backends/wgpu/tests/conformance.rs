@@ -33,7 +33,7 @@ fn make(gpu: &Arc<Gpu>) -> impl Fn(&Geometry) -> WgpuBackend {
 #[test]
 fn every_op_is_that_of_the_reference() {
     if let Some(gpu) = open(options()) {
-        ops::every_op(&make(&gpu), &Tolerance::F32, false);
+        ops::every_op(&make(&gpu), &Tolerance::HALF, false);
     }
 }
 
