@@ -1,5 +1,5 @@
-// The input of a sublayer from the partial sums: x = norm(sum_j pre[j] streams[j]), in f32 and as
-// 8-bit codes. A workgroup takes 128 channels of a row. The mean square of the weighted sum comes
+// The input of a sublayer from the partial sums: x = norm(sum_j pre[j] streams[j]), in f32 and, when
+// QUANTISED, as 8-bit codes. A workgroup takes 128 channels of a row. The mean square of the weighted sum comes
 // from the products of the streams.
 struct P { n: u32, n_embd: u32, n_parts: u32, rms_eps: f32, hc_eps: f32 }
 var<immediate> p: P;
@@ -36,10 +36,11 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             + w.z * streams[s0 + 2u * p.n_embd] + w.w * streams[s0 + 3u * p.n_embd];
         value = norm[c] * (sum * factor);
     }
+    let at = r * p.n_embd + c;
+    if c < p.n_embd { x[at] = value; }
+    if !QUANTISED { return; }
     let block_scale = quantise_block(lane, value);
     if c < p.n_embd {
-        let at = r * p.n_embd + c;
-        x[at] = value;
         if (lane & 31u) == 0u { scales[at / 32u] = block_scale; }
         if (lane & 3u) == 0u { codes[at / 4u] = packed_codes(lane); }
     }

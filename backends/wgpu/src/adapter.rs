@@ -125,6 +125,7 @@ pub struct Gpu {
     /// The first error that no call returned.
     pub(crate) failure: Arc<Mutex<Option<String>>>,
     pub(crate) checked: bool,
+    pub(crate) plain: bool,
 }
 
 impl fmt::Debug for Gpu {
@@ -256,6 +257,7 @@ impl Gpu {
             capabilities,
             failure,
             checked: options.checked,
+            plain: options.plain,
         }))
     }
 

@@ -8,13 +8,14 @@ use ds4_model::weights::HyperConnection;
 use ds4_model::{
     Attend, AttentionSublayer, Backend, BackendError, Choice, Compress, ElementType, Entry,
     ExpertsGateUp, ExpertsSublayer, GateUp, Geometry, IndexScores, Limits, Place, Pool, ReadPart,
-    Requirement, RopeTable, Rotation, Routes, RowsImage, ScoreTile, Shape, StepKey, Turn,
-    WritePart,
+    Requirement, RopeTable, Rotation, Routes, RowsImage, ScoreTile, SessionShape, Shape, StepKey,
+    Turn, WritePart,
 };
 
 use crate::adapter::Gpu;
 use crate::few::{Codes, FEW_ROWS, Product, SPLITS};
 use crate::kernels::{BindGroups, Bound, Specialisation};
+use crate::many::{self, ManyWorkspace};
 use crate::memory::{self, Allocation, Buffer};
 use crate::record::{self, MAX_GROUPS, Recording};
 use crate::weight::{self, Weight};
@@ -37,6 +38,12 @@ pub struct WgpuBackend {
     pub(crate) codes: HashMap<u64, Arc<Codes>>,
     /// The buffer whose codes the last turn left.
     pub(crate) fresh: Option<u64>,
+    /// Workspace of steps of many rows.
+    pub(crate) many: Option<ManyWorkspace>,
+    /// Whether only kernels that every adapter runs are used.
+    pub(crate) plain: bool,
+    /// Rows that `turn_sums` has room for.
+    pub(crate) turn_rows: usize,
     /// Partial sums of turns.
     pub(crate) turn_sums: Arc<Allocation>,
     /// Sums, and maxima and weights, of split attention.
@@ -67,6 +74,11 @@ impl Rows {
 /// Partial sums of a turn: products with 24 rows, and ten of two streams.
 const TURN_SUMS: usize = 34;
 
+/// Numbers of the partial sums of `n_rows` rows.
+fn turn_sums(geometry: &Geometry, n_rows: usize) -> usize {
+    n_rows * geometry.n_embd.div_ceil(64) * TURN_SUMS
+}
+
 /// Rows of a prefill step: 48 for each expert.
 const PREFILL_ROWS: usize = 2048;
 
@@ -80,10 +92,10 @@ impl WgpuBackend {
         WgpuBackend {
             codes: HashMap::new(),
             fresh: None,
-            turn_sums: make(
-                "sums of turns",
-                FEW_ROWS as usize * geometry.n_embd.div_ceil(64) * TURN_SUMS,
-            ),
+            many: None,
+            plain: gpu.plain,
+            turn_rows: FEW_ROWS as usize,
+            turn_sums: make("sums of turns", turn_sums(geometry, FEW_ROWS as usize)),
             split_sums: make("sums of attention", heads * geometry.head_dim),
             split_stats: make("weights of attention", 2 * heads),
             gpu: Arc::clone(gpu),
@@ -110,6 +122,23 @@ impl WgpuBackend {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
             .specialisations()
+    }
+
+    /// Runs the recorded steps of so many rows once more with a timestamp after each dispatch:
+    /// (kernel, nanoseconds) in order. What the caches hold afterwards is unspecified. Empty where
+    /// the adapter has no timestamps, or no such step was recorded.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn times(&self, n_rows: usize) -> Result<Vec<(String, f32)>, BackendError> {
+        let kept = self.kept.iter().find(|(key, _)| key.shape.n_rows == n_rows);
+        kept.map_or(Ok(Vec::new()), |(_, recording)| recording.times(&self.gpu))
+    }
+
+    /// Dispatches of the recorded steps of so many rows.
+    pub fn n_dispatches(&self, n_rows: usize) -> usize {
+        let kept = self.kept.iter().find(|(key, _)| key.shape.n_rows == n_rows);
+        kept.map_or(0, |(_, recording)| recording.dispatches.len())
     }
 
     /// Hands what was recorded to the device.
@@ -151,6 +180,13 @@ impl Backend for WgpuBackend {
         weight::n_bytes(need.role, ty, &need.ne)
     }
 
+    fn workspace_bytes(&self, shape: &SessionShape) -> u64 {
+        let n_rows = shape.max_rows.max(shape.max_outputs).max(FEW_ROWS as usize);
+        let splits = SPLITS * self.geometry.n_heads * (self.geometry.head_dim + 2);
+        4 * (turn_sums(&self.geometry, n_rows) + splits) as u64
+            + many::workspace_bytes(&self.geometry, n_rows)
+    }
+
     fn upload(&mut self, need: &Requirement, tensor: Tensor) -> Result<Weight, BackendError> {
         let weight = Weight::new(&self.gpu, need.role, &tensor)?;
         self.gpu.check()?;
@@ -162,6 +198,14 @@ impl Backend for WgpuBackend {
     }
 
     fn alloc_rows(&mut self, capacity: usize) -> Result<Rows, BackendError> {
+        if capacity > self.turn_rows {
+            let n_floats = turn_sums(&self.geometry, capacity) as u64;
+            self.turn_sums = Arc::new(Allocation::new(&self.gpu, "sums of turns", 4 * n_floats)?);
+            self.turn_rows = capacity;
+        }
+        if capacity > FEW_ROWS as usize && self.many.as_ref().is_none_or(|m| m.n_rows < capacity) {
+            self.many = Some(ManyWorkspace::new(&self.gpu, &self.geometry, capacity)?);
+        }
         let n_bytes = RowsImage::n_bytes(&self.geometry, capacity) as u64;
         Ok(Rows {
             memory: Allocation::new(&self.gpu, "rows", n_bytes)?,
@@ -362,7 +406,7 @@ impl Backend for WgpuBackend {
             if few && self.takes(weight, x) {
                 self.record_product(rows, &Product::of(weight, x, out));
             } else {
-                self.record_matmul(rows, weight, weight.n_out, x, out);
+                self.record_any_matmul(rows, weight, weight.n_out, x, out);
             }
         }
     }
@@ -377,7 +421,7 @@ impl Backend for WgpuBackend {
             };
             self.record_product(rows, &product);
         } else {
-            self.record_matmul(rows, weight, group_out, x, out);
+            self.record_any_matmul(rows, weight, group_out, x, out);
         }
     }
 
@@ -536,6 +580,11 @@ impl Backend for WgpuBackend {
                 return;
             }
         }
+        if self.tiles_pairs(rows, [g.gate, g.up, g.gate]) {
+            self.record_sort_pairs(rows, g.routes);
+            self.record_gate_up_pairs(rows, g.gate, g.up, g.clamp, g.x, g.routes, hidden);
+            return;
+        }
         self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, routes, hidden);
     }
 
@@ -552,6 +601,9 @@ impl Backend for WgpuBackend {
                 self.record_quantise(rows, hidden);
             }
             self.record_experts_down_few(rows, down, hidden, routes, out, false);
+        } else if self.tiles_pairs(rows, [down; 3]) {
+            self.record_sort_pairs(rows, routes);
+            self.record_down_pairs(rows, down, hidden, routes, out);
         } else {
             self.record_experts_down(rows, down, hidden, routes, out);
         }
@@ -566,6 +618,9 @@ impl Backend for WgpuBackend {
                 return;
             }
         }
-        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, None, hidden);
+        if self.is_few(rows) || !self.record_gate_up_dense(rows, g.gate, g.up, g.clamp, g.x, hidden)
+        {
+            self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, None, hidden);
+        }
     }
 }

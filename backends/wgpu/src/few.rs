@@ -108,7 +108,7 @@ impl WgpuBackend {
 
     /// The codes of `x`, where products could want them.
     pub(crate) fn record_quantise(&mut self, rows: &Rows, x: &Buffer) {
-        if !self.gpu.capabilities.integer_dot || x.width() % 32 != 0 {
+        if !self.gpu.capabilities.integer_dot || !x.width().is_multiple_of(32) {
             return;
         }
         let codes = self.codes(x);
@@ -221,7 +221,7 @@ impl WgpuBackend {
         if gate.stored != up.stored
             || integer != self.is_integer(up)
             || !self.takes(gate, x)
-            || (quantised && gate.n_out % 32 != 0)
+            || (quantised && !gate.n_out.is_multiple_of(32))
             || (routes.is_none() && gate.parts.len() > 1)
         {
             return false;
@@ -343,7 +343,7 @@ impl WgpuBackend {
     fn turns(&self, rows: &Rows, hc: &HyperConnection<Weight>) -> bool {
         let g = &self.geometry;
         self.gpu.capabilities.subgroup.is_some()
-            && rows.n() <= 65_535
+            && rows.n() as usize <= self.turn_rows
             && g.n_hc == 4
             && g.n_embd.is_multiple_of(32)
             && hc.fn_.stored == crate::weight::Stored::F16
@@ -362,9 +362,10 @@ impl WgpuBackend {
         x: &Buffer,
     ) -> bool {
         let hc = entry.hc;
-        if !self.turns(rows, hc) || !self.is_few(rows) {
+        if !self.turns(rows, hc) {
             return false;
         }
+        let few = self.is_few(rows);
         let g = self.geometry.clone();
         let n_parts = g.n_embd.div_ceil(64) as u32;
         let part = &hc.fn_.parts[0];
@@ -391,7 +392,7 @@ impl WgpuBackend {
             g.hc_eps.to_bits(),
         ];
         self.record(
-            &Specialisation::of("turn_b"),
+            &Specialisation::of("turn_b").with("QUANTISED", few),
             &[
                 (0, rows.bind()),
                 (1, sums.whole()),
@@ -589,7 +590,10 @@ impl WgpuBackend {
     /// Whether `record_index_scores_few` takes these rows.
     pub(crate) fn scores_tiles(&self, cache: &Buffer) -> bool {
         let g = &self.geometry;
-        cache.is_bf16() && g.index_dim <= 128 && g.n_index_heads % 8 == 0 && g.n_index_heads <= 64
+        cache.is_bf16()
+            && g.index_dim <= 128
+            && g.n_index_heads.is_multiple_of(8)
+            && g.n_index_heads <= 64
     }
 
     pub(crate) fn record_index_scores_few(
@@ -625,7 +629,7 @@ impl WgpuBackend {
     /// Whether `record_attend_tile` takes these rows: 8 channels at a time, of bf16.
     pub(crate) fn attends_tiles(&self, ring: &Buffer) -> bool {
         let dim = self.geometry.head_dim;
-        ring.is_bf16() && dim % 64 == 0 && dim <= 512
+        ring.is_bf16() && dim.is_multiple_of(64) && dim <= 512
     }
 
     /// Attention over tiles of keys. With `raw`, queries are normed and rotated and the result is

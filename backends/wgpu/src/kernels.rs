@@ -1,10 +1,11 @@
 //! Kernels: WGSL sources put together for one specialisation, and their pipelines.
 //!
-//! A source has four directives. `//!include NAME` puts another source in its place;
+//! Lines of sources that begin with `//!` are directives. `//!include NAME` puts another source in its place;
 //! `//!decode W B` binds the planes of the weight `W` at `B` and `B + 1` and defines
 //! `W_decode8(row, k)` for the type the weight is stored in. `//!weight W B` binds the planes for
 //! `multiply_W`, which `//!product W` defines: on 8-bit codes where the adapter multiplies integers
-//! and the type is made of them, on floats otherwise. Constants stand before the text.
+//! and the type is made of them, on floats otherwise. `//!repeat M N` writes the lines up to
+//! `//!end` out, and `//!core` is the part of `gemm` for the adapter. Constants stand before the text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ macro_rules! sources {
 
 sources![
     "add",
+    "add_pairs",
     "add_position_bias",
     "attend",
     "attend_combine",
@@ -45,8 +47,12 @@ sources![
     "experts_down",
     "experts_down_few",
     "float_unit",
+    "fill_random",
     "gate_up",
     "gate_up_few",
+    "gemm",
+    "gemm_float",
+    "gemm_matrix",
     "gemv",
     "gemv_out",
     "hc_gates",
@@ -74,7 +80,6 @@ sources![
     "quantise_block",
     "reduce",
     "rms_norm",
-    "rms_norm_few",
     "rope",
     "rounding",
     "route",
@@ -84,6 +89,7 @@ sources![
     "rows",
     "select_rows",
     "softplus",
+    "sort_pairs",
     "store_compressed",
     "store_element",
     "store_frontier",
@@ -105,6 +111,14 @@ sources![
     "unit/q4_k",
     "unit/q8_0",
 ];
+
+/// Names of the kernels, without the parts they include.
+pub fn kernel_names() -> impl Iterator<Item = &'static str> {
+    SOURCES
+        .iter()
+        .filter(|(_, text)| text.contains("fn main("))
+        .map(|(name, _)| *name)
+}
 
 /// Binding of the grid of IQ2_XXS, where a kernel decodes that type.
 pub(crate) const GRID_BINDING: u32 = 15;
@@ -152,6 +166,18 @@ impl Specialisation {
         }
     }
 
+    /// The kernel and the types of its weights.
+    pub fn name(&self) -> String {
+        let mut name = self.kernel.to_owned();
+        for (_, stored) in &self.types {
+            name += &format!(" {stored:?}");
+        }
+        if self.integer {
+            name += " int8";
+        }
+        name
+    }
+
     /// With a constant.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<Constant>) -> Specialisation {
@@ -179,6 +205,9 @@ impl Specialisation {
     /// When a directive names no source or no weight: an error of the kernel's author.
     pub fn source(&self) -> String {
         let mut text = String::new();
+        if self.number("MATRIX").is_some_and(|size| size > 0) {
+            text += "enable f16;\nenable wgpu_cooperative_matrix;\n";
+        }
         for (name, value) in &self.constants {
             text += &match value {
                 Constant::Number(n) => format!("const {name}: u32 = {n}u;\n"),
@@ -255,9 +284,90 @@ impl Specialisation {
         }
     }
 
+    fn number(&self, name: &str) -> Option<u32> {
+        let found = self.constants.iter().find(|(found, _)| *found == name)?;
+        match found.1 {
+            Constant::Number(n) => Some(n),
+            Constant::Flag(_) => None,
+        }
+    }
+
+    /// The part of `gemm` that multiplies.
+    fn core(&self, text: &mut String) {
+        let size = self.number("MATRIX").expect("the size of matrices");
+        if size == 0 {
+            return self.append("gemm_float", text);
+        }
+        *text += &format!("const SIZE: u32 = {size}u;\n");
+        for (alias, element, role) in [
+            ("Left", "f16", "A"),
+            ("Right", "f16", "B"),
+            ("Sum", "f32", "C"),
+        ] {
+            *text += &format!("alias {alias} = coop_mat{size}x{size}<{element}, {role}>;\n");
+        }
+        self.append("gemm_matrix", text);
+    }
+
+    /// Lines once for every pair of indices below the two counts, which are constants' names or
+    /// numbers: `@I@` becomes the number of the pair, `@A@` and `@B@` the indices, `@STORES@` the
+    /// stores of the matrices that make 16 rows of weights and 16 of x.
+    fn repeat(&self, counts: &str, body: &[&str], text: &mut String) {
+        let count = |name: &str| match name.parse() {
+            Ok(n) => n,
+            Err(_) => self.number(name).expect("a count"),
+        };
+        let (first, second) = counts.split_once(' ').expect("two counts");
+        let (first, second) = (count(first), count(second));
+        for a in 0..first {
+            for b in 0..second {
+                for line in body {
+                    let line = if line.contains("@STORES@") {
+                        self.stores(a, b)
+                    } else {
+                        line.replace("@I@", &(a * second + b).to_string())
+                            .replace("@A@", &a.to_string())
+                            .replace("@B@", &b.to_string())
+                    };
+                    *text += &line;
+                    *text += "\n";
+                }
+            }
+        }
+    }
+
+    fn stores(&self, a: u32, b: u32) -> String {
+        let (size, n_tiles) = (self.number("MATRIX"), self.number("N_TILES"));
+        let (size, n_tiles) = (size.expect("a size"), n_tiles.expect("a count"));
+        let each = 16 / size;
+        let mut lines = String::new();
+        for i in 0..each {
+            for j in 0..each {
+                let sum = (a * each + i) * n_tiles + b * each + j;
+                let at = j * size * 16 + i * size;
+                lines += &format!("    coopStore(sum{sum}, &stage[sub * 256u + {at}u], 16u);\n");
+            }
+        }
+        lines
+    }
+
     fn append(&self, name: &str, text: &mut String) {
+        let mut repeated: Option<(&str, Vec<&str>)> = None;
         for line in find(name).lines() {
-            if let Some(included) = line.strip_prefix("//!include ") {
+            if let Some((counts, body)) = &mut repeated {
+                if line == "//!end" {
+                    self.repeat(counts, body, text);
+                    repeated = None;
+                } else {
+                    body.push(line);
+                }
+                continue;
+            }
+            if let Some(counts) = line.strip_prefix("//!repeat ") {
+                repeated = Some((counts, Vec::new()));
+            } else if line == "//!core" {
+                self.core(text);
+            } else if let Some(included) = line.strip_prefix("//!include ") {
                 self.append(included, text);
             } else if let Some(arguments) = line.strip_prefix("//!decode ") {
                 let (weight, binding) = arguments.split_once(' ').expect("a weight and a binding");

@@ -8,14 +8,16 @@ mod adapter;
 mod backend;
 mod few;
 mod kernels;
+mod many;
 mod memory;
 mod ops;
+mod random;
 mod record;
 mod sublayers;
 mod weight;
 
 pub use adapter::{Capabilities, Gpu, WgpuError, WgpuOptions};
 pub use backend::{Rows, WgpuBackend};
-pub use kernels::{Constant, Specialisation};
+pub use kernels::{Constant, Specialisation, kernel_names};
 pub use memory::Buffer;
 pub use weight::{Stored, Weight};

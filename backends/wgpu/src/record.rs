@@ -14,6 +14,8 @@ pub(crate) struct Dispatch {
     group: wgpu::BindGroup,
     immediates: Vec<u8>,
     groups: [u32; 3],
+    /// Kernel, types and workgroups, for tables of times.
+    name: String,
 }
 
 /// Dispatches in order.
@@ -90,16 +92,8 @@ impl Recording {
                 label: None,
                 timestamp_writes: None,
             });
-            let mut last: *const Kernel = std::ptr::null();
             for dispatch in &self.dispatches {
-                if !std::ptr::eq(last, &*dispatch.kernel) {
-                    pass.set_pipeline(&dispatch.kernel.pipeline);
-                    last = &*dispatch.kernel;
-                }
-                pass.set_bind_group(0, &dispatch.group, &[]);
-                pass.set_immediates(0, &dispatch.immediates);
-                let [x, y, z] = dispatch.groups;
-                pass.dispatch_workgroups(x, y, z);
+                dispatch.encode(&mut pass);
             }
         }
         encoder.finish()
@@ -130,6 +124,72 @@ fn make(
         group,
         immediates: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
         groups,
+        name: format!("{} {groups:?}", what.name()),
+    }
+}
+
+impl Recording {
+    /// Runs everything once with a timestamp after each dispatch: (kernel, nanoseconds) in order;
+    /// empty where the adapter has none.
+    pub(crate) fn times(&self, gpu: &Gpu) -> Result<Vec<(String, f32)>, BackendError> {
+        let n = self.dispatches.len();
+        if !gpu.capabilities.timestamps || n == 0 || n + 1 > 4096 {
+            return Ok(Vec::new());
+        }
+        let queries = gpu.device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count: n as u32 + 1,
+        });
+        let n_bytes = 8 * (n as u64 + 1);
+        let resolved = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: n_bytes,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let mut encoder = gpu
+            .device
+            .create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: None,
+            });
+            pass.write_timestamp(&queries, 0);
+            for (i, dispatch) in self.dispatches.iter().enumerate() {
+                dispatch.encode(&mut pass);
+                pass.write_timestamp(&queries, i as u32 + 1);
+            }
+        }
+        encoder.resolve_query_set(&queries, 0..n as u32 + 1, &resolved, 0);
+        gpu.queue.submit([encoder.finish()]);
+        let mut bytes = vec![0; n_bytes as usize];
+        let bound = Bound {
+            id: 0,
+            buffer: &resolved,
+            offset: 0,
+            n_bytes,
+        };
+        read(gpu, &mut None, &mut [(bound, &mut bytes)])?;
+        let period = gpu.queue.get_timestamp_period();
+        let (ticks, _) = bytes.as_chunks::<8>();
+        let ticks: Vec<u64> = ticks.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        let spans = ticks
+            .windows(2)
+            .map(|t| t[1].saturating_sub(t[0]) as f32 * period);
+        let names = self.dispatches.iter().map(|dispatch| dispatch.name.clone());
+        Ok(names.zip(spans).collect())
+    }
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.kernel.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.set_immediates(0, &self.immediates);
+        let [x, y, z] = self.groups;
+        pass.dispatch_workgroups(x, y, z);
     }
 }
 

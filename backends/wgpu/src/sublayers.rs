@@ -18,7 +18,21 @@ impl WgpuBackend {
         if few && self.takes(weight, x) {
             self.record_product(rows, &Product::of(weight, x, out));
         } else {
-            self.record_matmul(rows, weight, weight.n_out, x, out);
+            self.record_any_matmul(rows, weight, weight.n_out, x, out);
+        }
+    }
+
+    /// A product for any step.
+    pub(crate) fn record_any_matmul(
+        &mut self,
+        rows: &Rows,
+        weight: &Weight,
+        group_out: usize,
+        x: &Buffer,
+        out: &Buffer,
+    ) {
+        if self.is_few(rows) || !self.record_gemm(rows, weight, group_out, x, out) {
+            self.record_matmul(rows, weight, group_out, x, out);
         }
     }
 
@@ -236,7 +250,7 @@ impl WgpuBackend {
                 self.record_quantise(rows, &s.u);
             }
         } else {
-            self.record_matmul(rows, a, out_rank, &s.o, &s.u);
+            self.record_any_matmul(rows, a, out_rank, &s.o, &s.u);
             if few && self.takes(b, &s.u) && self.is_integer(b) {
                 self.record_quantise(rows, &s.u);
             }
@@ -298,6 +312,23 @@ impl WgpuBackend {
             x: &s.x,
             routes: &s.routes,
         };
+        let down = &layer.ffn_down_exps;
+        let pairs = !few && self.tiles_pairs(rows, [inputs.gate, inputs.up, down]);
+        if pairs {
+            self.record_sort_pairs(rows, &s.routes);
+            let (gate, up) = (inputs.gate, inputs.up);
+            let limit = inputs.clamp;
+            self.record_gate_up_pairs(rows, gate, up, limit, &s.x, &s.routes, &s.hidden);
+            self.record_down_pairs(rows, down, &s.hidden, &s.routes, &s.y);
+            self.matmul(
+                rows,
+                &layer.ffn_down_shexp,
+                &s.shared_hidden,
+                &mut s.shared_y,
+            );
+            self.add(rows, &s.shared_y, &mut s.y);
+            return;
+        }
         let routed_quantised = self.routed_hidden(rows, few, &inputs, &s.hidden);
         let shared_down = &layer.ffn_down_shexp;
         if few
@@ -311,7 +342,6 @@ impl WgpuBackend {
             if !routed_quantised {
                 self.record_quantise(rows, &s.hidden);
             }
-            let down = &layer.ffn_down_exps;
             self.record_experts_down_few(rows, down, &s.hidden, &s.routes, &s.y, true);
         } else {
             self.experts_down(rows, &layer.ffn_down_exps, &s.hidden, &s.routes, &mut s.y);
@@ -333,7 +363,9 @@ impl WgpuBackend {
         {
             return quantised;
         }
-        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, None, hidden);
+        if few || !self.record_gate_up_dense(rows, g.gate, g.up, g.clamp, g.x, hidden) {
+            self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, None, hidden);
+        }
         false
     }
 

@@ -194,6 +194,10 @@ impl Part {
         self.memory.range(0, self.q_bytes)
     }
 
+    pub(crate) fn has_scales(&self) -> bool {
+        self.s_bytes > 0
+    }
+
     /// The scales; of types without any the codes, which are not read as such.
     pub(crate) fn s(&self) -> Bound<'_> {
         if self.s_bytes == 0 {
@@ -226,22 +230,35 @@ const PLANE_ALIGN: u64 = 256;
 const STAGING_BYTES: usize = 32 << 20;
 
 impl Weight {
+    /// A matrix whose memory is there and zero.
+    pub(crate) fn empty(
+        gpu: &Gpu,
+        role: WeightRole,
+        tensor: &Tensor,
+    ) -> Result<Weight, BackendError> {
+        let mut weight = Weight::shaped(role, tensor);
+        weight.take_rows(gpu, role, tensor, false)?;
+        Ok(weight)
+    }
+
+    fn shaped(role: WeightRole, tensor: &Tensor) -> Weight {
+        Weight {
+            stored: Stored::of(tensor.ty, role),
+            precise: !matches!(role, WeightRole::Matrix | WeightRole::Experts),
+            n_in: tensor.ne[0] as usize,
+            n_out: tensor.ne.get(1).map_or(1, |n| *n as usize),
+            parts: Vec::new(),
+            strides: (0, 0),
+            elements: None,
+        }
+    }
+
     pub(crate) fn new(
         gpu: &Gpu,
         role: WeightRole,
         tensor: &Tensor,
     ) -> Result<Weight, BackendError> {
-        let n_in = tensor.ne[0] as usize;
-        let n_out = tensor.ne.get(1).map_or(1, |n| *n as usize);
-        let mut weight = Weight {
-            stored: Stored::of(tensor.ty, role),
-            precise: !matches!(role, WeightRole::Matrix | WeightRole::Experts),
-            n_in,
-            n_out,
-            parts: Vec::new(),
-            strides: (0, 0),
-            elements: None,
-        };
+        let mut weight = Weight::shaped(role, tensor);
         match role {
             WeightRole::Vector => {
                 let bytes: Vec<u8> = tensor
@@ -252,7 +269,7 @@ impl Weight {
                 weight.elements = Some(whole(gpu, &tensor.name, &bytes)?);
             }
             WeightRole::Ids => weight.elements = Some(whole(gpu, &tensor.name, &tensor.data)?),
-            _ => weight.take_rows(gpu, role, tensor)?,
+            _ => weight.take_rows(gpu, role, tensor, true)?,
         }
         Ok(weight)
     }
@@ -262,6 +279,7 @@ impl Weight {
         gpu: &Gpu,
         role: WeightRole,
         tensor: &Tensor,
+        filled: bool,
     ) -> Result<(), BackendError> {
         let (q_row, s_row) = self.stored.row_bytes(self.n_in);
         self.strides = ((q_row / 4) as u32, (s_row / 4) as u32);
@@ -292,7 +310,9 @@ impl Weight {
             let s_at = q_bytes.next_multiple_of(PLANE_ALIGN);
             let memory = Allocation::new(gpu, &tensor.name, s_at + s_bytes)?;
             let rows = lo * unit_rows..hi * unit_rows;
-            self.fill(gpu, tensor, rows, &memory, s_at)?;
+            if filled {
+                self.fill(gpu, tensor, rows, &memory, s_at)?;
+            }
             self.parts.push(Part {
                 lo,
                 hi,
