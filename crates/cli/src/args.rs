@@ -6,15 +6,26 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ds4_engine::store::BUDGET_BYTES;
 
+/// What `--help` ends with.
+const EXAMPLES: &str = "\
+Examples:
+  ds4                                       a conversation; /help lists its commands
+  ds4 \"What is a monad?\"                    one answer
+  git diff | ds4 -p \"Review this change.\"   standard input goes before the question
+  ds4 -m FILE --ctx 100k --nothink -p \"Hi\"  a model of your own, a long context, no reasoning
+  ds4 inspect FILE                          what a model file holds and whether it fits here";
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "ds4",
-    version,
+    version = crate::version::SHORT,
+    long_version = crate::version::LONG,
     about = "Talk to DeepSeek V4 Flash on this machine",
     long_about = "Talk to DeepSeek V4 Flash on this machine.\n\n\
-        With -p or --prompt-file, or with a prompt on standard input, ds4 answers once. \
-        On a terminal without a prompt it holds a conversation; /help lists its commands.",
+        With a question, -p or --prompt-file, or with text on standard input, ds4 answers once. \
+        On a terminal without a question it holds a conversation; /help lists its commands.",
+    after_help = EXAMPLES,
     args_conflicts_with_subcommands = true,
     subcommand_precedence_over_arg = true
 )]
@@ -40,13 +51,70 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// List, check, shrink or clear the folder in which ds4-server keeps states
     Kv(KvArgs),
+    /// Hold a conversation, as ds4 alone does on a terminal
+    #[command(hide = true)]
+    Chat(Box<AskArgs>),
+    /// Answer a question, as ds4 alone does with one
+    #[command(hide = true)]
+    Run(Box<AskArgs>),
+    /// Serve the model over HTTP; the same as ds4-server
+    #[command(disable_help_flag = true)]
+    Serve(ServeArgs),
+    /// Print the completions of a shell for ds4 or ds4-server
+    Completions(CompletionsArgs),
+    /// Write the manual pages of ds4 and its commands
+    Man(ManArgs),
+}
+
+/// `ds4 serve`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ServeArgs {
+    /// Flags of ds4-server
+    #[arg(
+        value_name = "FLAGS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub flags: Vec<OsString>,
+}
+
+/// `ds4 completions`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+    /// The program whose arguments are completed
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub program: ProgramArg,
+}
+
+/// A program of this project.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgramArg {
+    /// The program for the terminal
+    #[default]
+    #[value(name = "ds4")]
+    Ds4,
+    /// The server
+    #[value(name = "ds4-server")]
+    Server,
+}
+
+/// `ds4 man`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ManArgs {
+    /// The folder in which the pages are written; it is made if it is not there
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 /// Which file, and what runs it.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Model and machine")]
 pub(crate) struct EngineArgs {
-    /// Model file; without it $DS4_MODEL, then the first of the user's models, then the
-    /// built-in small model
+    /// Model file; without it $DS4_MODEL, then ./ds4flash.gguf, the first in ./gguf and the
+    /// first of the user's models, then the built-in small model
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// What computes
@@ -56,16 +124,45 @@ pub(crate) struct EngineArgs {
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub threads: Option<usize>,
     /// Kernels of the CPU backend, for comparison [default: the fastest that this CPU has]
-    #[arg(long, value_enum, value_name = "PATH")]
+    #[arg(long, value_enum, value_name = "PATH", hide_short_help = true)]
     pub simd: Option<SimdArg>,
+    #[command(flatten)]
+    pub others: OtherNames,
+}
+
+/// Flags by which other programs name the backend, and what those programs need to be told and
+/// this one finds out. [`crate::other_names`] says what becomes of each.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct OtherNames {
+    #[arg(long, hide = true, group = "device", conflicts_with = "backend")]
+    pub cpu: bool,
+    #[arg(long, hide = true, group = "device", conflicts_with = "backend")]
+    pub cuda: bool,
+    #[arg(long, hide = true, group = "device", conflicts_with = "backend")]
+    pub metal: bool,
+    /// Also `-ngl`.
+    #[arg(
+        long,
+        hide = true,
+        value_name = "N",
+        alias = "gpu-layers",
+        allow_hyphen_values = true
+    )]
+    pub n_gpu_layers: Option<String>,
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub mtp: Option<PathBuf>,
 }
 
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The CPU kernels
+    /// The NVIDIA device when there is one and the model fits it, else the CPU
     #[default]
+    Auto,
+    /// The CPU kernels
     Cpu,
+    /// An NVIDIA device
+    Cuda,
     /// The scalar meaning of every op: slow, for comparison
     Reference,
 }
@@ -86,7 +183,10 @@ pub(crate) enum SimdArg {
 /// Asking.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AskArgs {
-    /// The prompt
+    /// The question
+    #[arg(value_name = "QUESTION", conflicts_with_all = ["prompt", "prompt_file"])]
+    pub question: Option<String>,
+    /// The question; - is standard input, and what else stands there goes before the question
     #[arg(
         short,
         long,
@@ -95,7 +195,7 @@ pub(crate) struct AskArgs {
         allow_hyphen_values = true
     )]
     pub prompt: Option<String>,
-    /// A file that holds the prompt; - is standard input
+    /// A file that holds the question; - is standard input
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
     /// System text; also -sys
@@ -104,33 +204,43 @@ pub(crate) struct AskArgs {
 
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Context in tokens: prompt and reply together [default: what fits in memory, up to 32768]
-    #[arg(short, long, value_name = "N", value_parser = count)]
+    /// Context in tokens, such as 32k: prompt and reply together [default: what fits in memory,
+    /// up to 32768]
+    #[arg(short, long, value_name = "N", value_parser = tokens, help_heading = "Model and machine")]
     pub ctx: Option<usize>,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512, hide_short_help = true)]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", value_parser = count, hide_short_help = true, help_heading = "Model and machine")]
+    pub chunk: Option<usize>,
 
-    /// Most tokens of a reply [default: up to the end of the context]
-    #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count)]
+    /// Most tokens of a reply; -1 is no limit [default: up to the end of the context]
+    #[arg(
+        short = 'n',
+        long = "tokens",
+        value_name = "N",
+        value_parser = reply_tokens,
+        allow_negative_numbers = true,
+        help_heading = "Reply"
+    )]
     pub tokens: Option<usize>,
     /// Sampling temperature; 0 is greedy
     #[arg(
         long,
         value_name = "T",
         default_value_t = 1.0,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Reply"
     )]
     pub temp: f32,
     /// Sample among the K likeliest tokens; 0 is all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Reply")]
     pub top_k: usize,
     /// Sample among the likeliest tokens that have this share of the probability
     #[arg(
         long,
         value_name = "P",
         default_value_t = 1.0,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Reply"
     )]
     pub top_p: f32,
     /// Drop tokens less likely than this share of the likeliest
@@ -138,21 +248,22 @@ pub(crate) struct AskArgs {
         long,
         value_name = "P",
         default_value_t = 0.05,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Reply"
     )]
     pub min_p: f32,
     /// Make sampling repeatable [default: different every time]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Reply")]
     pub seed: Option<u64>,
 
     /// Reason before answering (the default)
-    #[arg(long, group = "thinking")]
+    #[arg(long, group = "thinking", help_heading = "Thinking")]
     pub think: bool,
     /// Answer at once
-    #[arg(long, group = "thinking")]
+    #[arg(long, group = "thinking", help_heading = "Thinking")]
     pub nothink: bool,
     /// Reason with maximum effort; needs a large context (see --think-max-min-ctx)
-    #[arg(long, group = "thinking")]
+    #[arg(long, group = "thinking", help_heading = "Thinking")]
     pub think_max: bool,
     /// Effort of --think
     #[arg(
@@ -160,7 +271,8 @@ pub(crate) struct AskArgs {
         value_enum,
         value_name = "TIER",
         default_value_t,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Thinking"
     )]
     pub default_effort: EffortArg,
     /// Smallest context in which --think-max is not lowered to --think; 0 is any
@@ -168,7 +280,8 @@ pub(crate) struct AskArgs {
         long,
         value_name = "N",
         default_value_t = 393_216,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Thinking"
     )]
     pub think_max_min_ctx: usize,
     /// Which release's effort prefixes the model was trained with
@@ -177,21 +290,33 @@ pub(crate) struct AskArgs {
         value_enum,
         value_name = "NAME",
         default_value_t,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Thinking"
     )]
     pub prompt_revision: RevisionArg,
     /// Write the reasoning to standard output also when it is not a terminal
-    #[arg(long)]
+    #[arg(long, help_heading = "Thinking")]
     pub show_reasoning: bool,
 
+    /// Keep nothing of a conversation on disk
+    #[arg(long, help_heading = "Output")]
+    pub private: bool,
+    /// One JSON document instead of text: the answer, its reasoning, counts and times
+    #[arg(long, conflicts_with_all = ["dump_tokens", "dump_logprobs"], help_heading = "Output")]
+    pub json: bool,
     /// Print the ids and pieces of the rendered prompt, and exit
-    #[arg(long)]
+    #[arg(long, hide_short_help = true, help_heading = "Output")]
     pub dump_tokens: bool,
     /// Write the likeliest tokens of every step to a JSON file
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
     pub dump_logprobs: Option<PathBuf>,
     /// How many of them
-    #[arg(long, value_name = "K", value_parser = count, requires = "dump_logprobs", default_value = "20")]
+    #[arg(long, value_name = "K", value_parser = count, requires = "dump_logprobs", default_value = "20", hide_short_help = true, help_heading = "Output")]
     pub logprobs_top_k: usize,
 
     #[command(flatten)]
@@ -200,6 +325,7 @@ pub(crate) struct AskArgs {
 
 /// How much goes to stderr.
 #[derive(Args, Clone, Copy, Debug, Default)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct VerbosityArgs {
     /// Say nothing but errors on standard error
     #[arg(short, long, conflicts_with = "verbose")]
@@ -314,9 +440,18 @@ pub(crate) struct BenchArgs {
     /// Tokens to decode at each
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count, default_value_t = 32)]
     pub tokens: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunk: Option<usize>,
+    /// Sequences that decode at once, copies of the first
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
+    pub sequences: usize,
+    /// Measure every kernel of a device, which slows it down, and print a table of them
+    #[arg(long)]
+    pub timed: bool,
+    /// One JSON document instead of CSV, with the model and the machine
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ds4 kv`.
@@ -385,6 +520,35 @@ fn mebibytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number of tokens, at least one; `k` and `m` are 1,024 and 1,048,576 of them.
+pub(crate) fn tokens(text: &str) -> Result<usize, String> {
+    let digits = text.replace(['_', ','], "");
+    let (digits, unit) = match digits.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1 << 10),
+        None => match digits.strip_suffix(['m', 'M']) {
+            Some(digits) => (digits, 1 << 20),
+            None => (digits.as_str(), 1),
+        },
+    };
+    let n: Option<usize> = digits.parse().ok();
+    match n.and_then(|n| n.checked_mul(unit)) {
+        Some(0) => Err("expected at least 1".to_owned()),
+        Some(n) => Ok(n),
+        None => Err("expected a number of tokens such as 32768 or 32k".to_owned()),
+    }
+}
+
+/// The limit of a reply without a limit.
+pub(crate) const NO_LIMIT: usize = usize::MAX;
+
+/// A limit of tokens, or [`NO_LIMIT`] for `-1`.
+pub(crate) fn reply_tokens(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(NO_LIMIT),
+        _ => tokens(text).map_err(|error| format!("{error}, or -1 for no limit")),
+    }
+}
+
 /// A number of things, at least one.
 fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -401,17 +565,18 @@ fn bandwidth(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The arguments as clap reads them: the published guides write the system text as `-sys TEXT`,
-/// which clap would take for `-s ys`.
+/// The arguments as clap reads them: the published guides write the system text as `-sys TEXT`
+/// and other programs the layers on a device as `-ngl N`, which clap would take for `-s ys` and
+/// `-n gl`.
 pub(crate) fn spelled_for_clap(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut values_follow = false;
     args.into_iter()
         .map(|arg| {
             values_follow |= arg == "--";
-            if arg == "-sys" && !values_follow {
-                OsString::from("--system")
-            } else {
-                arg
+            match arg.to_str().filter(|_| !values_follow) {
+                Some("-sys") => OsString::from("--system"),
+                Some("-ngl") => OsString::from("--n-gpu-layers"),
+                _ => arg,
             }
         })
         .collect()
@@ -447,6 +612,16 @@ mod tests {
         assert_eq!(ask("-p x --tokens 7").tokens, Some(7));
         assert_eq!(ask("-p x --ctx 100000").ctx, Some(100_000));
         assert_eq!(ask("-p x -c 64").ctx, Some(64));
+        assert_eq!(ask("-p x -c 32k").ctx, Some(32_768));
+        assert_eq!(ask("-p x -c 1M").ctx, Some(1 << 20));
+        assert_eq!(ask("-p x -c 100_000").ctx, Some(100_000));
+        assert_eq!(ask("-p x -n -1").tokens, Some(NO_LIMIT));
+        assert_eq!(
+            ask("-ngl 99 x").engine.others.n_gpu_layers.as_deref(),
+            Some("99")
+        );
+        assert_eq!(ask("x --mtp f").engine.others.mtp, Some("f".into()));
+        assert_eq!(ask("question").question.as_deref(), Some("question"));
         assert_eq!(ask("-p x --temp 0").temp, 0.0);
         assert_eq!(ask("-p x -sys Be").system.as_deref(), Some("Be"));
         assert_eq!(ask("-p x --system Be").system.as_deref(), Some("Be"));
@@ -500,7 +675,7 @@ mod tests {
             Command::Bench(args) => {
                 assert_eq!(
                     (args.contexts, args.tokens, args.chunk),
-                    (vec![8, 16], 2, 512)
+                    (vec![8, 16], 2, None)
                 );
             }
             other => panic!("{other:?}"),

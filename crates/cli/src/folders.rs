@@ -13,6 +13,11 @@ pub(crate) fn state() -> Option<PathBuf> {
     Some(base("XDG_STATE_HOME", ".local/state")?.join("ds4"))
 }
 
+/// What can be made again: `$XDG_CACHE_HOME/ds4`.
+pub(crate) fn cache() -> Option<PathBuf> {
+    Some(base("XDG_CACHE_HOME", ".cache")?.join("ds4"))
+}
+
 fn base(variable: &str, below_home: &str) -> Option<PathBuf> {
     resolve(std::env::var_os(variable), std::env::home_dir(), below_home)
 }

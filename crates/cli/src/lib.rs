@@ -15,17 +15,24 @@ mod markdown_style;
 mod model;
 mod model_choice;
 mod options;
+mod other_names;
 mod prompt_input;
 #[cfg(feature = "server")]
 mod protocol_args;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
+mod states;
+#[cfg(feature = "server")]
+mod stop;
 #[cfg(feature = "server")]
 mod store_args;
+mod suggestion;
 #[cfg(feature = "server")]
 mod switch;
 mod units;
+mod version;
+mod word_wrap;
 
 pub use ds4::main as ds4;
 #[cfg(feature = "server")]

@@ -114,7 +114,7 @@ fn turn<B: Backend>(
 }
 
 /// The meaning of [`Backend::attention`].
-pub(crate) fn attention<B: Backend>(
+pub fn attention<B: Backend>(
     b: &mut B,
     rows: &B::Rows,
     sublayer: AttentionSublayer<'_, B::Buffer, B::Weight>,
@@ -260,7 +260,7 @@ pub(crate) fn attention<B: Backend>(
 }
 
 /// The meaning of [`Backend::experts`].
-pub(crate) fn experts<B: Backend>(
+pub fn experts<B: Backend>(
     b: &mut B,
     rows: &B::Rows,
     sublayer: ExpertsSublayer<'_, B::Buffer, B::Weight>,

@@ -24,7 +24,7 @@ mod unfused;
 pub mod weights;
 
 pub use backend::Backend;
-pub use forward::{Step, forward};
+pub use forward::{Step, attention, experts, forward};
 pub use geometry::{Geometry, GeometryError, LayerKind};
 pub use observed::{Observed, Observer, OpTimes};
 pub use operands::{

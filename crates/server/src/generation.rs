@@ -46,11 +46,22 @@ pub struct Tool {
     pub name: String,
     /// The function object written into the prompt, keys in the order received.
     pub function: Value,
+    /// What its one text must follow, where the client says so.
+    pub input: Option<InputGrammar>,
     /// Not shown until a tool reference in the conversation names it.
     pub deferred: bool,
     /// What the protocol needs to give a call back in the form the client
     /// declared: custom tools, namespaces. Opaque to everything else.
     pub origin: Value,
+}
+
+/// A grammar that a text follows as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InputGrammar {
+    /// In the Lark language.
+    Lark(String),
+    /// A regular expression.
+    Regex(String),
 }
 
 /// Which tools the model may or must call.

@@ -10,6 +10,7 @@ pub mod generation;
 pub mod http;
 pub mod id;
 pub mod log;
+pub mod memory;
 pub mod prompt;
 pub mod reply;
 pub mod schema;

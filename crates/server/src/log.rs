@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::generation::{Endpoint, Failure, Finish, Timings, Usage};
+use crate::generation::{Endpoint, Failure, FailureKind, Finish, Timings, Usage};
 
 /// Characters of a client's name or session that are logged.
 const MAX_NAME_CHARS: usize = 64;
@@ -53,6 +53,41 @@ pub(crate) fn finish_name(finish: &Finish) -> &'static str {
         Finish::ContextFull => "context_full",
         Finish::Cancelled => "cancelled",
     }
+}
+
+/// Why a request has no reply, in a word.
+fn kind_name(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Invalid => "invalid",
+        FailureKind::Unsupported => "unsupported",
+        FailureKind::UnsupportedContent => "unsupported_content",
+        FailureKind::ContextOverflow { .. } => "context_overflow",
+        FailureKind::Unauthorised => "unauthorised",
+        FailureKind::Forbidden => "forbidden",
+        FailureKind::NotFound => "not_found",
+        FailureKind::Conflict => "conflict",
+        FailureKind::Overloaded => "overloaded",
+        FailureKind::Internal => "internal",
+        FailureKind::Unavailable => "unavailable",
+    }
+}
+
+/// A text as one field of a line: a JSON string of printable ASCII.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            ' '..='~' => out.push(c),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    out.push('"');
+    out
 }
 
 /// Items in a second; `None` when there is nothing to divide.
@@ -140,12 +175,44 @@ impl fmt::Display for RequestLine<'_> {
                 write!(f, "finish={}", finish_name(finish))?;
             }
             Ending::Failed(failure) => {
-                write!(f, "failed={:?} {:?}", failure.kind, failure.message)?
+                let message = quoted(&failure.message);
+                write!(f, "failed={} message={message}", kind_name(failure.kind))?;
             }
         }
         if !t.cache_miss.is_empty() {
-            write!(f, " why={:?}", t.cache_miss)?;
+            write!(f, " why={}", quoted(&t.cache_miss))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_words_and_one_quoted_field_on_the_one_line() {
+        let failure = Failure {
+            kind: FailureKind::ContextOverflow {
+                n_prompt: 9,
+                n_context: 8,
+            },
+            message: "too \"long\"\nreq_2 finish=stop é😀".to_owned(),
+            param: None,
+        };
+        let line = RequestLine {
+            request_id: "req_1",
+            endpoint: Endpoint::Chat,
+            client: &Client::default(),
+            usage: Usage::default(),
+            timings: &Timings::default(),
+            n_replayed: 0,
+            n_rendered: 0,
+            ending: Ending::Failed(failure),
+        };
+        let line = line.to_string();
+        let expected = r#"failed=context_overflow message="too \"long\"\u000areq_2 finish=stop \u00e9\ud83d\ude00""#;
+        assert!(line.ends_with(expected), "{line}");
+        assert!(!line.contains('\n'));
     }
 }

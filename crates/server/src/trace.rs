@@ -33,19 +33,37 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Opens a file to append to, readable and writable by its owner only.
+    /// Opens a file to append to. One that is made here can be read and written by its owner only;
+    /// one that was there is left as it is, and must be so already.
     ///
     /// # Errors
-    /// The file cannot be opened, or its mode cannot be set.
+    /// The file cannot be opened, is a link or no file, or others may read it.
     pub fn open(path: &Path) -> io::Result<Trace> {
         let mut options = OpenOptions::new();
-        options.create(true).append(true);
+        options.append(true);
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(path)?;
-        // A file that was there has the mode it had.
+        {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+            options.mode(0o600).custom_flags(flags.bits() as i32);
+        }
+        let found = std::fs::symlink_metadata(path);
+        let is_new = matches!(&found, Err(e) if e.kind() == io::ErrorKind::NotFound);
+        if found.is_ok_and(|found| !found.is_file()) {
+            return Err(io::Error::other("it is a link or no ordinary file"));
+        }
+        let file = options.create_new(is_new).open(path)?;
+        let opened = file.metadata()?;
+        if !opened.is_file() {
+            return Err(io::Error::other("it is no ordinary file"));
+        }
         #[cfg(unix)]
-        file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+        if std::os::unix::fs::PermissionsExt::mode(&opened.permissions()) & 0o077 != 0 {
+            return Err(io::Error::other(
+                "others may read or write it, and it would hold the text of every request; \
+                 chmod 600 it, or name a file that is not there",
+            ));
+        }
         Ok(Trace {
             file: Mutex::new(file),
         })
@@ -132,5 +150,45 @@ impl Record<'_> {
             "prefill_ms": ms(self.timings.prefill),
             "decode_ms": ms(self.timings.decode),
         })
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        let found = std::fs::metadata(path).expect("a file");
+        found.permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn what_is_there_is_not_changed_or_followed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        assert!(Trace::open(&at("new")).is_ok());
+        assert_eq!(mode(&at("new")), 0o600);
+        assert!(Trace::open(&at("new")).is_ok(), "a second time");
+
+        std::fs::write(at("others"), "x").expect("a file");
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(at("others"), open).expect("a mode");
+        assert!(Trace::open(&at("others")).is_err());
+        assert_eq!(mode(&at("others")), 0o644);
+
+        symlink(at("new"), at("link")).expect("a link");
+        assert!(Trace::open(&at("link")).is_err());
+        symlink(at("nothing"), at("dangling")).expect("a link");
+        assert!(Trace::open(&at("dangling")).is_err());
+        assert!(!at("nothing").exists());
+
+        let fifo = at("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        if made.is_ok_and(|made| made.success()) {
+            assert!(Trace::open(&fifo).is_err(), "and it does not hang");
+        }
+        assert!(Trace::open(folder.path()).is_err());
     }
 }

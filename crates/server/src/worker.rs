@@ -117,6 +117,9 @@ impl TokenSource for Scheduler {
     }
 }
 
+/// Grace in place of one that no clock can tell: 30 years.
+const MAX_GRACE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 /// How a worker works.
 #[derive(Clone)]
 pub struct WorkerOptions {
@@ -401,9 +404,9 @@ impl Worker {
     /// Takes no more jobs; those that run may finish until `grace` is over.
     pub fn shut_down(&self, grace: Duration) {
         self.shared.stopping.store(true, Ordering::Release);
-        let _ = self.commands.send(Command::Shutdown {
-            deadline: Instant::now() + grace,
-        });
+        let now = Instant::now();
+        let deadline = now.checked_add(grace).unwrap_or(now + MAX_GRACE);
+        let _ = self.commands.send(Command::Shutdown { deadline });
     }
 
     /// Waits for the thread after [`Worker::shut_down`].
@@ -609,7 +612,14 @@ impl<S: TokenSource> Body<S> {
                 return;
             }
         };
-        let constraint = reply.constraint();
+        let constraint = match reply.constraint() {
+            Ok(constraint) => constraint,
+            Err(failure) => {
+                self.source.cancel(id);
+                let said = (reply.tokens(), reply.text());
+                return self.lose(&job, &events, said, failure);
+            }
+        };
         let mut constraints = Vec::new();
         if constraint != Constraint::default() {
             self.source.constrain(id, constraint.clone());
@@ -744,7 +754,13 @@ impl<S: TokenSource> Body<S> {
         if !step.force.is_empty() {
             self.source.force(id, &step.force);
         }
-        let constraint = running.reply.constraint();
+        let constraint = match running.reply.constraint() {
+            Ok(constraint) => constraint,
+            Err(failure) => {
+                self.source.cancel(id);
+                return self.fail(id, failure);
+            }
+        };
         if constraint != running.constraint {
             if self.options.trace.is_some() {
                 let n_generated = running.reply.tokens().len();

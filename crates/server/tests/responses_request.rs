@@ -4,6 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
+use ds4_server::memory;
 use ds4_server::api::RequestContext;
 use ds4_server::api::responses::{
     MAX_AGE_S, MemoryStore, Parsed, ReasoningDisplay, ResponseStore, StoredResponse, complete,
@@ -578,7 +579,9 @@ fn a_stored_response_is_continued_as_if_all_had_been_sent_again() {
 fn what_responses_share_counts_once_and_as_long_as_one_of_them_is_kept() {
     let first = json!({"input": "x".repeat(3000)});
     // Room for the long input once, and for six responses.
-    let mut store = MemoryStore::new(3, 3000 + 6 * 1600);
+    let (_, one) = answer_and_keep(&json!({"input": "y"}), &mut MemoryStore::new(1, 1 << 20));
+    let room = 3000 + 6 * (memory::of(&one) + 1500);
+    let mut store = MemoryStore::new(3, room);
     let (_, mut last) = answer_and_keep(&first, &mut store);
     for _ in 0..4 {
         let next = json!({"input": "y", "previous_response_id": last["id"]});
@@ -586,11 +589,10 @@ fn what_responses_share_counts_once_and_as_long_as_one_of_them_is_kept() {
     }
     assert_eq!(store.len(), 3);
     // The responses that brought the long input are gone, the input is not.
-    let mut store = MemoryStore::new(2, 3000 + 6 * 1600);
+    let mut store = MemoryStore::new(2, room);
     let (_, mut last) = answer_and_keep(&first, &mut store);
     for i in 0..3 {
-        let long =
-            json!({"input": format!("{i}").repeat(3000), "previous_response_id": last["id"]});
+        let long = json!({"input": format!("{i}").repeat(room / 3), "previous_response_id": last["id"]});
         last = answer_and_keep(&long, &mut store).1;
     }
     let id = last["id"].as_str().expect("an id");
@@ -604,6 +606,16 @@ fn what_responses_share_counts_once_and_as_long_as_one_of_them_is_kept() {
         store.response(kept["id"].as_str().unwrap()).is_some(),
         "all room is there again"
     );
+}
+
+/// What a store takes for one response and its input, in memory and not as text.
+fn store_of_one() -> usize {
+    let mut store = MemoryStore::new(1, 1 << 20);
+    let (parsed, response) = answer_and_keep(&json!({"input": "Hi 0"}), &mut store);
+    let input: usize = parsed.input.iter().map(|item| memory::of(item)).sum();
+    let bytes = memory::of(&response) + input;
+    assert!(bytes > 4 * response.to_string().len(), "text is the least of it");
+    bytes + parsed.input.len() * size_of::<Arc<Value>>()
 }
 
 #[test]
@@ -632,8 +644,9 @@ fn a_store_keeps_to_its_limits() {
     assert_eq!(store.len(), 1, "it has the age at which it is still kept");
     store.expire(now + MAX_AGE_S + 1);
     assert!(store.is_empty(), "30 days are over");
-    let (store, _) = keep(100, 2000);
-    assert_eq!(store.len(), 1, "one response has about 1,500 bytes");
+    let one = store_of_one();
+    let (store, _) = keep(100, one + one / 2);
+    assert_eq!(store.len(), 1, "there is room for one and a half");
     let (store, _) = keep(100, 10);
     assert!(store.is_empty());
     assert_eq!(

@@ -41,7 +41,6 @@ pub(super) fn run<B: Backend>(
     indexer(&mut t, g, &rows, &mut Random(seed + 4));
     attention(&mut t, g, &rows, &mut Random(seed + 5));
     experts(&mut t, g, case.ty, &rows, &mut Random(seed + 6));
-    choice(&mut t, g, &mut Random(seed + 7));
     t.outputs
 }
 
@@ -617,41 +616,41 @@ fn experts<B: Backend>(
     t.record_f32("gate_up", &hidden, g.expert_dim, tolerance);
 }
 
-fn choice<B: Backend>(t: &mut Bench<'_, B>, g: &Geometry, random: &mut Random) {
-    let mut image = RowsImage::with_capacity(g, t.n_rows(), true);
-    for row in 0..t.n_rows() {
-        image.push_from(t.image, row, [1.0, 0.3, 2.5][row % 3]);
+/// Runs `choose` on logits of the geometry's vocabulary, with many equal ones if asked.
+pub(super) fn run_choice<B: Backend>(
+    b: &mut B,
+    g: &Geometry,
+    full: &RowsImage,
+    tolerance: &Tolerance,
+    ties: bool,
+) -> Vec<Output> {
+    let mut image = RowsImage::with_capacity(g, full.len(), true);
+    for row in 0..full.len() {
+        image.push_from(full, row, [1.0, 0.3, 2.5][row % 3]);
     }
-    let mut rows = t.b.alloc_rows(image.len()).expect("few rows");
+    let mut rows = b.alloc_rows(image.len()).expect("few rows");
+    let mut t = Bench::new(b, &image, tolerance);
     t.b.write_rows(&mut rows, &image);
-    for (n_vocab, grid) in [(77, 8.0), (256, 0.0), (1000, 4.0), (20_001, 8.0)] {
-        let n = N_CANDIDATES.min(n_vocab);
-        // With a grid there are many equal logits.
-        let values: Vec<f32> = random
-            .normals(t.n_rows() * n_vocab, 6.0)
-            .into_iter()
-            .map(|x| {
-                if grid > 0.0 {
-                    (x * grid).round() / grid
-                } else {
-                    x
-                }
-            })
-            .collect();
-        let logits = t.input(n_vocab, &values);
-        let shape = |width| Shape::rows(t.image.len(), width);
-        let (of_ids, of_values, of_lse) = (shape(n), shape(n), shape(2));
-        let mut choice = Choice {
-            ids: t.fill(of_ids, ElementType::U32, &vec![0.0; of_ids.len()]),
-            values: t.fill(of_values, ElementType::F32, &vec![0.0; of_values.len()]),
-            lse: t.fill(of_lse, ElementType::F32, &vec![0.0; of_lse.len()]),
-        };
-        t.b.choose(&rows, &logits, &mut choice);
-        let name = |what| format!("choose {what} of {n_vocab}");
-        t.record(&name("ids"), &choice.ids, ElementType::U32, n, 0.0);
-        t.record_f32(&name("values"), &choice.values, n, 0.0);
-        t.record_f32(&name("log-sum-exp"), &choice.lse, 2, t.tolerance.sums);
-    }
+    let n = N_CANDIDATES.min(g.n_vocab);
+    let mut random = Random(0xc401ce);
+    let values: Vec<f32> = random
+        .normals(t.n_rows() * g.n_vocab, 6.0)
+        .into_iter()
+        .map(|x| if ties { x.round() } else { x })
+        .collect();
+    let logits = t.input(g.n_vocab, &values);
+    let shape = |width| Shape::rows(image.len(), width);
+    let (of_ids, of_values, of_lse) = (shape(n), shape(n), shape(2));
+    let mut choice = Choice {
+        ids: t.fill(of_ids, ElementType::U32, &vec![0.0; of_ids.len()]),
+        values: t.fill(of_values, ElementType::F32, &vec![0.0; of_values.len()]),
+        lse: t.fill(of_lse, ElementType::F32, &vec![0.0; of_lse.len()]),
+    };
+    t.b.choose(&rows, &logits, &mut choice);
+    t.record("choose: ids", &choice.ids, ElementType::U32, n, 0.0);
+    t.record_f32("choose: values", &choice.values, n, 0.0);
+    t.record_f32("choose: log-sum-exp", &choice.lse, 2, t.tolerance.sums);
+    t.outputs
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use ds4_model::{
 };
 
 use bench::Output;
-use groups::run;
+use groups::{run, run_choice};
 
 /// Types every backend must multiply by.
 pub const WEIGHT_TYPES: &[GgmlType] = &[
@@ -193,6 +193,22 @@ pub fn every_op<B: Backend>(make: &dyn Fn(&Geometry) -> B, tolerance: &Tolerance
         }
         if times {
             println!("{case}: {ran:.1?} of {:.1?}", started.elapsed());
+        }
+    }
+    for n_vocab in [77, 256, 1000, 20_001] {
+        for (n_rows, ties) in [(1, false), (3, true), (5, false)] {
+            let [_, odd] = geometries();
+            let case = Case {
+                geometry: Geometry { n_vocab, ..odd },
+                ty: GgmlType::F32,
+                n_rows,
+            };
+            let (g, rows) = (&case.geometry, case.rows());
+            let expected = run_choice(&mut Reference::new(g), g, &rows, tolerance, ties);
+            let found = run_choice(&mut make(g), g, &rows, tolerance, ties);
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_same(&case, found, expected, tolerance);
+            }
         }
     }
 }

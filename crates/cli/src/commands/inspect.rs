@@ -6,7 +6,7 @@ use std::io::Write;
 
 use anyhow::{Context as _, Result};
 use ds4_formats::GgmlType;
-use ds4_formats::gguf::{Gguf, TensorSpec};
+use ds4_formats::gguf::{self, Gguf, TensorSpec};
 use ds4_model::{
     Component, Geometry, LayerKind, Limits, SessionShape, WeightRole, requirements, weights,
 };
@@ -406,7 +406,7 @@ impl Report {
         let metadata: Map<String, Value> = gguf
             .metadata()
             .iter()
-            .map(|(key, value)| (key.to_owned(), Value::from(value.summary())))
+            .map(|(key, value)| (key.to_owned(), metadata_json(value)))
             .collect();
         let mut report = json!({
             "file": args.file.display().to_string(),
@@ -457,6 +457,59 @@ impl Report {
             );
         }
         report
+    }
+}
+
+/// Elements of a metadata array that is listed whole; of a longer one so many are.
+const MAX_LISTED: usize = 256;
+/// Elements of a longer array that are listed.
+const N_FIRST: usize = 8;
+
+/// A metadata value with its type. A long array, such as a vocabulary, is its length and its
+/// first elements.
+fn metadata_json(value: &gguf::Value) -> Value {
+    use gguf::Value as V;
+    match value {
+        V::U8(v) => json!(v),
+        V::I8(v) => json!(v),
+        V::U16(v) => json!(v),
+        V::I16(v) => json!(v),
+        V::U32(v) => json!(v),
+        V::I32(v) => json!(v),
+        V::F32(v) => json!(v),
+        V::Bool(v) => json!(v),
+        V::String(v) => json!(v),
+        V::U64(v) => json!(v),
+        V::I64(v) => json!(v),
+        V::F64(v) => json!(v),
+        V::Array(array) => array_json(array),
+    }
+}
+
+fn array_json(array: &gguf::Array) -> Value {
+    use gguf::Array as A;
+    let listed = match array.len() <= MAX_LISTED {
+        true => array.len(),
+        false => N_FIRST,
+    };
+    let first = match array {
+        A::U8(v) => json!(v[..listed]),
+        A::I8(v) => json!(v[..listed]),
+        A::U16(v) => json!(v[..listed]),
+        A::I16(v) => json!(v[..listed]),
+        A::U32(v) => json!(v[..listed]),
+        A::I32(v) => json!(v[..listed]),
+        A::F32(v) => json!(v[..listed]),
+        A::Bool(v) => json!(v[..listed]),
+        A::String(v) => json!(v[..listed]),
+        A::U64(v) => json!(v[..listed]),
+        A::I64(v) => json!(v[..listed]),
+        A::F64(v) => json!(v[..listed]),
+        A::Array(v) => v[..listed].iter().map(array_json).collect(),
+    };
+    match listed == array.len() {
+        true => first,
+        false => json!({"n": array.len(), "first": first}),
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console, out: &mut dyn Write) -> 
         .min(tokens.len());
     let mut engine = open_engine(&options, console, |open| {
         open.context = Some(tokens.len());
-        open.chunk = longest;
+        open.chunk = Some(longest);
         open.max_outputs = Some(longest);
         if args.no_cache_rounding {
             open.rounding = CacheRounding::Off;

@@ -2,6 +2,7 @@
 
 pub(crate) mod ask;
 pub(crate) mod bench;
+pub(crate) mod definitions;
 pub(crate) mod inspect;
 pub(crate) mod kv;
 pub(crate) mod logits;

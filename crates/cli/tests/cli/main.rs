@@ -5,6 +5,8 @@ mod bad_input;
 mod bench;
 #[cfg(unix)]
 mod chat;
+mod definitions;
+mod documents;
 mod inspect;
 mod kv;
 mod logits;

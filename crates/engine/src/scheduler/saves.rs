@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use ds4_model::{BackendError, Frontier, RowKind, StoredRows};
+use ds4_model::{BackendError, Frontier, StoredRows};
 
 use super::choice::Loss;
 use super::snapshots::{Passage, Place};
 use super::{Request, Scheduler};
 use crate::engine::Engine;
+use crate::slots::Group;
 use crate::store::{NotStored, PointSaved, Reason, RowSource, SaveOptions, rows_of};
 
 /// Tokens after the last stored state at which the next one is stored: in a long
@@ -28,16 +29,19 @@ struct SnapshotRows<'a> {
 }
 
 impl RowSource for SnapshotRows<'_> {
-    fn read_rows(
-        &mut self,
-        layer: usize,
-        kind: RowKind,
-        range: std::ops::Range<usize>,
-    ) -> Result<StoredRows, BackendError> {
-        match self.frontier.rows(layer, kind) {
-            Some(stored) => rows_of(stored, layer, kind, range),
-            None => self.engine.read_rows(self.slot, layer, kind, range),
-        }
+    fn read_groups(&mut self, groups: &[Group]) -> Result<Vec<StoredRows>, BackendError> {
+        let in_frontier = |(layer, kind, _): &Group| self.frontier.rows(*layer, *kind);
+        let in_slot: Vec<Group> = groups
+            .iter()
+            .filter(|group| in_frontier(group).is_none())
+            .cloned()
+            .collect();
+        let mut read = self.engine.read_groups(self.slot, &in_slot)?.into_iter();
+        let rows = groups.iter().map(|group| match in_frontier(group) {
+            Some(stored) => rows_of(stored, group.0, group.1, group.2.clone()),
+            None => Ok(read.next().expect("one for every group of the slot")),
+        });
+        rows.collect()
     }
 }
 

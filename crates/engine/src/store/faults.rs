@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use ds4_model::{
-    BackendError, CacheRounding, ElementType, Geometry, LayerKind, RowKind, StoredRows,
-};
+use ds4_model::{BackendError, CacheRounding, Geometry, LayerKind, SlotContents, StoredRows};
 
 use super::volume::{LocalVolume, Volume};
 use super::*;
@@ -42,26 +40,19 @@ impl Volume for Failing {
 struct Zeros(Geometry);
 
 impl RowSource for Zeros {
-    fn read_rows(
-        &mut self,
-        layer: usize,
-        kind: RowKind,
-        range: std::ops::Range<usize>,
-    ) -> Result<StoredRows, BackendError> {
+    fn read_groups(&mut self, groups: &[crate::Group]) -> Result<Vec<StoredRows>, BackendError> {
         let g = &self.0;
-        let projections = |row_dim| 2 * g.layers[layer].compressor_dim(row_dim);
-        let (element, width) = match kind {
-            RowKind::Window | RowKind::Compressed => (ElementType::Bf16, g.head_dim),
-            RowKind::Index => (ElementType::Bf16, g.index_dim),
-            RowKind::Frontier => (ElementType::F32, projections(g.head_dim)),
-            RowKind::IndexFrontier => (ElementType::F32, projections(g.index_dim)),
+        let contents = SlotContents::new(g, CacheRounding::Official);
+        let zeros = |(layer, kind, range): &crate::Group| {
+            let (element, width) = contents.element_and_width(g.layers[*layer], *kind);
+            StoredRows {
+                element,
+                width,
+                first: range.start,
+                bytes: vec![0; range.len() * width * element.n_bytes()],
+            }
         };
-        Ok(StoredRows {
-            element,
-            width,
-            first: range.start,
-            bytes: vec![0; range.len() * width * element.n_bytes()],
-        })
+        Ok(groups.iter().map(zeros).collect())
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) fn options(n_slots: usize, context: usize) -> OpenOptions {
     options.backend = BackendKind::Reference;
     options.context = Some(context);
     options.n_slots = n_slots;
-    options.chunk = 64;
+    options.chunk = Some(64);
     options
 }
 

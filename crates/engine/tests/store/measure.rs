@@ -113,8 +113,8 @@ fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
 #[test]
 #[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
 fn rates_of_the_codec() {
+    use ds4_engine::RowKind;
     use ds4_engine::store::{Encoding, RowFormat, RowGrid};
-    use ds4_engine::{RowKind, store::RowSource};
     use ds4_model::ElementType;
     let mut source = Synthetic::new(&Geometry::flash(), 7);
     for (kind, width, grid) in [
@@ -130,7 +130,7 @@ fn rates_of_the_codec() {
             width,
             grid,
         };
-        let rows = source.read_rows(2, kind, 0..4096).unwrap().bytes;
+        let rows = source.rows(2, kind, 0..4096).bytes;
         let mib = (rows.len() * 20) as f64 / f64::from(1 << 20);
         let mut encoded = Vec::new();
         let mut encoding = Encoding::Planes;

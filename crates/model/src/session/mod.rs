@@ -237,6 +237,11 @@ impl<B: Backend> Session<B> {
         Ok(&self.logits)
     }
 
+    /// The logits of those outputs of the last step that wanted them, `[n, n_vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
     /// Outputs of the last step.
     pub fn n_outputs(&self) -> usize {
         self.wanted.len()

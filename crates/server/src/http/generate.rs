@@ -158,22 +158,24 @@ pub(super) async fn answer(
 ) -> Result<Response, HttpError> {
     let n_prompt_started = Instant::now();
     let preparer = Arc::clone(&ready);
+    let mut constraints = (None, None, Vec::new());
+    if constrains(&generation) {
+        let compile = move || {
+            let constraints = preparer.constraints(&generation)?;
+            Ok((generation, constraints))
+        };
+        (generation, constraints) = ready.compilations.run(compile).await?;
+    }
+    let (schema, calls, mut warnings) = constraints;
+    let preparer = Arc::clone(&ready);
     let truncates = shape.truncates();
     let prepared = tokio::task::spawn_blocking(move || {
         // Until the prompt is known to fit, it takes as much as the body that it came from.
         let _room = room;
-        let (schema, mut warnings) = match &generation.schema {
-            Some(schema) => {
-                let (reader, warnings) = preparer.schemas()?.compile(schema)?;
-                (Some(reader), warnings)
-            }
-            None => (None, Vec::new()),
-        };
-        let calls = preparer.call_reader(&generation);
         let prompt = preparer.prompt(&mut generation, truncates, &mut warnings)?;
-        Ok::<_, Failure>((generation, prompt, schema, calls, warnings))
+        Ok::<_, Failure>((generation, prompt, warnings))
     });
-    let (generation, prompt, schema, calls, warnings) = prepared.await.map_err(|_| {
+    let (generation, prompt, warnings) = prepared.await.map_err(|_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
@@ -201,30 +203,29 @@ pub(super) async fn answer(
     }
 }
 
+/// Whether anything holds for the tokens of a reply that must be compiled.
+fn constrains(generation: &Generation) -> bool {
+    generation.schema.is_some() || !generation.tools.is_empty()
+}
+
 /// Tokens of a request's prompt, however many; where the oldest turns of one that is too long are
-/// dropped, what is left.
+/// dropped, what is left. `room` is what its body takes.
 pub(super) async fn count(
     ready: &Arc<Ready>,
     mut generation: Generation,
     truncates: bool,
+    room: Room,
 ) -> Result<usize, HttpError> {
     let preparer = Arc::clone(ready);
-    let n = tokio::task::spawn_blocking(move || {
+    let counted = ready.utility.run(move || {
+        let _room = room;
         if truncates {
             let prompt = preparer.prompt(&mut generation, truncates, &mut Vec::new())?;
             return Ok(prompt.tokens.len());
         }
-        let tokens = preparer.prompter.encode(&generation)?;
-        Ok::<_, Failure>(tokens.len())
-    })
-    .await;
-    let failed = |_| {
-        HttpError::new(
-            FailureKind::Internal,
-            "rendering the prompt failed by a bug",
-        )
-    };
-    Ok(n.map_err(failed)??)
+        Ok(preparer.prompter.encode(&generation)?.len())
+    });
+    counted.await
 }
 
 async fn whole(

@@ -65,7 +65,7 @@ impl Histogram {
 #[derive(Debug)]
 struct Numbers {
     /// By path and status.
-    answers: BTreeMap<(String, u16), u64>,
+    answers: BTreeMap<(&'static str, u16), u64>,
     /// By name.
     finishes: BTreeMap<&'static str, u64>,
     /// Replies and cached tokens by where the tokens came from.
@@ -119,8 +119,8 @@ impl Metrics {
     }
 
     /// A request was answered with this status.
-    pub(crate) fn answered(&self, route: &str, status: u16) {
-        self.with(|n| *n.answers.entry((route.to_owned(), status)).or_default() += 1);
+    pub(crate) fn answered(&self, route: &'static str, status: u16) {
+        self.with(|n| *n.answers.entry((route, status)).or_default() += 1);
     }
 
     /// A prompt was rendered and tokenized.

@@ -17,19 +17,21 @@ use sha2::{Digest as _, Sha256};
 use tower::ServiceExt as _;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
-use crate::calls::{CallReader, CallVocabulary};
+use crate::calls::CallReader;
 use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
 use crate::log::endpoint_name;
 use crate::prompt::{Prompter, TokenPrompt};
-use crate::schema::Schemas;
+use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
+use super::compile::Compilations;
+use super::utility::Utility;
 use super::confine::{Panicked, confine};
-use super::error::{HttpError, json as json_response};
+use super::error::{HttpError, json as json_response, json_text};
 use super::generate::{self, Shape};
 use super::guard::Guard;
 use super::metrics::Metrics;
@@ -55,6 +57,8 @@ const READ_HEADERS: [&str; 8] = [
 ];
 
 type Answer = Result<Response, HttpError>;
+/// What the content and the calls of a reply must follow, and what of it is not enforced.
+type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
 
 /// Everything that needs a loaded model.
 pub(super) struct Ready {
@@ -63,16 +67,36 @@ pub(super) struct Ready {
     facts: ModelFacts,
     /// Names what a seed's effect depends on.
     fingerprint: String,
-    /// Made when the first schema comes: it takes a while.
+    /// Made when the first schema or tool comes: it takes a while.
     schemas: OnceLock<Result<Schemas, String>>,
-    /// Made when the first tool is declared.
-    calls: OnceLock<Arc<CallVocabulary>>,
+    pub(super) compilations: Compilations,
+    /// Where prompts are counted, and texts made tokens of and back.
+    pub(super) utility: Utility,
     stored: Mutex<responses::MemoryStore>,
 }
 
 impl Ready {
+    /// What keeps a reply's content on its schema and its calls well-formed, and what of the schema
+    /// is not enforced.
+    ///
+    /// # Errors
+    /// A schema that cannot be enforced.
+    pub(super) fn constraints(&self, generation: &Generation) -> Result<Constraints, Failure> {
+        let schemas = self.schemas()?;
+        let (calls, mut warnings) = schemas.calls(generation)?;
+        let schema = match &generation.schema {
+            Some(schema) => {
+                let (reader, more) = schemas.compile(schema)?;
+                warnings.extend(more);
+                Some(reader)
+            }
+            None => None,
+        };
+        Ok((schema, calls, warnings))
+    }
+
     /// What compiles schemas.
-    pub(super) fn schemas(&self) -> Result<&Schemas, Failure> {
+    fn schemas(&self) -> Result<&Schemas, Failure> {
         let schemas = self
             .schemas
             .get_or_init(|| Schemas::new(self.prompter.tokenizer()));
@@ -81,15 +105,6 @@ impl Ready {
             message: format!("this model's vocabulary cannot follow schemas: {reason}"),
             param: None,
         })
-    }
-
-    /// What keeps a request's calls well-formed, if it may make any.
-    pub(super) fn call_reader(&self, generation: &Generation) -> Option<CallReader> {
-        if generation.tools.is_empty() {
-            return None;
-        }
-        let make = || Arc::new(CallVocabulary::new(self.prompter.tokenizer()));
-        CallReader::new(Arc::clone(self.calls.get_or_init(make)), generation)
     }
 
     /// The prompt of a request. Where `truncates` says so, the oldest turns of one that is too long
@@ -196,7 +211,8 @@ impl Server {
             fingerprint: fingerprint(&facts),
             facts,
             schemas: OnceLock::new(),
-            calls: OnceLock::new(),
+            compilations: Compilations::default(),
+            utility: Utility::default(),
             stored: Mutex::new(responses::MemoryStore::new(
                 MAX_STORED_RESPONSES,
                 MAX_STORED_BYTES,
@@ -361,14 +377,44 @@ fn now_unix() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// A path without what is different in every request.
-fn route_label(path: &str) -> &str {
+/// Paths that metrics tell apart.
+const LABELS: [&str; 19] = [
+    "/",
+    "/health",
+    "/healthz",
+    "/ping",
+    "/version",
+    "/metrics",
+    "/props",
+    "/slots",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/chat/completions/input_tokens",
+    "/v1/chat/completions/control",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses/input_tokens",
+];
+
+/// What metrics call a path: one of a fixed number of names, whatever clients ask for.
+fn route_label(path: &str) -> &'static str {
+    if let Some(label) = LABELS.iter().find(|label| **label == path) {
+        return label;
+    }
     for prefix in ["/v1/models", "/v1/responses", "/v1/cancel"] {
-        if path.starts_with(&format!("{prefix}/")) && !path.ends_with("/input_tokens") {
+        let behind = path.strip_prefix(prefix);
+        if behind.is_some_and(|behind| behind.is_empty() || behind.starts_with('/')) {
             return prefix;
         }
     }
-    path
+    match page::is_part(path) {
+        true => "/",
+        false => "other",
+    }
 }
 
 fn router(server: Arc<Server>) -> Router {
@@ -530,41 +576,49 @@ async fn tokenize(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let request = utility::parse_tokenize(&body, &context)?;
-        let tokenizer = ready.prompter.tokenizer();
-        let ids = match &request.source {
-            utility::Source::Text {
-                text,
-                add_special,
-                parse_special,
-            } => {
-                let mut ids = Vec::new();
-                if *add_special {
-                    ids.push(tokenizer.protocol().bos);
-                }
-                if *parse_special {
-                    ids.extend(tokenizer.encode(text));
-                } else {
-                    // What a client wrote, with nothing trusted in it.
-                    let whole = 0..text.len();
-                    ids.extend(tokenizer.encode_prompt(&Prompt {
-                        text: text.clone(),
-                        untrusted: vec![whole],
-                        ..Prompt::default()
-                    }));
-                }
-                ids
-            }
-            utility::Source::Chat(generation) => ready.prompter.encode(generation)?,
-        };
-        let tokens: Vec<(u32, &[u8])> = ids
-            .iter()
-            .map(|id| (*id, tokenizer.token_bytes(*id)))
-            .collect();
-        let answer = utility::tokenized(&request, &tokens, ready.facts.n_context);
-        Ok(json_response(&answer))
+        let request = body.read(|body| utility::parse_tokenize(body, &context))?;
+        let room = body.into_room();
+        let tools = Arc::clone(&ready);
+        let answer = ready.utility.run(move || {
+            let _room = room;
+            let tokenizer = tools.prompter.tokenizer();
+            let ids = token_ids(&tools, &request.source)?;
+            let bytes_of = |id| tokenizer.token_bytes(id);
+            let n_context = tools.facts.n_context;
+            Ok(utility::tokenized(&request, &ids, bytes_of, n_context))
+        });
+        Ok(json_text(answer.await?))
     };
     in_words(answer.await, &wire)
+}
+
+/// The tokens that `/tokenize` is asked for.
+fn token_ids(ready: &Ready, source: &utility::Source) -> Result<Vec<u32>, Failure> {
+    let tokenizer = ready.prompter.tokenizer();
+    let (text, add_special, parse_special) = match source {
+        utility::Source::Chat(generation) => return ready.prompter.encode(generation),
+        utility::Source::Text {
+            text,
+            add_special,
+            parse_special,
+        } => (text, *add_special, *parse_special),
+    };
+    let mut ids = Vec::new();
+    if add_special {
+        ids.push(tokenizer.protocol().bos);
+    }
+    if parse_special {
+        ids.extend(tokenizer.encode(text));
+    } else {
+        // What a client wrote, with nothing trusted in it.
+        let whole = 0..text.len();
+        ids.extend(tokenizer.encode_prompt(&Prompt {
+            text: text.clone(),
+            untrusted: vec![whole],
+            ..Prompt::default()
+        }));
+    }
+    Ok(ids)
 }
 
 async fn detokenize(call: Call, body: Body) -> Response {
@@ -572,12 +626,16 @@ async fn detokenize(call: Call, body: Body) -> Response {
     let answer = async {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
-        let tokenizer = ready.prompter.tokenizer();
-        let ids = utility::parse_detokenize(&body, tokenizer.n_vocab())?;
-        let text = tokenizer
-            .decode(&ids)
-            .map_err(|e| crate::api::invalid("tokens", e.to_string()))?;
-        Ok(json_response(&utility::detokenized(&text)))
+        let n_vocab = ready.prompter.tokenizer().n_vocab();
+        let ids = body.read(|body| utility::parse_detokenize(body, n_vocab))?;
+        let room = body.into_room();
+        let tools = Arc::clone(&ready);
+        let text = ready.utility.run(move || {
+            let _room = room;
+            let decoded = tools.prompter.tokenizer().decode(&ids);
+            decoded.map_err(|e| crate::api::invalid("tokens", e.to_string()))
+        });
+        Ok(json_response(&utility::detokenized(&text.await?)))
     };
     in_words(answer.await, &wire)
 }
@@ -588,10 +646,16 @@ async fn apply_template(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = chat::parse(&body, &context)?;
-        let text = ready.prompter.text(&parsed.generation)?.text;
-        let n = generate::count(&ready, parsed.generation, false).await?;
-        Ok(json_response(&utility::applied_template(&text, n)))
+        let generation = body.read(|body| chat::parse(body, &context))?.generation;
+        let room = body.into_room();
+        let tools = Arc::clone(&ready);
+        let answer = ready.utility.run(move || {
+            let _room = room;
+            let text = tools.prompter.text(&generation)?.text;
+            let n = tools.prompter.encode(&generation)?.len();
+            Ok(utility::applied_template(&text, n))
+        });
+        Ok(json_response(&answer.await?))
     };
     in_words(answer.await, &wire)
 }
@@ -631,7 +695,7 @@ async fn post_chat(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = chat::parse(&body, &context)?;
+        let parsed = body.read(|body| chat::parse(body, &context))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Chat(Box::new(parsed.reply));
         let (server, room) = (Arc::clone(&server), body.into_room());
@@ -646,8 +710,8 @@ async fn count_chat(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = chat::parse(&body, &context)?;
-        let n = generate::count(&ready, parsed.generation, false).await?;
+        let parsed = body.read(|body| chat::parse(body, &context))?;
+        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
         Ok(json_response(&chat::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -659,7 +723,7 @@ async fn post_completions(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = completions::parse(&body, &context)?;
+        let parsed = body.read(|body| completions::parse(body, &context))?;
         let shape = Shape::Completions(Box::new(parsed.reply));
         let (server, room) = (Arc::clone(&server), body.into_room());
         generate::answer(server, ready, &wire, parsed.generation, shape, room).await
@@ -673,7 +737,7 @@ async fn post_messages(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = messages::parse(&body, &context)?;
+        let parsed = body.read(|body| messages::parse(body, &context))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Messages(parsed.reply);
         let (server, room) = (Arc::clone(&server), body.into_room());
@@ -688,8 +752,8 @@ async fn count_messages(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = messages::parse(&body, &context)?;
-        let n = generate::count(&ready, parsed.generation, false).await?;
+        let parsed = body.read(|body| messages::parse(body, &context))?;
+        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
         Ok(json_response(&messages::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -701,7 +765,7 @@ async fn post_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
+        let parsed = body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Responses {
             shape: Box::new(parsed.reply),
@@ -720,8 +784,8 @@ async fn count_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
-        let n = generate::count(&ready, parsed.generation, parsed.truncate).await?;
+        let parsed = body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
+        let n = generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
         Ok(json_response(&responses::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -806,7 +870,7 @@ async fn control(call: Call, body: Body) -> Response {
     let answer = async {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
-        let id = utility::parse_control(&body)?;
+        let id = body.read(utility::parse_control)?;
         if ready.worker.end_reasoning(&id) {
             Ok(json_response(&json!({"id": id, "success": true})))
         } else {

@@ -554,6 +554,38 @@ async fn the_slots_the_props_and_the_metrics_tell_what_happened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_name_routes_and_nothing_that_clients_make_up() {
+    let keyed = ServerOptions {
+        api_keys: vec!["key".to_owned()],
+        ..options()
+    };
+    let web = Web::start(Behaviour::default(), keyed, Vec::<&str>::new()).await;
+    for path in [
+        "/v1/models/a\"} 1\nfake{x=\"",
+        "/secret-1",
+        "/v1/responses/resp_1/input_items",
+        "/v1/cancel/x",
+        "/v1/chat/completions/other",
+        "/page/chat.js",
+        "/v1/%22%0a",
+    ] {
+        let path = path.replace(['"', '\n', ' ', '{', '}'], "%22");
+        for key in ["wrong", "key"] {
+            web.ask("GET", &path, &[("x-api-key", key)], "").await;
+        }
+    }
+    let metrics = web.ask("GET", "/metrics", &[("x-api-key", "key")], "");
+    let metrics = metrics.await.body;
+    let routes = metrics.lines().filter_map(|line| {
+        let (_, behind) = line.split_once("route=\"")?;
+        behind.split('"').next()
+    });
+    let routes: std::collections::BTreeSet<&str> = routes.collect();
+    let expected = ["/", "/v1/cancel", "/v1/models", "/v1/responses", "other"];
+    assert_eq!(routes, std::collections::BTreeSet::from(expected), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stored_responses_are_continued_read_and_deleted() {
     let web = Web::start(
         Behaviour::default(),
@@ -727,8 +759,6 @@ async fn a_trace_has_everything_and_nobody_else_may_read_it() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("trace");
-    std::fs::write(&path, "").expect("a file");
-    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o644)).expect("a mode");
     let mut traced = options();
     traced.trace = Some(std::sync::Arc::new(
         ds4_server::trace::Trace::open(&path).expect("a trace"),

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use ds4_conformance::speaking_model;
 use ds4_engine::{BackendKind, Engine, OpenOptions, SamplingOptions, Scheduler};
-use ds4_server::calls::{CallReader, CallVocabulary};
 use ds4_server::generation::{
     Endpoint, FailureKind, Finish, Generation, Outcome, OutputSchema, PromptSource, ReplyEvent,
     Thinking, Tool, ToolChoice,
@@ -90,13 +89,10 @@ impl Bench {
 
     fn start(&self, generation: Generation) -> (UnboundedReceiver<ReplyEvent>, Ticket) {
         let prompt = self.prompter.tokens(&generation).expect("a prompt");
-        let compile = |schema| {
-            let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
-            schemas.compile(schema).expect("a schema").0
-        };
+        let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
+        let compile = |schema| schemas.compile(schema).expect("a schema").0;
         let generation_schema = generation.schema.as_ref().map(compile);
-        let vocabulary = Arc::new(CallVocabulary::new(&self.tokenizer));
-        let calls = CallReader::new(vocabulary, &generation);
+        let (calls, _) = schemas.calls(&generation).expect("tools");
         self.worker
             .submit(Job {
                 request_id: "req".to_owned(),
@@ -155,6 +151,7 @@ fn with_tools(mut generation: Generation, names: &[&str]) -> Generation {
         .map(|name| Tool {
             name: (*name).to_owned(),
             function: function(name),
+            input: None,
             deferred: false,
             origin: json!(null),
         })
@@ -658,7 +655,7 @@ fn a_request_that_is_sent_again_joins_what_is_computed_for_the_first() {
     options.backend = BackendKind::Reference;
     options.context = Some(512);
     options.n_slots = 2;
-    options.chunk = 32;
+    options.chunk = Some(32);
     let engine = Engine::open(&options, &mut |_| {}).expect("opens");
     let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
     let behaviour = Behaviour {
@@ -848,7 +845,7 @@ fn a_real_model_says_the_same_alone_and_among_others_and_goes_on_from_its_cache(
         options.backend = BackendKind::Reference;
         options.context = Some(256);
         options.n_slots = n_slots;
-        options.chunk = 32;
+        options.chunk = Some(32);
         let engine = Engine::open(&options, &mut |_| {}).expect("opens");
         let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
         let behaviour = Behaviour {

@@ -226,6 +226,7 @@ fn read_tools(
             let inner = tool.object(name)?;
             inner.ok_or_else(|| tool.mismatch(name, "an object"))
         };
+        let mut input = None;
         let (name, function) = match kind {
             "function" => {
                 let function = inner("function")?;
@@ -245,6 +246,7 @@ fn read_tools(
                 };
                 let description = custom.optional_str("description")?;
                 let function = tools::custom_function(name, description, grammar.as_ref())?;
+                input = tools::input_grammar(grammar.as_ref())?;
                 custom_tools.insert(name.to_owned());
                 (name, function)
             }
@@ -262,6 +264,7 @@ fn read_tools(
         declared.push(Tool {
             name: name.to_owned(),
             function,
+            input,
             deferred: false,
             origin: Value::Null,
         });

@@ -225,6 +225,7 @@ fn read_tools(
         declared.push(Tool {
             name: function["name"].as_str().unwrap_or_default().to_owned(),
             function,
+            input: None,
             deferred: tool.flag("defer_loading", false)?,
             origin: Value::Null,
         });

@@ -514,6 +514,10 @@ fn known_tool(
     let declared = Tool {
         name: function["name"].as_str().unwrap_or_default().to_owned(),
         function,
+        input: match origin.is_custom() {
+            true => tools::input_grammar(tool.object("format")?.as_ref())?,
+            false => None,
+        },
         deferred: tool.flag("defer_loading", false)?,
         origin: Value::Null,
     };
