@@ -151,6 +151,9 @@ fn main() {
             let n = chunk.min(context - done);
             let time = bench.prefill(slot, n);
             done += n;
+            if slot == 1 && done == context && flag("--times") {
+                bench.table(n);
+            }
             if slot < 3 {
                 println!(
                     "prefill of {n} rows: {:.1} ms, {:.0} tokens/s",
@@ -163,9 +166,7 @@ fn main() {
     let n_steps = number("--steps", 64);
     for n in [1, 2, 4, 8] {
         bench.decode(n, n_steps);
-    }
-    if flag("--times") {
-        for n in [1, 8, chunk] {
+        if flag("--times") && (n == 1 || n == 8) {
             bench.table(n);
         }
     }

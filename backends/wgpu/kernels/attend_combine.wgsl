@@ -12,26 +12,36 @@ const WG: u32 = 256u;
 @group(0) @binding(5) var<storage, read_write> scales: array<f32>;
 
 var<workgroup> v: array<f32, HEAD_DIM>;
+var<workgroup> factors: array<f32, 64>;
+var<workgroup> total: f32;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.y;
     if is_pad(r) { return; }
     let first = r * p.n_splits * p.n_heads + wg.x;
-    var top = -3.4e38;
-    for (var s = 0u; s < p.n_splits; s++) { top = max(top, stats[2u * (first + s * p.n_heads)]); }
-    var weight = 0.0;
-    for (var s = 0u; s < p.n_splits; s++) {
-        let at = 2u * (first + s * p.n_heads);
-        weight += exp(stats[at] - top) * stats[at + 1u];
+    if lane == 0u {
+        var top = -3.4e38;
+        for (var s = 0u; s < p.n_splits; s++) { top = max(top, stats[2u * (first + s * p.n_heads)]); }
+        var weight = 0.0;
+        for (var s = 0u; s < p.n_splits; s++) {
+            let at = 2u * (first + s * p.n_heads);
+            factors[s] = exp(stats[at] - top);
+            weight += factors[s] * stats[at + 1u];
+        }
+        total = weight;
     }
+    workgroupBarrier();
     for (var c = lane; c < HEAD_DIM; c += WG) {
         var sum = 0.0;
-        for (var s = 0u; s < p.n_splits; s++) {
+        for (var s = 0u; s < p.n_splits; s += 2u) {
             let head = first + s * p.n_heads;
-            sum += exp(stats[2u * head] - top) * sums[head * HEAD_DIM + c];
+            sum += factors[s] * sums[head * HEAD_DIM + c];
+            if s + 1u < p.n_splits {
+                sum += factors[s + 1u] * sums[(head + p.n_heads) * HEAD_DIM + c];
+            }
         }
-        v[c] = sum / weight;
+        v[c] = sum / total;
     }
     workgroupBarrier();
     if INVERSE {

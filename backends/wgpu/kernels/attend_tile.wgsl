@@ -8,12 +8,15 @@ const WG: u32 = 256u;
 const HEADS: u32 = 4u;
 const TILE: u32 = 16u;
 const WORDS: u32 = HEAD_DIM / 2u;
-// Rows of keys begin four banks apart.
-const STRIDE: u32 = WORDS + 4u;
+// Vectors of a key: eight channels each. Rows begin four banks apart.
+const PIECES: u32 = HEAD_DIM / 8u;
+const STRIDE: u32 = PIECES + 1u;
+// Vectors of a query: four channels each.
+const QUARTERS: u32 = HEAD_DIM / 4u;
 const PER_LANE: u32 = (WORDS + WG - 1u) / WG;
 //!include rows
 //!include bf16
-@group(0) @binding(1) var<storage, read> q: array<f32>;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> kv: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> ring: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read> cache: array<vec4<u32>>;
@@ -22,8 +25,8 @@ const PER_LANE: u32 = (WORDS + WG - 1u) / WG;
 @group(0) @binding(7) var<storage, read_write> out: array<f32>;
 @group(0) @binding(8) var<storage, read_write> stats: array<f32>;
 
-var<workgroup> query: array<f32, HEADS * HEAD_DIM>;
-var<workgroup> keys: array<u32, TILE * STRIDE>;
+var<workgroup> query: array<vec4<f32>, HEADS * QUARTERS>;
+var<workgroup> keys: array<vec4<u32>, TILE * STRIDE>;
 var<workgroup> parts: array<f32, WG>;
 var<workgroup> scores: array<f32, TILE * HEADS>;
 var<workgroup> tops: array<f32, HEADS>;
@@ -52,17 +55,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let cache_row = row_base(r) / p.ratio;
 
     let h0 = wg.x * HEADS;
-    for (var i = lane; i < HEADS * HEAD_DIM; i += WG) {
-        let h = min(h0 + i / HEAD_DIM, p.n_heads - 1u);
-        query[i] = q[(r * p.n_heads + h) * HEAD_DIM + i % HEAD_DIM];
+    for (var i = lane; i < HEADS * QUARTERS; i += WG) {
+        let h = min(h0 + i / QUARTERS, p.n_heads - 1u);
+        query[i] = q[(r * p.n_heads + h) * QUARTERS + i % QUARTERS];
     }
     workgroupBarrier();
     if RAW {
         // 64 lanes for a head.
-        let own = lane / 64u * HEAD_DIM;
+        let own = lane / 64u * QUARTERS;
         let own_lane = lane & 63u;
         var sum = 0.0;
-        for (var c = own_lane; c < HEAD_DIM; c += 64u) { sum += query[own + c] * query[own + c]; }
+        for (var c = own_lane; c < QUARTERS; c += 64u) { sum += dot(query[own + c], query[own + c]); }
         parts[lane] = sum;
         workgroupBarrier();
         for (var half_len = 32u; half_len > 0u; half_len /= 2u) {
@@ -70,15 +73,19 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             workgroupBarrier();
         }
         let inv = 1.0 / sqrt(parts[lane & ~63u] / f32(HEAD_DIM) + p.eps);
-        let plain = HEAD_DIM - 2u * p.half_dim;
-        for (var c = own_lane; c < plain; c += 64u) { query[own + c] *= inv; }
-        for (var i = own_lane; i < p.half_dim; i += 64u) {
-            let at = own + plain + 2u * i;
-            let angle = row_angle(r, p.table, p.half_dim, i);
-            let a = query[at] * inv;
-            let b = query[at + 1u] * inv;
-            query[at] = a * angle.x - b * angle.y;
-            query[at + 1u] = a * angle.y + b * angle.x;
+        // The rotated channels are whole vectors: two pairs each.
+        let plain = QUARTERS - p.half_dim / 2u;
+        for (var c = own_lane; c < QUARTERS; c += 64u) {
+            var v = query[own + c] * inv;
+            if c >= plain {
+                let i = 2u * (c - plain);
+                let a = row_angle(r, p.table, p.half_dim, i);
+                let b = row_angle(r, p.table, p.half_dim, i + 1u);
+                v = vec4<f32>(
+                    v.x * a.x - v.y * a.y, v.x * a.y + v.y * a.x,
+                    v.z * b.x - v.w * b.y, v.z * b.y + v.w * b.x);
+            }
+            query[own + c] = v;
         }
     }
     var split = 0u;
@@ -92,40 +99,38 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 
     for (var k0 = split * TILE; k0 < n_keys; k0 += p.n_splits * TILE) {
         workgroupBarrier();
-        // Four words at a time.
-        for (var i = lane; i < TILE * (WORDS / 4u); i += WG) {
-            let k = k0 + i / (WORDS / 4u);
-            let c = i % (WORDS / 4u);
+        for (var i = lane; i < TILE * PIECES; i += WG) {
+            let k = k0 + i / PIECES;
+            let c = i % PIECES;
             var words = vec4<u32>(0u);
             if k < n_old {
                 let row = row_slot(r) * p.n_ring + (start + k) % p.n_ring;
-                words = ring[row * (WORDS / 4u) + c];
+                words = ring[row * PIECES + c];
             } else if k < n_window {
-                let at = (first_new + k - n_old) * (HEAD_DIM / 4u) + 2u * c;
+                let at = (first_new + k - n_old) * QUARTERS + 2u * c;
                 let a = kv[at];
                 let b = kv[at + 1u];
                 words = vec4<u32>(pair(a.x, a.y), pair(a.z, a.w), pair(b.x, b.y), pair(b.z, b.w));
             } else if k < n_keys {
                 var row = k - n_window;
                 if COMPRESSED == 2u { row = selected[r * p.top_k + row]; }
-                words = cache[(cache_row + row) * (WORDS / 4u) + c];
+                words = cache[(cache_row + row) * PIECES + c];
             }
-            let at = (i / (WORDS / 4u)) * STRIDE + 4u * c;
-            keys[at] = words.x;
-            keys[at + 1u] = words.y;
-            keys[at + 2u] = words.z;
-            keys[at + 3u] = words.w;
+            keys[(i / PIECES) * STRIDE + c] = words;
         }
         workgroupBarrier();
-        // Four lanes for a product of a key and a head, on interleaved words.
+        // Four lanes for a product of a key and a head, on interleaved vectors.
         {
             let product = lane / 4u;
             let key = (product % TILE) * STRIDE;
-            let head = (product / TILE) * HEAD_DIM;
+            let head = (product / TILE) * QUARTERS;
             var sum = 0.0;
-            for (var w = lane & 3u; w < WORDS; w += 4u) {
-                let k = channels(keys[key + w]);
-                sum += query[head + 2u * w] * k.x + query[head + 2u * w + 1u] * k.y;
+            for (var i = lane & 3u; i < PIECES; i += 4u) {
+                let k = keys[key + i];
+                let low = bitcast<vec4<f32>>(k << vec4<u32>(16u));
+                let high = bitcast<vec4<f32>>(k & vec4<u32>(0xffff0000u));
+                sum += dot(query[head + 2u * i], vec4<f32>(low.x, high.x, low.y, high.y))
+                    + dot(query[head + 2u * i + 1u], vec4<f32>(low.z, high.z, low.w, high.w));
             }
             parts[lane] = sum;
         }
@@ -162,7 +167,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             for (var j = 0u; j < PER_LANE; j++) {
                 let at = lane + j * WG;
                 if at < WORDS {
-                    let c = channels(keys[k * STRIDE + at]);
+                    let c = channels(keys[k * STRIDE + at / 4u][at & 3u]);
                     sums[2u * j] += w * c.x;
                     sums[2u * j + 1u] += w * c.y;
                 }

@@ -1,9 +1,8 @@
 // The `k` largest of a row's `width` logits, descending, of equal ones the lowest id first, and the
-// log-sum-exp of all at temperature 1 and at the row's: one workgroup of 256 lanes for a row. The
+// log-sum-exp of all at temperature 1 and at the row's: one workgroup of at least 256 lanes for a row. The
 // k-th largest key is found eight bits at a time; the chosen ones are sorted by a bitonic network.
 struct P { n: u32, width: u32, k: u32 }
 var<immediate> p: P;
-const WG: u32 = 256u;
 //!include rows
 //!include reduce
 //!include order
@@ -16,8 +15,8 @@ var<workgroup> counts: array<atomic<u32>, 256>;
 var<workgroup> above: array<u32, WG>;
 var<workgroup> equal: array<u32, WG>;
 var<workgroup> chosen: vec2<u32>;
-var<workgroup> keys: array<u32, WG>;
-var<workgroup> names: array<u32, WG>;
+var<workgroup> keys: array<u32, 256>;
+var<workgroup> names: array<u32, 256>;
 
 fn max_all(lane: u32, x: u32) -> u32 {
     above[lane] = x;
@@ -31,7 +30,16 @@ fn max_all(lane: u32, x: u32) -> u32 {
     return top;
 }
 
-@compute @workgroup_size(256)
+// Logits `c`, `c + WG` and so on of a row, the last one where there are no more.
+fn four(l0: u32, c: u32) -> vec4<f32> {
+    let last = l0 + p.width - 1u;
+    let at = l0 + c;
+    return vec4<f32>(
+        logits[at], logits[min(at + WG, last)], logits[min(at + 2u * WG, last)],
+        logits[min(at + 3u * WG, last)]);
+}
+
+@compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.x;
     if is_pad(r) { return; }
@@ -40,10 +48,15 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
 
     var top_key = 0u;
     var infinite = 0u;
-    for (var c = lane; c < p.width; c += WG) {
-        let bits = bitcast<u32>(logits[l0 + c]);
-        infinite |= select(0u, 1u, (bits & 0x7f800000u) == 0x7f800000u);
-        top_key = max(top_key, order(logits[l0 + c]));
+    for (var c = lane; c < p.width; c += 4u * WG) {
+        let x = four(l0, c);
+        for (var i = 0u; i < 4u; i++) {
+            if c + i * WG < p.width {
+                let bits = bitcast<u32>(x[i]);
+                infinite |= select(0u, 1u, (bits & 0x7f800000u) == 0x7f800000u);
+                top_key = max(top_key, order(x[i]));
+            }
+        }
     }
     infinite = max_all(lane, infinite);
     top_key = max_all(lane, top_key);
@@ -51,10 +64,14 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let inv_temperature = row_inv_temperature(r);
     var plain = 0.0;
     var scaled = 0.0;
-    for (var c = lane; c < p.width; c += WG) {
-        let x = logits[l0 + c] - top;
-        plain += exp(x);
-        scaled += exp(x * inv_temperature);
+    for (var c = lane; c < p.width; c += 4u * WG) {
+        let x = four(l0, c) - vec4<f32>(top);
+        for (var i = 0u; i < 4u; i++) {
+            if c + i * WG < p.width {
+                plain += exp(x[i]);
+                scaled += exp(x[i] * inv_temperature);
+            }
+        }
     }
     plain = sum_all(lane, plain);
     scaled = sum_all(lane, scaled);
@@ -68,12 +85,17 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     var prefix = 0u;
     var left = p.k;
     for (var shift = 24i; shift >= 0; shift -= 8) {
-        atomicStore(&counts[lane], 0u);
+        if lane < 256u { atomicStore(&counts[lane], 0u); }
         workgroupBarrier();
         let mask = select(0xffffffffu << u32(shift + 8), 0u, shift == 24);
-        for (var c = lane; c < p.width; c += WG) {
-            let key = order(logits[l0 + c]);
-            if (key & mask) == prefix { atomicAdd(&counts[(key >> u32(shift)) & 255u], 1u); }
+        for (var c = lane; c < p.width; c += 4u * WG) {
+            let x = four(l0, c);
+            for (var i = 0u; i < 4u; i++) {
+                let key = order(x[i]);
+                if c + i * WG < p.width && (key & mask) == prefix {
+                    atomicAdd(&counts[(key >> u32(shift)) & 255u], 1u);
+                }
+            }
         }
         workgroupBarrier();
         if lane == 0u {
@@ -106,15 +128,25 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     above[lane] = n_above;
     equal[lane] = n_equal;
-    keys[lane] = 0u;
-    names[lane] = 0xffffffffu;
-    workgroupBarrier();
-    var a = 0u;
-    var e = 0u;
-    for (var i = 0u; i < lane; i++) {
-        a += above[i];
-        e += equal[i];
+    if lane < 256u {
+        keys[lane] = 0u;
+        names[lane] = 0xffffffffu;
     }
+    workgroupBarrier();
+    for (var step = 1u; step < WG; step *= 2u) {
+        var a = above[lane];
+        var e = equal[lane];
+        if lane >= step {
+            a += above[lane - step];
+            e += equal[lane - step];
+        }
+        workgroupBarrier();
+        above[lane] = a;
+        equal[lane] = e;
+        workgroupBarrier();
+    }
+    var a = above[lane] - n_above;
+    var e = equal[lane] - n_equal;
     for (var c = begin; c < end; c++) {
         let key = order(logits[l0 + c]);
         if (key > prefix || (key == prefix && e < left)) && a + min(e, left) < p.k {
@@ -126,10 +158,10 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     }
     workgroupBarrier();
 
-    for (var size = 2u; size <= WG; size *= 2u) {
+    for (var size = 2u; size <= 256u; size *= 2u) {
         for (var step = size / 2u; step > 0u; step /= 2u) {
             let other = lane ^ step;
-            if other > lane {
+            if lane < 256u && other > lane {
                 let swap_up = (lane & size) == 0u;
                 let first = keys[lane] > keys[other]
                     || (keys[lane] == keys[other] && names[lane] < names[other]);

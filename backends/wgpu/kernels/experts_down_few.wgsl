@@ -3,7 +3,6 @@
 // wrote.
 struct P { n: u32, n_in: u32, n_out: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32 }
 var<immediate> p: P;
-const WG: u32 = 256u;
 const ROWS: u32 = 1u;
 //!include rows
 //!weight w 1
@@ -14,7 +13,7 @@ const ROWS: u32 = 1u;
 //!product w
 var<workgroup> results: array<f32, WG_ROWS>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WG)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
@@ -37,11 +36,10 @@ fn main(
             let row = (expert - p.lo) * p.n_out;
             var x_at: array<u32, 1>;
             x_at[0] = (r * K_USED + e) * p.n_in / X_LEN;
-            if STEPS > 0u {
-                for (var i = 0u; i < STEPS; i++) {
-                    multiply_w(&sums, row + o0 + base, row + p.n_out, sub_lane + i * SUBGROUP, &x_at);
-                }
-            } else {
+//!repeat STEPS 1
+            multiply_w(&sums, row + o0 + base, row + p.n_out, sub_lane + @I@u * SUBGROUP, &x_at);
+//!end
+            if STEPS == 0u {
                 for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
                     multiply_w(&sums, row + o0 + base, row + p.n_out, u, &x_at);
                 }

@@ -3,7 +3,6 @@
 // the row's `k` experts, those in `lo .. hi`, times their weights. QUANTISED: 8-bit codes as well.
 struct P { n: u32, n_in: u32, n_out: u32, k: u32, lo: u32, hi: u32, limit: f32, gate_qs: u32, gate_ss: u32, up_qs: u32, up_ss: u32 }
 var<immediate> p: P;
-const WG: u32 = 256u;
 const ROWS: u32 = 1u;
 //!include rows
 //!include swiglu
@@ -21,7 +20,7 @@ const ROWS: u32 = 1u;
 //!product up
 var<workgroup> results: array<f32, 32>;
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WG)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
@@ -49,12 +48,11 @@ fn main(
         var g: array<f32, PER>;
         var u: array<f32, PER>;
         for (var i = 0u; i < PER; i++) { g[i] = 0.0; u[i] = 0.0; }
-        if STEPS > 0u {
-            for (var i = 0u; i < STEPS; i++) {
-                multiply_gate(&g, row + base, end, sub_lane + i * SUBGROUP, &x_at);
-                multiply_up(&u, row + base, end, sub_lane + i * SUBGROUP, &x_at);
-            }
-        } else {
+//!repeat STEPS 1
+        multiply_gate(&g, row + base, end, sub_lane + @I@u * SUBGROUP, &x_at);
+        multiply_up(&u, row + base, end, sub_lane + @I@u * SUBGROUP, &x_at);
+//!end
+        if STEPS == 0u {
             for (var unit = sub_lane; unit < p.n_in / gate_UNIT; unit += width) {
                 multiply_gate(&g, row + base, end, unit, &x_at);
                 multiply_up(&u, row + base, end, unit, &x_at);

@@ -5,7 +5,6 @@
 // rsqrt(mean of the squares in `squares` + eps).
 struct P { n: u32, row0: u32, n_in: u32, n_out: u32, lo: u32, group_out: u32, x_width: u32, out_width: u32, n_squares: u32, square_width: u32, eps: f32, w_qs: u32, w_ss: u32 }
 var<immediate> p: P;
-const WG: u32 = 256u;
 //!include rows
 //!include quantise_block
 //!weight w 1
@@ -20,7 +19,7 @@ const WG: u32 = 256u;
 //!include gemv_out
 //!product w
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(WG)
 fn main(
     @builtin(workgroup_id) wg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
@@ -53,11 +52,10 @@ fn main(
             let row = min(p.row0 + r, p.n - 1u);
             x_at[r] = (row * p.x_width + ((p.lo + first) / p.group_out) * p.n_in) / X_LEN;
         }
-        if STEPS > 0u {
-            for (var i = 0u; i < STEPS; i++) {
-                multiply_w(&sums, first, p.n_out, sub_lane + i * SUBGROUP, &x_at);
-            }
-        } else {
+//!repeat STEPS 1
+        multiply_w(&sums, first, p.n_out, sub_lane + @I@u * SUBGROUP, &x_at);
+//!end
+        if STEPS == 0u {
             for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
                 multiply_w(&sums, first, p.n_out, u, &x_at);
             }

@@ -1,7 +1,7 @@
 // The streams' weighted sum before the output norm: one workgroup for a row.
 struct P { n: u32, n_hc: u32, n_embd: u32, rms_eps: f32, hc_eps: f32, w_qs: u32, w_ss: u32 }
 var<immediate> p: P;
-const WG: u32 = 64u;
+const WG: u32 = 256u;
 //!include rows
 //!include reduce
 //!decode w 1
@@ -13,7 +13,7 @@ const WG: u32 = 64u;
 
 var<workgroup> pre: array<f32, 16>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.x;
     if is_pad(r) { return; }

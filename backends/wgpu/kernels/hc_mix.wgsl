@@ -19,8 +19,14 @@ fn stream_dot(r: u32, g: u32, lane: u32) -> f32 {
     var sum = 0.0;
     for (var k = lane * 8u; k < width; k += WG * 8u) {
         let w = w_decode8(g, k);
-        for (var i = 0u; i < min(8u, width - k); i++) {
-            sum += select(w.b[i & 3u], w.a[i & 3u], i < 4u) * streams[v + k + i];
+        if k + 8u <= width {
+            let a = vec4<f32>(streams[v + k], streams[v + k + 1u], streams[v + k + 2u], streams[v + k + 3u]);
+            let b = vec4<f32>(streams[v + k + 4u], streams[v + k + 5u], streams[v + k + 6u], streams[v + k + 7u]);
+            sum += dot(w.a, a) + dot(w.b, b);
+        } else {
+            for (var i = 0u; i < width - k; i++) {
+                sum += select(w.b[i & 3u], w.a[i & 3u], i < 4u) * streams[v + k + i];
+            }
         }
     }
     return sum_all(lane, sum);

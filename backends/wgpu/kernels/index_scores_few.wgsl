@@ -1,23 +1,32 @@
-// score[c] = sum_h w[h] * scale * max(0, iq[h] · ik[c]) for one row and 32 index rows of bf16: a
-// workgroup keeps the rotated and rounded queries, which bf16 holds, and the keys in its memory;
-// eight lanes share a key's heads. INDEX_DIM is at most 128, N_HEADS a multiple of 8 up to 64.
+// score[c] = sum_h w[h] * scale * max(0, iq[h] · ik[c]) for one row and 8 index rows of bf16: a
+// workgroup keeps the rotated and rounded queries, which bf16 holds, and the keys in its memory; 32
+// lanes share a key's heads. INDEX_DIM is a multiple of 8 up to 128, N_HEADS is at most 64.
 struct P { n: u32, begin: u32, scale: f32, width: u32 }
 var<immediate> p: P;
 const WG: u32 = 256u;
-const WORDS: u32 = INDEX_DIM / 2u;
-const STRIDE: u32 = WORDS + 1u;
+// Vectors of a row, eight channels each; rows begin four banks apart.
+const PIECES: u32 = INDEX_DIM / 8u;
+const STRIDE: u32 = PIECES + 1u;
 //!include rows
-@group(0) @binding(1) var<storage, read> iq: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> iq: array<vec4<u32>>;
 @group(0) @binding(2) var<storage, read> weights: array<f32>;
-@group(0) @binding(3) var<storage, read> cache: array<u32>;
+@group(0) @binding(3) var<storage, read> cache: array<vec4<u32>>;
 @group(0) @binding(4) var<storage, read_write> scores: array<f32>;
 
-var<workgroup> queries: array<u32, N_HEADS * WORDS>;
-var<workgroup> keys: array<u32, 32u * STRIDE>;
+var<workgroup> queries: array<vec4<u32>, N_HEADS * STRIDE>;
+var<workgroup> keys: array<vec4<u32>, 8u * STRIDE>;
 var<workgroup> parts: array<f32, WG>;
 
-fn channels(word: u32) -> vec2<f32> {
-    return bitcast<vec2<f32>>(vec2<u32>(word << 16u, word & 0xffff0000u));
+fn packed(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+    return (vec4<u32>(a.x, a.z, b.x, b.z) >> vec4<u32>(16u))
+        | (vec4<u32>(a.y, a.w, b.y, b.w) & vec4<u32>(0xffff0000u));
+}
+
+fn product(a: vec4<u32>, b: vec4<u32>) -> f32 {
+    let high = vec4<u32>(0xffff0000u);
+    let shift = vec4<u32>(16u);
+    return dot(bitcast<vec4<f32>>(a << shift), bitcast<vec4<f32>>(b << shift))
+        + dot(bitcast<vec4<f32>>(a & high), bitcast<vec4<f32>>(b & high));
 }
 
 @compute @workgroup_size(256)
@@ -25,41 +34,30 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
     let r = p.begin + wg.y;
     if is_pad(r) { return; }
     let n_visible = (row_position(r) + 1u) / 4u;
-    let c0 = wg.x * 32u;
+    let c0 = wg.x * 8u;
     if c0 >= n_visible { return; }
-    for (var i = lane; i < N_HEADS * WORDS; i += WG) {
-        let v = iq[r * N_HEADS * WORDS + i];
-        queries[i] = (bitcast<u32>(v.x) >> 16u) | (bitcast<u32>(v.y) & 0xffff0000u);
+    for (var i = lane; i < N_HEADS * PIECES; i += WG) {
+        let at = 2u * (r * N_HEADS * PIECES + i);
+        queries[(i / PIECES) * STRIDE + i % PIECES] = packed(iq[at], iq[at + 1u]);
     }
-    let first = (row_base(r) / 4u + c0) * WORDS;
-    for (var i = lane; i < 32u * WORDS; i += WG) {
-        if c0 + i / WORDS < n_visible { keys[(i / WORDS) * STRIDE + i % WORDS] = cache[first + i]; }
+    let first = row_base(r) / 4u + c0;
+    if lane < 8u * PIECES {
+        let row = min(lane / PIECES, n_visible - 1u - c0);
+        keys[(lane / PIECES) * STRIDE + lane % PIECES] = cache[(first + row) * PIECES + lane % PIECES];
     }
     workgroupBarrier();
-    let key = (lane & 31u) * STRIDE;
-    let share = lane / 32u;
+    let key = (lane & 7u) * STRIDE;
     var score = 0.0;
-    for (var h0 = share; h0 < N_HEADS; h0 += 32u) {
-        // Four heads at a time.
-        var dots = vec4<f32>(0.0);
-        let q0 = h0 * WORDS;
-        for (var w = 0u; w < WORDS; w++) {
-            let k = channels(keys[key + w]);
-            dots.x += dot(channels(queries[q0 + w]), k);
-            if h0 + 8u < N_HEADS { dots.y += dot(channels(queries[q0 + 8u * WORDS + w]), k); }
-            if h0 + 16u < N_HEADS { dots.z += dot(channels(queries[q0 + 16u * WORDS + w]), k); }
-            if h0 + 24u < N_HEADS { dots.w += dot(channels(queries[q0 + 24u * WORDS + w]), k); }
-        }
-        for (var i = 0u; i < 4u; i++) {
-            let h = h0 + 8u * i;
-            if h < N_HEADS { score += weights[r * N_HEADS + h] * p.scale * max(dots[i], 0.0); }
-        }
+    for (var h = lane / 8u; h < N_HEADS; h += 32u) {
+        var sum = 0.0;
+        for (var i = 0u; i < PIECES; i++) { sum += product(queries[h * STRIDE + i], keys[key + i]); }
+        score += weights[r * N_HEADS + h] * p.scale * max(sum, 0.0);
     }
     parts[lane] = score;
     workgroupBarrier();
-    if lane < 32u && c0 + lane < n_visible {
+    if lane < 8u && c0 + lane < n_visible {
         var sum = 0.0;
-        for (var s = 0u; s < 8u; s++) { sum += parts[32u * s + lane]; }
+        for (var s = 0u; s < 32u; s++) { sum += parts[8u * s + lane]; }
         scores[wg.y * p.width + c0 + lane] = sum;
     }
 }

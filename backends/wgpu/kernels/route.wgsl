@@ -11,7 +11,8 @@ const WG: u32 = 256u;
 @group(0) @binding(4) var<storage, read_write> weights: array<f32>;
 
 var<workgroup> scores: array<f32, N_EXPERTS>;
-var<workgroup> biased: array<f32, N_EXPERTS>;
+// Filled up with what is below every score.
+var<workgroup> biased: array<f32, N_EXPERTS + 8u>;
 var<workgroup> chosen: array<u32, N_EXPERTS>;
 
 @compute @workgroup_size(256)
@@ -23,6 +24,7 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         scores[e] = score;
         if !HASHED { biased[e] = score + bitcast<f32>(choice[e]); }
     }
+    if lane < 8u { biased[N_EXPERTS + lane] = -3.4e38; }
     if HASHED && lane < p.k {
         chosen[lane] = min(choice[row_token(r) * p.k + lane], N_EXPERTS - 1u);
     }
@@ -31,9 +33,12 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         for (var e = lane; e < N_EXPERTS; e += WG) {
             let mine = biased[e];
             var rank = 0u;
-            for (var other = 0u; other < N_EXPERTS; other++) {
-                let s = biased[other];
-                rank += select(0u, 1u, s > mine || (s == mine && other < e));
+            for (var first = 0u; first < N_EXPERTS; first += 8u) {
+                for (var i = 0u; i < 8u; i++) {
+                    let other = first + i;
+                    let s = biased[other];
+                    rank += select(0u, 1u, s > mine || (s == mine && other < e));
+                }
             }
             if rank < p.k { chosen[rank] = e; }
         }

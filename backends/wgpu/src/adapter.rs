@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use crate::kernels::Kernels;
+use crate::self_check;
 
 /// How a GPU is chosen and used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -91,6 +92,8 @@ pub struct Capabilities {
     pub storage_buffers: u32,
     /// Whether passes can be timed from inside.
     pub timestamps: bool,
+    /// Forms of products that gave wrong results when the device was opened, which are not used.
+    pub turned_off: Vec<String>,
 }
 
 impl fmt::Display for Capabilities {
@@ -112,7 +115,15 @@ impl fmt::Display for Capabilities {
                 write!(f, ", {what}")?;
             }
         }
-        write!(f, "; bindings up to {} MiB", self.max_binding_bytes >> 20)
+        write!(f, "; bindings up to {} MiB", self.max_binding_bytes >> 20)?;
+        if !self.turned_off.is_empty() {
+            write!(
+                f,
+                "; not used, because wrong: {}",
+                self.turned_off.join(", ")
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -247,10 +258,11 @@ impl Gpu {
             workgroup_bytes: limits.max_compute_workgroup_storage_size,
             workgroup_lanes: limits.max_compute_invocations_per_workgroup,
             storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            turned_off: Vec::new(),
             timestamps: has(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES),
             name: info.name,
         };
-        Ok(Arc::new(Gpu {
+        let mut gpu = Arc::new(Gpu {
             kernels: Mutex::new(Kernels::new(&device)),
             device,
             queue,
@@ -258,7 +270,18 @@ impl Gpu {
             failure,
             checked: options.checked,
             plain: options.plain,
-        }))
+        });
+        if !options.plain {
+            let off = self_check::turn_off_what_fails(&mut gpu);
+            if let Some(gpu) = Arc::get_mut(&mut gpu) {
+                gpu.capabilities.turned_off = off;
+                // What a wrong form left behind is no failure of what is used.
+                *gpu.failure
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+            }
+        }
+        Ok(gpu)
     }
 
     /// What the adapter can do.

@@ -141,6 +141,15 @@ impl WgpuBackend {
         kept.map_or(0, |(_, recording)| recording.dispatches.len())
     }
 
+    /// The numbers of rows, without the workspace of a step of so many.
+    pub(crate) fn rows(&self, capacity: usize) -> Result<Rows, BackendError> {
+        let n_bytes = RowsImage::n_bytes(&self.geometry, capacity) as u64;
+        Ok(Rows {
+            memory: Allocation::new(&self.gpu, "rows", n_bytes)?,
+            n_rows: 0,
+        })
+    }
+
     /// Hands what was recorded to the device.
     fn flush(&mut self) {
         self.recording.settle();
@@ -206,11 +215,7 @@ impl Backend for WgpuBackend {
         if capacity > FEW_ROWS as usize && self.many.as_ref().is_none_or(|m| m.n_rows < capacity) {
             self.many = Some(ManyWorkspace::new(&self.gpu, &self.geometry, capacity)?);
         }
-        let n_bytes = RowsImage::n_bytes(&self.geometry, capacity) as u64;
-        Ok(Rows {
-            memory: Allocation::new(&self.gpu, "rows", n_bytes)?,
-            n_rows: 0,
-        })
+        self.rows(capacity)
     }
 
     fn write_rows(&mut self, rows: &mut Rows, image: &RowsImage) {

@@ -15,7 +15,10 @@ use crate::weight::Weight;
 pub(crate) const FEW_ROWS: u32 = 8;
 
 /// Pieces that the keys of attention are split into, times rows.
-pub(crate) const SPLITS: usize = 16;
+pub(crate) const SPLITS: usize = 64;
+
+/// Most pieces of a row's keys.
+const ROW_SPLITS: usize = 20;
 
 /// 8-bit codes of the first rows of a buffer, their scales, and sums of squares, one for 32 values.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ impl<'a> Product<'a> {
 impl WgpuBackend {
     /// Whether a step of these rows takes the kernels of this module.
     pub(crate) fn is_few(&self, rows: &Rows) -> bool {
-        rows.n() <= FEW_ROWS && self.gpu.capabilities.subgroup.is_some()
+        !self.plain && rows.n() <= FEW_ROWS && self.gpu.capabilities.subgroup.is_some()
     }
 
     /// Whether products with this weight are those of 8-bit codes.
@@ -88,6 +91,12 @@ impl WgpuBackend {
         });
         self.codes.insert(of.memory.id, Arc::clone(&codes));
         codes
+    }
+
+    /// Whether a workgroup may have a subgroup for each of 32 results.
+    fn wide(&self, n_rows: u32) -> bool {
+        let c = &self.gpu.capabilities;
+        n_rows <= 2 && c.subgroup == Some((32, 32)) && c.workgroup_lanes >= 1024
     }
 
     /// The constants of loops over `n_in` elements in units of `unit`, where the subgroup size is
@@ -141,20 +150,26 @@ impl WgpuBackend {
         let x_codes = self.codes(x);
         let out_codes = self.codes(out);
         let n_rows = rows.n().next_power_of_two().min(FEW_ROWS);
-        // Few outputs are spread over more workgroups.
-        let per: usize = match (quantised, weight.n_out) {
-            (true, _) => 4,
-            (false, 0..=2048) => 1,
-            (false, 2049..=8192) => 2,
-            (false, _) => 4,
+        // A workgroup of 32 results for blocks of codes has a subgroup for each where it can, so that
+        // more loads are under way; more rows of x share the loads of four rows of weights. Few
+        // outputs are spread over more workgroups.
+        let wide = self.wide(n_rows);
+        let (lanes, per, wg_rows): (usize, usize, usize) = match (quantised, weight.n_out) {
+            (true, _) if wide => (1024, 1, 32),
+            (true, _) => (256, 4, 32),
+            (false, 0..=8192) if n_rows <= 2 => (256, 1, 8),
+            (false, 0..=2048) => (256, 1, 8),
+            (false, 2049..=8192) => (256, 2, 16),
+            (false, _) => (256, 4, 32),
         };
         let unit = weight.stored.unit(integer);
         let what = Specialisation::of("gemv")
             .integer(integer)
             .decoding("w", weight.stored)
             .with("ROWS", n_rows as usize)
+            .with("WG", lanes)
             .with("PER", per)
-            .with("WG_ROWS", 8 * per)
+            .with("WG_ROWS", wg_rows)
             .with("NORMED", normed)
             .with("QUANTISED", quantised)
             .with("WEIGHTED", norm.is_some());
@@ -167,7 +182,7 @@ impl WgpuBackend {
         };
         for part in &weight.parts {
             let n_out = part.hi - part.lo;
-            let n_groups = n_out.div_ceil(8 * per) as u32;
+            let n_groups = n_out.div_ceil(wg_rows) as u32;
             let bound = [
                 (0, rows.bind()),
                 (1, part.q()),
@@ -230,11 +245,14 @@ impl WgpuBackend {
         let x_codes = self.codes(x);
         let hidden_codes = self.codes(hidden);
         let unit = gate.stored.unit(integer);
+        // The experts of a row are workgroups enough.
+        let wide = routes.is_none() && self.wide(rows.n());
         let what = Specialisation::of("gate_up_few")
             .integer(integer)
             .decoding("gate", gate.stored)
             .decoding("up", up.stored)
-            .with("PER", if unit > 16 { 2usize } else { 4 })
+            .with("WG", if wide { 1024usize } else { 256 })
+            .with("PER", if wide { 1usize } else { 2 })
             .with("ROUTED", routes.is_some())
             .with("QUANTISED", quantised);
         let what = self.steps(what, gate.n_in, unit);
@@ -302,8 +320,9 @@ impl WgpuBackend {
         let what = Specialisation::of("experts_down_few")
             .integer(integer)
             .decoding("w", down.stored)
-            .with("PER", 2usize)
-            .with("WG_ROWS", 16usize)
+            .with("WG", 256usize)
+            .with("PER", 1usize)
+            .with("WG_ROWS", 8usize)
             .with("K_USED", routes.experts.width());
         let what = self.steps(what, down.n_in, unit);
         let x_bound = if integer {
@@ -333,7 +352,7 @@ impl WgpuBackend {
                     down.strides.0,
                     down.strides.1,
                 ],
-                [down.n_out.div_ceil(16) as u32, rows.n(), 1],
+                [down.n_out.div_ceil(8) as u32, rows.n(), 1],
             );
         }
         true
@@ -622,14 +641,17 @@ impl WgpuBackend {
                 scale.to_bits(),
                 tile.stride as u32,
             ],
-            [tile.stride.div_ceil(32) as u32, tile.rows.len() as u32, 1],
+            [tile.stride.div_ceil(8) as u32, tile.rows.len() as u32, 1],
         );
     }
 
     /// Whether `record_attend_tile` takes these rows: 8 channels at a time, of bf16.
     pub(crate) fn attends_tiles(&self, ring: &Buffer) -> bool {
         let dim = self.geometry.head_dim;
-        ring.is_bf16() && dim.is_multiple_of(64) && dim <= 512
+        ring.is_bf16()
+            && dim.is_multiple_of(64)
+            && dim <= 512
+            && self.geometry.rope_dim.is_multiple_of(4)
     }
 
     /// Attention over tiles of keys. With `raw`, queries are normed and rotated and the result is
@@ -645,7 +667,7 @@ impl WgpuBackend {
         let ring = inputs.ring;
         let (mode, cache, ratio, selected) = compressed_operands(&inputs.compressed, ring);
         let splits = if rows.n() <= FEW_ROWS {
-            SPLITS / rows.n().next_power_of_two() as usize
+            (SPLITS / rows.n().next_power_of_two() as usize).min(ROW_SPLITS)
         } else {
             1
         };

@@ -13,6 +13,7 @@ mod memory;
 mod ops;
 mod random;
 mod record;
+mod self_check;
 mod sublayers;
 mod weight;
 

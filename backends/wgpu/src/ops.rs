@@ -480,8 +480,12 @@ impl WgpuBackend {
     }
 
     pub(crate) fn record_choose(&mut self, rows: &Rows, logits: &Buffer, choice: &Choice<Buffer>) {
+        let lanes = match self.gpu.capabilities.workgroup_lanes {
+            1024.. => 1024usize,
+            _ => 256,
+        };
         self.record(
-            &Specialisation::of("choose"),
+            &Specialisation::of("choose").with("WG", lanes),
             &[
                 (0, rows.bind()),
                 (1, logits.bind()),

@@ -36,7 +36,6 @@ fn catalogue() -> Vec<Specialisation> {
         "add",
         "add_pairs",
         "add_position_bias",
-        "choose",
         "copy_rows",
         "fill_random",
         "hc_post",
@@ -58,6 +57,9 @@ fn catalogue() -> Vec<Specialisation> {
         "turn_gates",
     ] {
         all.push(of(kernel));
+    }
+    for lanes in [256usize, 1024] {
+        all.push(of("choose").with("WG", lanes));
     }
     for flag in [false, true] {
         for kernel in ["index_scores", "store_compressed", "store_window"] {
@@ -171,12 +173,12 @@ fn catalogue() -> Vec<Specialisation> {
 fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
     let of = |kernel| Specialisation::of(kernel).integer(integer);
     for rows in [1usize, 2, 4, 8] {
-        for (per, quantised, weighted) in [
-            (1usize, false, false),
-            (2, false, false),
-            (4, false, false),
-            (4, true, false),
-            (4, true, true),
+        for (lanes, per, wg_rows, quantised, weighted) in [
+            (256usize, 1usize, 8usize, false, false),
+            (256, 2, 16, false, false),
+            (256, 4, 32, false, false),
+            (256, 4, 32, true, false),
+            (1024, 1, 32, true, true),
         ] {
             for normed in [false, true] {
                 for steps in [0usize, 2] {
@@ -184,8 +186,9 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                         of("gemv")
                             .decoding("w", stored)
                             .with("ROWS", rows)
+                            .with("WG", lanes)
                             .with("PER", per)
-                            .with("WG_ROWS", 8 * per)
+                            .with("WG_ROWS", wg_rows)
                             .with("NORMED", normed)
                             .with("QUANTISED", quantised)
                             .with("WEIGHTED", weighted)
@@ -202,7 +205,8 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                 of("gate_up_few")
                     .decoding("gate", stored)
                     .decoding("up", stored)
-                    .with("PER", 4usize)
+                    .with("WG", if routed { 256usize } else { 1024 })
+                    .with("PER", if routed { 2usize } else { 1 })
                     .with("ROUTED", routed)
                     .with("QUANTISED", quantised)
                     .with("STEPS", 2usize)
@@ -214,8 +218,9 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
         all.push(
             of("experts_down_few")
                 .decoding("w", stored)
-                .with("PER", 2usize)
-                .with("WG_ROWS", 16usize)
+                .with("WG", 256usize)
+                .with("PER", 1usize)
+                .with("WG_ROWS", 8usize)
                 .with("K_USED", used)
                 .with("STEPS", 1usize)
                 .with("SUBGROUP", 32usize),
