@@ -13,9 +13,9 @@ pub(crate) fn state() -> Option<PathBuf> {
     Some(base("XDG_STATE_HOME", ".local/state")?.join("ds4"))
 }
 
-/// What can be made again: `$XDG_CACHE_HOME/ds4`.
+/// What programs can make again: `$XDG_CACHE_HOME`.
 pub(crate) fn cache() -> Option<PathBuf> {
-    Some(base("XDG_CACHE_HOME", ".cache")?.join("ds4"))
+    base("XDG_CACHE_HOME", ".cache")
 }
 
 fn base(variable: &str, below_home: &str) -> Option<PathBuf> {

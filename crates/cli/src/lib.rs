@@ -3,6 +3,7 @@
 //! Arguments as typed become options, which a command runs.
 
 mod args;
+mod catalog;
 mod chat;
 mod commands;
 mod console;
@@ -19,6 +20,9 @@ mod other_names;
 mod prompt_input;
 #[cfg(feature = "server")]
 mod protocol_args;
+#[cfg(feature = "pull")]
+mod pull;
+mod quantize;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
@@ -28,6 +32,7 @@ mod stop;
 #[cfg(feature = "server")]
 mod store_args;
 mod suggestion;
+mod sums;
 #[cfg(feature = "server")]
 mod switch;
 mod units;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::folders;
 use crate::reply_writer::printable;
+use crate::{catalog, folders};
 
 /// The variable that names a model file.
 pub(crate) const VARIABLE: &str = "DS4_MODEL";
@@ -19,9 +19,8 @@ pub(crate) static BUILT_IN: Option<&[u8]> = Some(include_bytes!(env!("DS4_BUILTI
 #[cfg(not(builtin_model))]
 pub(crate) static BUILT_IN: Option<&[u8]> = None;
 
-/// Where the published files are, and the one to begin with.
-const REPOSITORY: &str = "antirez/deepseek-v4-gguf";
-const PUBLISHED: &str = "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix.gguf";
+/// The published file to begin with.
+const PUBLISHED: &str = catalog::PUBLISHED[0].file;
 
 /// A model to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,8 +103,13 @@ impl ModelChoice {
             ModelChoice::File { .. } => self.line(name),
             ModelChoice::BuiltIn => format!(
                 "This is the small built-in model, which shows that everything works and knows \
-                 little.\nThe full one needs about 90 GB of disk and memory:\n  {}\n  ds4 -m {PUBLISHED}",
-                download_command()
+                 little.\nThe full one needs about 90 GB of disk and memory:\n  {}{}",
+                download_command(),
+                if cfg!(feature = "pull") {
+                    String::new()
+                } else {
+                    format!("\n  ds4 -m {PUBLISHED}")
+                },
             ),
         }
     }
@@ -136,7 +140,14 @@ impl Place {
 
 /// The command that fetches the published file.
 fn download_command() -> String {
-    format!("hf download {REPOSITORY} {PUBLISHED} --local-dir .")
+    if cfg!(feature = "pull") {
+        format!("ds4 pull {}", catalog::PUBLISHED[0].id)
+    } else {
+        format!(
+            "hf download {} {PUBLISHED} --local-dir .",
+            catalog::REPOSITORY
+        )
+    }
 }
 
 fn choose(
@@ -268,7 +279,7 @@ mod tests {
     #[test]
     fn without_any_model_the_error_names_the_ways_to_get_one() {
         let error = choose(None, None, &[], false).unwrap_err().to_string();
-        for word in ["-m FILE", "$DS4_MODEL", REPOSITORY, PUBLISHED] {
+        for word in ["-m FILE", "$DS4_MODEL", &download_command()] {
             assert!(error.contains(word), "{word} is not in: {error}");
         }
     }

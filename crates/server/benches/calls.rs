@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::path::Path;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use ds4_server::schema::Schemas;
 use ds4_server::generation::{Endpoint, Generation, PromptSource, Tool};
+use ds4_server::schema::Schemas;
 use ds4_text::Tokenizer;
 use serde_json::json;
 

@@ -52,8 +52,10 @@ pub(crate) struct DelicateTokens {
 impl DelicateTokens {
     pub(crate) fn new(tokenizer: &Tokenizer) -> DelicateTokens {
         let ids = 0..tokenizer.n_vocab() as u32;
-        let words: Vec<Vec<u8>> =
-            ids.clone().map(|id| tokenizer.token_bytes(id).to_vec()).collect();
+        let words: Vec<Vec<u8>> = ids
+            .clone()
+            .map(|id| tokenizer.token_bytes(id).to_vec())
+            .collect();
         let with = |is: &dyn Fn(&[u8]) -> bool| -> Vec<u32> {
             ids.clone().filter(|id| is(&words[*id as usize])).collect()
         };
@@ -170,10 +172,12 @@ impl Schemas {
         for tool in &tools {
             schemas.push(self.bounded(tool, &mut warnings)?);
         }
-        let rules = |tool: &Tool, schema: &Value| {
-            (ToolRules::new(tool, schema), !rules::is_strict(tool))
-        };
-        let all = tools.iter().zip(&schemas).map(|(tool, schema)| rules(tool, schema));
+        let rules =
+            |tool: &Tool, schema: &Value| (ToolRules::new(tool, schema), !rules::is_strict(tool));
+        let all = tools
+            .iter()
+            .zip(&schemas)
+            .map(|(tool, schema)| rules(tool, schema));
         let all: Vec<(ToolRules, bool)> = all.collect();
         let matcher = match self.matcher(&grammar::write(&all)) {
             Ok(matcher) => matcher,

@@ -135,6 +135,9 @@ pub struct Generation {
     pub affinity: Option<String>,
     /// Whether the prompt may go on from what is kept, and whether it and the reply are kept.
     pub use_cache: bool,
+    /// Whether the reasoning of all turns stays in the prompt, whatever the server's rule is: the
+    /// prompt is longer, and what was computed of it stands.
+    pub keeps_reasoning: bool,
 }
 
 impl Generation {
@@ -162,6 +165,7 @@ impl Generation {
             stream: false,
             affinity: None,
             use_cache: true,
+            keeps_reasoning: false,
         }
     }
 }
@@ -234,6 +238,9 @@ pub struct Timings {
     pub queue: Duration,
     /// Computing the prompt.
     pub prefill: Duration,
+    /// Prompt tokens computed in that time: those that were not cached, and fewer when the request
+    /// was given up before.
+    pub n_prefilled: usize,
     /// Generating.
     pub decode: Duration,
     /// Where the cached tokens came from: `none`, `memory` (the slot itself), `copy` (another

@@ -21,7 +21,9 @@ pub fn of(value: &Value) -> usize {
             Value::Array(items) => items.iter().map(of).sum(),
             Value::Object(members) => {
                 let members = members.iter();
-                members.map(|(name, value)| NAME_BYTES + name.len() + of(value)).sum()
+                members
+                    .map(|(name, value)| NAME_BYTES + name.len() + of(value))
+                    .sum()
             }
         }
 }

@@ -166,7 +166,9 @@ impl Schemas {
     fn reader(&self, schema: &Value) -> Result<SchemaReader, String> {
         let mut reader = SchemaReader::new(self.parser(schema)?);
         // What nothing can begin is found here and not in the middle of a reply.
-        reader.allowed().map_err(|_| "nothing can satisfy it".to_owned())?;
+        reader
+            .allowed()
+            .map_err(|_| "nothing can satisfy it".to_owned())?;
         Ok(reader)
     }
 

@@ -61,6 +61,22 @@ fn tools() -> Value {
 }
 
 #[test]
+fn the_reasoning_of_earlier_turns_stays_when_the_publishers_word_for_it_says_so() {
+    for (variables, expected) in [
+        (json!({}), false),
+        (json!({"drop_thinking": true}), false),
+        (json!({"drop_thinking": false}), true),
+    ] {
+        let body = json!({"chat_template_kwargs": variables});
+        assert_eq!(
+            good(body.clone()).generation.keeps_reasoning,
+            expected,
+            "{body}"
+        );
+    }
+}
+
+#[test]
 fn every_spelling_of_thinking_is_read() {
     let off = Thinking {
         mode: Mode::Chat,

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use ds4_server::api::models::{ModelCard, list, one};
 use ds4_server::api::utility::{
-    Dialect, Source, applied_template, detokenized, parse_detokenize, parse_tokenize,
-    Tokenize, tokenized,
+    Dialect, Source, Tokenize, applied_template, detokenized, parse_detokenize, parse_tokenize,
+    tokenized,
 };
 use ds4_server::api::{RequestContext, error};
 use ds4_server::generation::{Failure, FailureKind};

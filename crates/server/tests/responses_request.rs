@@ -4,13 +4,13 @@ mod common;
 
 use std::sync::Arc;
 
-use ds4_server::memory;
 use ds4_server::api::RequestContext;
 use ds4_server::api::responses::{
     MAX_AGE_S, MemoryStore, Parsed, ReasoningDisplay, ResponseStore, StoredResponse, complete,
     deleted, flat_name, input_items, parse, parse_with_store, token_count,
 };
 use ds4_server::generation::{FailureKind, Finish, PromptSource, ToolChoice};
+use ds4_server::memory;
 use ds4_text::{Effort, Message, Mode, Role};
 use serde_json::{Value, json};
 
@@ -592,7 +592,8 @@ fn what_responses_share_counts_once_and_as_long_as_one_of_them_is_kept() {
     let mut store = MemoryStore::new(2, room);
     let (_, mut last) = answer_and_keep(&first, &mut store);
     for i in 0..3 {
-        let long = json!({"input": format!("{i}").repeat(room / 3), "previous_response_id": last["id"]});
+        let long =
+            json!({"input": format!("{i}").repeat(room / 3), "previous_response_id": last["id"]});
         last = answer_and_keep(&long, &mut store).1;
     }
     let id = last["id"].as_str().expect("an id");
@@ -614,7 +615,10 @@ fn store_of_one() -> usize {
     let (parsed, response) = answer_and_keep(&json!({"input": "Hi 0"}), &mut store);
     let input: usize = parsed.input.iter().map(|item| memory::of(item)).sum();
     let bytes = memory::of(&response) + input;
-    assert!(bytes > 4 * response.to_string().len(), "text is the least of it");
+    assert!(
+        bytes > 4 * response.to_string().len(),
+        "text is the least of it"
+    );
     bytes + parsed.input.len() * size_of::<Arc<Value>>()
 }
 

@@ -38,11 +38,12 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Opens it, with the history of earlier conversations when there is one.
+    /// Opens it, with the history of earlier conversations when there is one; a private one leaves
+    /// no line in it.
     ///
     /// # Errors
     /// The terminal cannot be used.
-    pub(super) fn new(console: &Console) -> Result<Input> {
+    pub(super) fn new(console: &Console, is_private: bool) -> Result<Input> {
         let config = Config::builder()
             .max_history_size(MAX_HISTORY)?
             .auto_add_history(false)
@@ -59,7 +60,7 @@ impl Input {
         }
         Ok(Input {
             editor,
-            history,
+            history: history.filter(|_| !is_private),
             prompt: "> ",
         })
     }

@@ -69,7 +69,7 @@ pub(crate) fn run(options: &AskOptions, console: &Console) -> Result<()> {
         options,
         console,
     };
-    let mut input = Input::new(console)?;
+    let mut input = Input::new(console, options.private)?;
     loop {
         let entry = input.read()?;
         let done = match entry {

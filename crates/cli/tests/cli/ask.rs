@@ -339,7 +339,10 @@ fn logprobs_are_written_for_every_step_and_belong_to_the_answer() {
 fn without_a_model_the_built_in_one_answers_or_the_error_says_how_to_get_one() {
     let ds4 = Ds4::new();
     let ran = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "-v", "--temp", "0"]);
-    let download = "hf download antirez/deepseek-v4-gguf";
+    let download = match cfg!(feature = "pull") {
+        true => "ds4 pull q2",
+        false => "hf download antirez/deepseek-v4-gguf",
+    };
     let model = ds4_conformance::golden::project_root().join("models/ds4-small-q8_0.gguf");
     if cfg!(feature = "builtin-model") && model.is_file() {
         assert!(!ran.answer().trim().is_empty(), "{ran:?}");

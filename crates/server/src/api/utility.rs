@@ -74,7 +74,11 @@ pub fn parse_tokenize(body: &Value, context: &RequestContext) -> Result<Tokenize
         ),
     };
     if text.len() > MAX_TEXT_BYTES {
-        let name = if dialect == Dialect::Vllm { "prompt" } else { "content" };
+        let name = if dialect == Dialect::Vllm {
+            "prompt"
+        } else {
+            "content"
+        };
         let expected = format!("at most {} MiB of text", MAX_TEXT_BYTES >> 20);
         return Err(fields.mismatch(name, &expected));
     }

@@ -94,7 +94,9 @@ impl Writer {
         for (i, parameter) in tool.parameters.iter().enumerate() {
             let key = parameter.key.replace('"', "&quot;");
             let tag = |flag: &str| {
-                literal(&format!("<｜DSML｜parameter name=\"{key}\" string=\"{flag}\">"))
+                literal(&format!(
+                    "<｜DSML｜parameter name=\"{key}\" string=\"{flag}\">"
+                ))
             };
             let rule = format!("{name}_{i}");
             let input = tool.input.as_ref().filter(|_| i == 0);
@@ -121,10 +123,13 @@ impl Writer {
         }
         if n_free == 0 || n_free > MAX_FREE_PARAMETERS {
             // In their order, with the others behind them.
-            let listed = each.iter().enumerate().map(|(i, rule)| match i < tool.n_required {
-                true => rule.clone(),
-                false => format!("{rule}?"),
-            });
+            let listed = each
+                .iter()
+                .enumerate()
+                .map(|(i, rule)| match i < tool.n_required {
+                    true => rule.clone(),
+                    false => format!("{rule}?"),
+                });
             let mut all: Vec<String> = listed.collect();
             all.extend(others.map(|rule| format!("{rule}*")));
             whole.push(format!("{open} {} {close}", all.join(" ")));
@@ -136,7 +141,9 @@ impl Writer {
         };
         let mut next = vec![format!("\"\"{complete}")];
         for (i, rule) in each.iter().enumerate() {
-            next.push(format!("{rule} {parameters}::set_bit({i}) %if bit_clear({i})"));
+            next.push(format!(
+                "{rule} {parameters}::set_bit({i}) %if bit_clear({i})"
+            ));
         }
         // Others come when nothing required is missing, which their names might be mistaken for.
         next.extend(others.map(|rule| format!("{rule} {parameters}::_{complete}")));

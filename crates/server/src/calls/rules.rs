@@ -103,7 +103,9 @@ pub(super) fn is_strict(tool: &Tool) -> bool {
 
 /// Keywords of a tool's whole schema that are not enforced.
 pub(super) fn unenforced(schema: &Value) -> impl Iterator<Item = &'static str> {
-    UNENFORCED.into_iter().filter(|name| schema.get(*name).is_some())
+    UNENFORCED
+        .into_iter()
+        .filter(|name| schema.get(*name).is_some())
 }
 
 impl ToolRules {
@@ -156,7 +158,8 @@ fn is_key(key: &str) -> bool {
 /// What a schema's reference within its document points to.
 pub(super) fn deref<'a>(schema: &Value, root: &'a Value) -> Option<&'a Value> {
     let reference = schema.get("$ref")?.as_str()?.strip_prefix('#')?;
-    root.pointer(reference).filter(|target| !std::ptr::eq(*target, schema))
+    root.pointer(reference)
+        .filter(|target| !std::ptr::eq(*target, schema))
 }
 
 /// Kinds of JSON values, as a set.
@@ -269,7 +272,9 @@ fn kinds(schema: &Value, root: &Value, nesting: usize) -> Kinds {
     }
     for name in ["anyOf", "oneOf"] {
         if let Some(Value::Array(schemas)) = members.get(name) {
-            let each = &mut schemas.iter().map(|schema| kinds(schema, root, nesting - 1));
+            let each = &mut schemas
+                .iter()
+                .map(|schema| kinds(schema, root, nesting - 1));
             found = found.and(any_of(each));
         }
     }
@@ -292,8 +297,10 @@ fn without_strings(schema: &Value, root: &Value, found: Kinds, nesting: usize) -
     };
     let mut left = members.clone();
     let names = ["$ref", "anyOf", "oneOf", "allOf", "not", "if"];
-    let composed: Vec<&str> =
-        names.into_iter().filter(|name| members.contains_key(*name)).collect();
+    let composed: Vec<&str> = names
+        .into_iter()
+        .filter(|name| members.contains_key(*name))
+        .collect();
     match composed[..] {
         [] => {
             if let Some(Value::Array(values)) = left.get_mut("enum") {
@@ -308,8 +315,7 @@ fn without_strings(schema: &Value, root: &Value, found: Kinds, nesting: usize) -
                 let each = std::mem::take(schemas).into_iter().filter_map(|schema| {
                     let found = kinds(&schema, root, nesting - 1);
                     let others = found.without(Kinds::STRING);
-                    (!others.is_empty())
-                        .then(|| without_strings(&schema, root, found, nesting - 1))
+                    (!others.is_empty()).then(|| without_strings(&schema, root, found, nesting - 1))
                 });
                 *schemas = each.collect();
             }
@@ -439,20 +445,32 @@ mod tests {
         };
         let defs = json!({"O": root["$defs"]["O"]});
         assert_eq!(of(json!({"type": "string"})), (1, None));
-        assert_eq!(of(json!({"type": ["string", "null"]})), (1, Some(json!({"type": ["null"]}))));
+        assert_eq!(
+            of(json!({"type": ["string", "null"]})),
+            (1, Some(json!({"type": ["null"]})))
+        );
         assert_eq!(
             of(json!({"$ref": "#/$defs/O"})),
             (0, Some(json!({"$ref": "#/$defs/O", "$defs": defs})))
         );
-        assert_eq!(of(json!({"$ref": "#/$defs/E"})), (1, Some(json!({"enum": [1]}))));
+        assert_eq!(
+            of(json!({"$ref": "#/$defs/E"})),
+            (1, Some(json!({"enum": [1]})))
+        );
         assert_eq!(
             of(json!({"anyOf": [{"type": "string"}, {"$ref": "#/$defs/O"}]})),
-            (1, Some(json!({"anyOf": [{"$ref": "#/$defs/O"}], "$defs": defs})))
+            (
+                1,
+                Some(json!({"anyOf": [{"$ref": "#/$defs/O"}], "$defs": defs}))
+            )
         );
         let elsewhere = of(json!({"type": "array", "items": {"$ref": "#/properties/p"}})).1;
         let elsewhere = elsewhere.expect("an array");
         let moved = elsewhere["items"]["$ref"].as_str().expect("a reference");
-        assert_eq!(elsewhere.pointer(&moved[1..]), Some(&json!({"type": "integer"})));
+        assert_eq!(
+            elsewhere.pointer(&moved[1..]),
+            Some(&json!({"type": "integer"}))
+        );
         let (n_texts, any) = of(json!({}));
         assert_eq!(n_texts, 1);
         let others = json!({"type": ["number", "boolean", "null", "object", "array"]});

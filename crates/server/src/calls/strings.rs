@@ -56,7 +56,12 @@ impl TextRule {
         };
         TextRule {
             choices,
-            patterns: self.patterns.iter().chain(&other.patterns).cloned().collect(),
+            patterns: self
+                .patterns
+                .iter()
+                .chain(&other.patterns)
+                .cloned()
+                .collect(),
             min_chars: self.min_chars.max(other.min_chars),
             max_chars: match (self.max_chars, other.max_chars) {
                 (Some(a), Some(b)) => Some(a.min(b)),
@@ -106,14 +111,17 @@ fn texts(schema: &Value, root: &Value, nesting: usize) -> Vec<TextRule> {
     }
     let word = |name: &str| members.get(name).and_then(Value::as_str);
     own.patterns.extend(word("pattern").map(whole_pattern));
-    own.patterns.extend(word("format").and_then(format_pattern).map(str::to_owned));
+    own.patterns
+        .extend(word("format").and_then(format_pattern).map(str::to_owned));
     let count = |name: &str| members.get(name).and_then(Value::as_f64);
     own.min_chars = count("minLength").map_or(0, |n| n.max(0.0) as u64);
     own.max_chars = count("maxLength").map(|n| n.max(0.0) as u64);
 
     let mut rules = vec![own];
     let combine = |rules: &mut Vec<TextRule>, more: Vec<TextRule>| {
-        let all = rules.iter().flat_map(|a| more.iter().map(move |b| a.and(b)));
+        let all = rules
+            .iter()
+            .flat_map(|a| more.iter().map(move |b| a.and(b)));
         *rules = all.take(MAX_ALTERNATIVES + 1).collect();
     };
     if let Some(target) = deref(schema, root) {
@@ -121,7 +129,9 @@ fn texts(schema: &Value, root: &Value, nesting: usize) -> Vec<TextRule> {
     }
     for name in ["anyOf", "oneOf"] {
         if let Some(Value::Array(schemas)) = members.get(name) {
-            let each = schemas.iter().flat_map(|schema| texts(schema, root, nesting - 1));
+            let each = schemas
+                .iter()
+                .flat_map(|schema| texts(schema, root, nesting - 1));
             combine(&mut rules, each.collect());
         }
     }
@@ -193,8 +203,12 @@ fn format_pattern(name: &str) -> Option<&'static str> {
         "date-time" => DATE_TIME,
         "uuid" => "[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}",
         "ipv4" => BYTE,
-        "email" => "[A-Za-z0-9_+-]+(?:\\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+",
-        "hostname" => "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*",
+        "email" => {
+            "[A-Za-z0-9_+-]+(?:\\.[A-Za-z0-9_+-]+)*@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+"
+        }
+        "hostname" => {
+            "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+        }
         _ => return None,
     })
 }
@@ -223,12 +237,21 @@ mod tests {
         let root = json!({"$defs": {"c": {"enum": ["a", "b", 3]}, "n": {"type": "integer"}}});
         let choices = |schema: Value| {
             let rules = TextRule::of(&schema, &root);
-            rules.into_iter().map(|rule| rule.choices).collect::<Vec<_>>()
+            rules
+                .into_iter()
+                .map(|rule| rule.choices)
+                .collect::<Vec<_>>()
         };
         let ab = Some(vec!["a".to_owned(), "b".to_owned()]);
-        assert_eq!(choices(json!({"$ref": "#/$defs/c"})), std::slice::from_ref(&ab));
+        assert_eq!(
+            choices(json!({"$ref": "#/$defs/c"})),
+            std::slice::from_ref(&ab)
+        );
         assert_eq!(choices(json!({"$ref": "#/$defs/n"})), []);
-        assert_eq!(choices(json!({"anyOf": [{"$ref": "#/$defs/c"}, {"type": "null"}]})), [ab]);
+        assert_eq!(
+            choices(json!({"anyOf": [{"$ref": "#/$defs/c"}, {"type": "null"}]})),
+            [ab]
+        );
         assert_eq!(
             choices(json!({"allOf": [{"$ref": "#/$defs/c"}, {"enum": ["b", "z"]}]})),
             [Some(vec!["b".to_owned()])]

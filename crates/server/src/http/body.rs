@@ -248,17 +248,25 @@ mod tests {
         let of = |n: usize| Body::from(format!("[{}1]", "1,".repeat(n)));
         // A text of 400 KiB whose values take 37 MiB.
         let refused = reader.json(of(200_000)).await.err().expect("too large");
-        let status = refused.response(&Wire::new("/", &Default::default())).status();
+        let status = refused
+            .response(&Wire::new("/", &Default::default()))
+            .status();
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
         // Of values that take 2 MiB, there is room for one.
         let held = reader.json(of(12_000)).await.ok().expect("room");
         let refused = reader.json(of(12_000)).await.err().expect("no room");
-        let status = refused.response(&Wire::new("/", &Default::default())).status();
+        let status = refused
+            .response(&Wire::new("/", &Default::default()))
+            .status();
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         drop(held.into_room());
         assert!(reader.json(of(12_000)).await.is_ok());
         let long = format!("{{\"content\":\"{}\"}}", "x".repeat(1 << 19));
-        let first = reader.json(Body::from(long.clone())).await.ok().expect("room");
+        let first = reader
+            .json(Body::from(long.clone()))
+            .await
+            .ok()
+            .expect("room");
         assert!(reader.json(Body::from(long)).await.is_ok());
         drop(first);
         let marked = reader.json(Body::from("\u{feff}{\"a\":1}")).await;

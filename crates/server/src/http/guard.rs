@@ -263,10 +263,8 @@ mod tests {
 
     #[test]
     fn a_host_is_checked_wherever_no_key_is_asked_for_and_one_that_is_no_text_is_foreign() {
-        let foreign = HeaderMap::from_iter([(
-            header::HOST,
-            HeaderValue::from_static("evil.example"),
-        )]);
+        let foreign =
+            HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("evil.example"))]);
         let bytes = HeaderValue::from_bytes(b"127.0.0.1\xff").expect("a header");
         let no_text = HeaderMap::from_iter([(header::HOST, bytes)]);
         let check = |options: &ServerOptions, loopback, headers: &HeaderMap| {

@@ -25,11 +25,10 @@ use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
+use crate::worker::{Health, STALLED_AFTER, SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
 use super::compile::Compilations;
-use super::utility::Utility;
 use super::confine::{Panicked, confine};
 use super::error::{HttpError, json as json_response, json_text};
 use super::generate::{self, Shape};
@@ -38,6 +37,7 @@ use super::metrics::Metrics;
 use super::notices::Notices;
 use super::options::{ModelFacts, ServerOptions};
 use super::page;
+use super::utility::Utility;
 use super::wire::{Wire, canonical_path};
 
 /// Responses kept for clients that refer to them.
@@ -192,16 +192,17 @@ impl Server {
         turn_log: Option<TurnLog>,
     ) -> std::io::Result<()> {
         let turns = Turns::new(self.options.max_call_ids, DEFAULT_MAX_BYTES);
-        let turns = Arc::new(Mutex::new(match turn_log {
+        let turns = Arc::new(match turn_log {
             Some(log) => turns.with_log(log),
             None => turns,
-        }));
+        });
         let options = WorkerOptions {
             n_slots: facts.n_slots,
             max_queue: self.options.max_queue,
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            stalled_after: STALLED_AFTER,
             trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
@@ -232,6 +233,13 @@ impl Server {
             ready.worker.shut_down(self.options.shutdown_grace);
         }
         self.options.shutdown_grace
+    }
+
+    /// Waits until what happened so far is written down.
+    pub fn settle(&self) {
+        if let Some(ready) = self.ready.get() {
+            ready.worker.settle();
+        }
     }
 
     /// Waits for the worker after the connections are closed, so that the engine is free.
@@ -473,15 +481,23 @@ async fn health(
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         return response;
     };
-    let mut body = json!({"status": "ok"});
+    let (status, code) = match ready.worker.health() {
+        Health::Well => ("ok", StatusCode::OK),
+        Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let mut body = json!({"status": status});
     if query.iter().any(|(name, _)| name == "verbose") {
         let (running, waiting) = ready.worker.load();
         body["running"] = json!(running);
         body["waiting"] = json!(waiting);
         body["slots"] = json!(ready.facts.n_slots);
         body["uptime_s"] = json!(server.started.elapsed().as_secs());
+        body["log_left_out"] = json!(ready.worker.n_left_out());
     }
-    json_response(&body)
+    let mut response = json_response(&body);
+    *response.status_mut() = code;
+    response
 }
 
 async fn version() -> Response {
@@ -519,6 +535,7 @@ async fn props(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -
             "total_slots": facts.n_slots,
             "model_path": facts.file_name,
             "model_alias": server.options.model_id,
+            "model_name": facts.name,
             "chat_template": "(rendered natively)",
             "build_info": concat!("ds4-server ", env!("CARGO_PKG_VERSION")),
             "is_sleeping": false,
@@ -765,7 +782,8 @@ async fn post_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
+        let parsed =
+            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Responses {
             shape: Box::new(parsed.reply),
@@ -784,8 +802,10 @@ async fn count_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
-        let n = generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
+        let parsed =
+            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
+        let n =
+            generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
         Ok(json_response(&responses::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -918,6 +938,8 @@ async fn delete_response(
 
 fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
     for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
-        (server.options.note)(&format!("{} {warning}", wire.request_id));
+        if let Some(ready) = server.ready.get() {
+            ready.worker.note(format!("{} {warning}", wire.request_id));
+        }
     }
 }

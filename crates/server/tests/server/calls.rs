@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use ds4_server::calls::CallReader;
-use ds4_server::generation::{
-    Endpoint, Generation, InputGrammar, PromptSource, Tool, ToolChoice,
-};
+use ds4_server::generation::{Endpoint, Generation, InputGrammar, PromptSource, Tool, ToolChoice};
 use ds4_server::schema::Schemas;
 use ds4_text::{
     EndReason, Message, RenderOptions, ReplyParser, Start, Tokenizer, ToolCall, ToolSchemas,
@@ -111,8 +109,10 @@ fn value_schema() -> impl Strategy<Value = Value> {
         Just(json!({"type": "array", "minItems": 1, "maxItems": 3,
                     "items": {"$ref": "#/$defs/point"}})),
         Just(json!({"type": "object", "additionalProperties": {"type": "integer"}})),
-        Just(json!({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}],
-                    "items": false, "minItems": 2})),
+        Just(
+            json!({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}],
+                    "items": false, "minItems": 2})
+        ),
         Just(json!({"type": "integer", "minimum": 3, "maximum": 250})),
         Just(json!({"type": "string", "minLength": 2, "maxLength": 5})),
         Just(json!({"type": "string", "pattern": "^k[0-9]+$"})),
@@ -437,9 +437,10 @@ fn a_string_takes_everything_but_closing_tags() {
                 "a reply cannot end here"
             );
         }
-        let all = tokenizer.encode(value).into_iter().all(|token| {
-            admitted(&mut reader).contains(token) && reader.push(token)
-        });
+        let all = tokenizer
+            .encode(value)
+            .into_iter()
+            .all(|token| admitted(&mut reader).contains(token) && reader.push(token));
         assert_eq!(all, taken, "{value}");
     }
 }
@@ -491,12 +492,21 @@ fn what_is_inside_a_value_follows_its_schema_and_all_that_it_refers_to() {
         (
             json!({"type": "array", "items": {"$ref": "#/$defs/edit"}}),
             vec!["[]", "[{\"old\": \"a\", \"line\": 7}]"],
-            vec!["[{}]", "[{\"old\": 1}]", "[{\"old\": \"a\", \"line\": 0}]", "[ ]", "{}"],
+            vec![
+                "[{}]",
+                "[{\"old\": 1}]",
+                "[{\"old\": \"a\", \"line\": 0}]",
+                "[ ]",
+                "{}",
+            ],
         ),
         (
             json!({"$ref": "#/$defs/edit"}),
             vec!["{\"old\": \"</b>\"}"],
-            vec!["{\"old\": \"</｜DSML｜parameter>\"}", "{\"old\": \"a\", \"new\": 1}"],
+            vec![
+                "{\"old\": \"</｜DSML｜parameter>\"}",
+                "{\"old\": \"a\", \"new\": 1}",
+            ],
         ),
         (
             json!({"type": "object", "additionalProperties": {"type": "number"}}),
@@ -504,12 +514,19 @@ fn what_is_inside_a_value_follows_its_schema_and_all_that_it_refers_to() {
             vec!["{\"a\": \"x\"}", "{\"a\":1}"],
         ),
     ] {
-        let tools = [("f".to_owned(), json!({"properties": {"input": schema}, "$defs": defs}))];
+        let tools = [(
+            "f".to_owned(),
+            json!({"properties": {"input": schema}, "$defs": defs}),
+        )];
         for (values, taken) in [(good, true), (bad, false)] {
             for value in values {
                 let mut reader = reader(&tokenizer, &generation(&tools, ToolChoice::Auto));
                 assert!(reader.push_text(open("false").as_bytes()));
-                assert_eq!(takes(&mut reader, &tokenizer, value), taken, "{schema} {value}");
+                assert_eq!(
+                    takes(&mut reader, &tokenizer, value),
+                    taken,
+                    "{schema} {value}"
+                );
             }
         }
     }
@@ -527,14 +544,29 @@ fn what_is_inside_a_value_follows_its_schema_and_all_that_it_refers_to() {
 #[test]
 fn a_tools_own_grammar_is_kept() {
     let tokenizer = tokenizer();
-    let tools = [("f".to_owned(), json!({"properties": {"input": {"type": "string"}},
-                                         "required": ["input"]}))];
+    let tools = [(
+        "f".to_owned(),
+        json!({"properties": {"input": {"type": "string"}},
+                                         "required": ["input"]}),
+    )];
     let lark = "start: begin line+ end\nbegin: \"*** Begin\" LF\nend: \"*** End\" LF?\n\
                 line: \"+\" /(.*)/ LF -> add\n%import common.LF\n";
     for (grammar, value, taken) in [
-        (InputGrammar::Lark(lark.to_owned()), "*** Begin\n+a\n+\n*** End\n", true),
-        (InputGrammar::Lark(lark.to_owned()), "*** Begin\n-a\n*** End\n", false),
-        (InputGrammar::Lark(lark.to_owned()), "*** Begin\n*** End", false),
+        (
+            InputGrammar::Lark(lark.to_owned()),
+            "*** Begin\n+a\n+\n*** End\n",
+            true,
+        ),
+        (
+            InputGrammar::Lark(lark.to_owned()),
+            "*** Begin\n-a\n*** End\n",
+            false,
+        ),
+        (
+            InputGrammar::Lark(lark.to_owned()),
+            "*** Begin\n*** End",
+            false,
+        ),
         (InputGrammar::Regex("a+/\\d{2}".to_owned()), "aa/12", true),
         (InputGrammar::Regex("a+/\\d{2}".to_owned()), "aa/1", false),
     ] {
@@ -542,7 +574,11 @@ fn a_tools_own_grammar_is_kept() {
         wanted.tools[0].input = Some(grammar.clone());
         let mut reader = reader(&tokenizer, &wanted);
         assert!(reader.push_text(open("true").as_bytes()));
-        assert_eq!(takes(&mut reader, &tokenizer, value), taken, "{grammar:?} {value}");
+        assert_eq!(
+            takes(&mut reader, &tokenizer, value),
+            taken,
+            "{grammar:?} {value}"
+        );
     }
 }
 
@@ -567,14 +603,23 @@ fn strict_tools_are_refused_by_their_pointer_and_others_relaxed_with_a_line() {
             json!({"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}),
             Some("/anyOf"),
         ),
-        (json!({"properties": {"a": {"type": "integer", "minimum": 1}}}), None),
+        (
+            json!({"properties": {"a": {"type": "integer", "minimum": 1}}}),
+            None,
+        ),
     ] {
-        let tools = [("f".to_owned(), parameters.clone()), ("g".to_owned(), json!({}))];
+        let tools = [
+            ("f".to_owned(), parameters.clone()),
+            ("g".to_owned(), json!({})),
+        ];
         let mut wanted = generation(&tools, ToolChoice::Auto);
         let (reader, warnings) = schemas.calls(&wanted).expect("relaxed");
         assert!(reader.is_some());
         if let Some(pointer) = pointer.filter(|pointer| !pointer.ends_with("uniqueItems")) {
-            assert!(warnings.iter().any(|line| line.contains(pointer)), "{warnings:?}");
+            assert!(
+                warnings.iter().any(|line| line.contains(pointer)),
+                "{warnings:?}"
+            );
         }
         wanted.tools[0].function["strict"] = json!(true);
         match (schemas.calls(&wanted), pointer) {

@@ -225,8 +225,9 @@ async fn a_schema_that_nothing_bounds_is_refused_or_relaxed_and_never_waited_for
         assert!(answer.body.contains("is not enforced"), "{}", answer.body);
     }
     // What a few hundred alternatives need is there.
-    let optional: serde_json::Map<String, Value> =
-        (0..510).map(|i| (format!("p{i}"), json!({"type": "integer"}))).collect();
+    let optional: serde_json::Map<String, Value> = (0..510)
+        .map(|i| (format!("p{i}"), json!({"type": "integer"})))
+        .collect();
     for schema in [json!({"type": "integer", "multipleOf": 9999}), integer(7.0)] {
         let (path, _, body) = with_schema(&schema, json!(true))[0].clone();
         assert_eq!(web.post(path, &body).await.status, 200, "{schema}");

@@ -83,6 +83,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         stream: fields.flag("stream", false)?,
         affinity: choices::affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: keeps_reasoning(&fields)?,
     };
     let reply = ReplyShape {
         envelope: Envelope::new("chatcmpl-", model, context),
@@ -118,6 +119,16 @@ fn refuse(fields: &Fields) -> Result<(), Failure> {
         return Err(fields.unsupported("audio", "this model writes text only"));
     }
     Ok(())
+}
+
+/// Whether the reasoning of earlier turns stays, by the name of the publisher's own encoder.
+fn keeps_reasoning(fields: &Fields) -> Result<bool, Failure> {
+    let variables = fields.object("chat_template_kwargs")?;
+    let dropped = match variables {
+        Some(variables) => switch(&variables, "drop_thinking")?,
+        None => None,
+    };
+    Ok(dropped == Some(false))
 }
 
 /// Everything that says whether and how hard to think, of which one client sends one spelling

@@ -119,6 +119,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         stream: fields.flag("stream", false)?,
         affinity: affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: false,
     };
     let reply = ReplyShape {
         id: format!("msg_{}", (context.new_id)()),

@@ -202,6 +202,7 @@ pub fn parse_with_store(
         stream: wants_stream,
         affinity: affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: false,
     };
     Ok(Parsed {
         generation,

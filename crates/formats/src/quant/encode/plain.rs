@@ -4,9 +4,9 @@ use half::f16;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U16;
 
-use super::block::BlockQ8_0;
-use super::check_row;
 use crate::GgmlType;
+use crate::quant::block::BlockQ8_0;
+use crate::quant::check_row;
 use crate::small_float::bf16_from_f32;
 
 /// Encodes values to whole blocks; panics unless the output is exactly their encoded length.
