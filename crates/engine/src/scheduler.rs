@@ -41,7 +41,7 @@ mod snapshots;
 mod step;
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_model::StepError;
 
@@ -167,6 +167,9 @@ pub struct Scheduler {
     flight: Option<Flight>,
     /// A row of logits that candidates did not decide.
     row: Vec<f32>,
+    /// When the last step ended.
+    landed: Option<Instant>,
+    turnaround: Option<Duration>,
     /// Counts how often a slot was taken or left.
     clock: u64,
     next_id: u64,
@@ -188,6 +191,8 @@ impl Scheduler {
             pending: Vec::new(),
             flight: None,
             row: Vec::new(),
+            landed: None,
+            turnaround: None,
             clock: 0,
             next_id: 0,
             store: None,
@@ -231,6 +236,12 @@ impl Scheduler {
     /// The engine.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Time between the last two steps in which the device had nothing to do: from the end
+    /// of the one to the start of the other. `None` when the last tick did not do both.
+    pub fn turnaround(&self) -> Option<Duration> {
+        self.turnaround
     }
 
     /// Gives the engine back; running sequences are dropped.
