@@ -132,6 +132,7 @@ fn tensor(name: &str, ty: GgmlType, ne: &[usize], data: Vec<u8>) -> Tensor {
         ty,
         ne: ne.iter().map(|n| *n as u64).collect(),
         data: Bytes::from(data),
+        origin: None,
     }
 }
 

@@ -35,12 +35,14 @@ pub fn argmax(values: &[f32]) -> usize {
     best
 }
 
-/// Compares two sets of logits, `[n, n_vocab]` each.
-pub fn difference(found: &[f32], expected: &[f32], n_vocab: usize) -> Difference {
+/// Compares two sets of logits, `[n, n_vocab]` each. Another argmax counts when the
+/// expected one leads it by more than twice the tolerance.
+pub fn difference(found: &[f32], expected: &[f32], n_vocab: usize, tolerance: f32) -> Difference {
     assert_eq!(found.len(), expected.len(), "as many logits as expected");
     let mut out = Difference::default();
     for (f, e) in found.chunks(n_vocab).zip(expected.chunks(n_vocab)) {
-        out.n_other_argmax += usize::from(argmax(f) != argmax(e));
+        let (chosen, best) = (argmax(f), argmax(e));
+        out.n_other_argmax += usize::from(chosen != best && e[best] - e[chosen] > 2.0 * tolerance);
         for (f, e) in f.iter().zip(e) {
             let d = (f - e).abs();
             // A NaN must not hide behind a comparison.
@@ -54,9 +56,10 @@ pub fn difference(found: &[f32], expected: &[f32], n_vocab: usize) -> Difference
     out
 }
 
-/// Asserts that logits agree with `tolerance` and on every argmax.
+/// Asserts that logits agree with `tolerance`, and on every argmax that leads by more than
+/// twice that.
 pub fn assert_close(what: &str, found: &[f32], expected: &[f32], n_vocab: usize, tolerance: f32) {
-    let d = difference(found, expected, n_vocab);
+    let d = difference(found, expected, n_vocab, tolerance);
     assert!(
         d.max_abs <= tolerance && d.n_other_argmax == 0,
         "{what}: logits differ by {} (tolerance {tolerance}), {} of {} rows have another argmax",
@@ -69,12 +72,11 @@ pub fn assert_close(what: &str, found: &[f32], expected: &[f32], n_vocab: usize,
 /// The session that these tests open unless they say otherwise.
 pub fn test_shape(capacity: usize, rounding: CacheRounding) -> SessionShape {
     SessionShape {
-        n_slots: 8,
-        capacity,
-        max_rows: capacity,
-        max_outputs: capacity,
         rewind_rows: 16,
         rounding,
+        // Slots of different lengths, none shorter than asked.
+        capacities: (0..8).map(|slot| capacity + 37 * (slot % 3)).collect(),
+        ..SessionShape::uniform(8, capacity, capacity)
     }
 }
 
@@ -83,8 +85,13 @@ impl<B: Backend> Model<B> {
     pub fn open(gguf: &Gguf, make: &dyn Fn(&Geometry) -> B, shape: SessionShape) -> Model<B> {
         let geometry = Geometry::from_metadata(gguf.metadata()).expect("a geometry");
         let mut backend = make(&geometry);
-        let network = Network::bind(&geometry, &mut backend, &|name| gguf.tensor(name))
-            .expect("the file has every weight");
+        let network = Network::bind(
+            &geometry,
+            &mut backend,
+            &|name| gguf.tensor(name),
+            &mut |_| {},
+        )
+        .expect("the file has every weight");
         let session = Session::open(&mut backend, shape).expect("room for a small session");
         Model {
             backend,
@@ -141,7 +148,7 @@ pub fn golden_logits<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden,
         let logits = model.feed(0, &golden.tokens, chunks);
         let what = format!("{} in {name}", golden.name);
         assert_close(&what, &logits, &golden.logits, n_vocab, tolerance);
-        let d = difference(&logits, &golden.logits, n_vocab);
+        let d = difference(&logits, &golden.logits, n_vocab, tolerance);
         println!("{what}: max difference {:.2e}", d.max_abs);
     }
 }
@@ -235,7 +242,11 @@ pub fn a_batch_of_eight_equals_each_alone<B: Backend>(
 
 /// A fork goes on exactly as the slot it was copied from, and neither disturbs
 /// the other.
-pub fn a_fork_continues_as_its_origin<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden) {
+pub fn a_fork_continues_as_its_origin<B: Backend>(
+    make: &dyn Fn(&Geometry) -> B,
+    golden: &Golden,
+    tolerance: f32,
+) {
     let shape = test_shape(golden.tokens.len(), CacheRounding::Official);
     let mut model = Model::open(&golden.gguf, make, shape);
     let n_vocab = model.n_vocab();
@@ -259,7 +270,7 @@ pub fn a_fork_continues_as_its_origin<B: Backend>(make: &dyn Fn(&Geometry) -> B,
         model.session.fork(&mut model.backend, 5, 7);
         let fork = model.feed(7, tail, &[1]);
         let what = format!("{}: a fork at {cut}", golden.name);
-        assert_close(&what, &fork, &origin, n_vocab, 0.0);
+        assert_close(&what, &fork, &origin, n_vocab, tolerance);
     }
 }
 
@@ -268,6 +279,7 @@ pub fn a_fork_continues_as_its_origin<B: Backend>(make: &dyn Fn(&Geometry) -> B,
 pub fn a_fork_at_a_frontier_continues_from_there<B: Backend>(
     make: &dyn Fn(&Geometry) -> B,
     golden: &Golden,
+    tolerance: f32,
 ) {
     let shape = test_shape(golden.tokens.len(), CacheRounding::Official);
     let mut model = Model::open(&golden.gguf, make, shape);
@@ -303,13 +315,19 @@ pub fn a_fork_at_a_frontier_continues_from_there<B: Backend>(
             .carry(&frontiers[2], 6)
             .expect_err("above what was copied");
         let found = model.feed(6, &tokens[at..at + 9], &[2]);
-        assert_close(&name("the fork"), &found, &expected[1], n_vocab, 0.0);
+        assert_close(&name("the fork"), &found, &expected[1], n_vocab, tolerance);
         model
             .session
             .restore(&mut model.backend, 6, &carried)
             .expect("a frontier of the copy");
         let found = model.feed(6, &tokens[below..below + 9], &[2]);
-        assert_close(&name("the lower one"), &found, &expected[0], n_vocab, 0.0);
+        assert_close(
+            &name("the lower one"),
+            &found,
+            &expected[0],
+            n_vocab,
+            tolerance,
+        );
         model
             .session
             .carry(&frontiers[0], 6)
@@ -321,7 +339,13 @@ pub fn a_fork_at_a_frontier_continues_from_there<B: Backend>(
             .restore(&mut model.backend, 1, &frontiers[1])
             .expect("untouched");
         let found = model.feed(1, &tokens[at..at + 9], &[2]);
-        assert_close(&name("the origin"), &found, &expected[1], n_vocab, 0.0);
+        assert_close(
+            &name("the origin"),
+            &found,
+            &expected[1],
+            n_vocab,
+            tolerance,
+        );
         model.session.clear(1);
         model
             .session
@@ -332,7 +356,11 @@ pub fn a_fork_at_a_frontier_continues_from_there<B: Backend>(
 
 /// Cutting a slot back, within the rings or to a stored frontier, gives the
 /// logits of never having gone further.
-pub fn a_rewound_slot_forgets<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden) {
+pub fn a_rewound_slot_forgets<B: Backend>(
+    make: &dyn Fn(&Geometry) -> B,
+    golden: &Golden,
+    tolerance: f32,
+) {
     let shape = test_shape(golden.tokens.len(), CacheRounding::Official);
     let mut model = Model::open(&golden.gguf, make, shape);
     let n_vocab = model.n_vocab();
@@ -353,7 +381,7 @@ pub fn a_rewound_slot_forgets<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden:
             model.session.rewind(0, cut).expect("within the rings");
             let found = model.feed(0, tail, &[1]);
             let what = format!("{}: {n_wrong} tokens cut back to {cut}", golden.name);
-            assert_close(&what, &found, &expected, n_vocab, 0.0);
+            assert_close(&what, &found, &expected, n_vocab, tolerance);
         }
 
         // Further back: to a frontier.
@@ -370,7 +398,7 @@ pub fn a_rewound_slot_forgets<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden:
             .expect("a frontier of this timeline");
         let found = model.feed(0, tail, &[1]);
         let what = format!("{}: a frontier at {cut}", golden.name);
-        assert_close(&what, &found, &expected, n_vocab, 0.0);
+        assert_close(&what, &found, &expected, n_vocab, tolerance);
 
         // The frontier of an earlier length, read from rings that reach it, is the
         // one that was taken there.
@@ -417,7 +445,7 @@ pub fn an_exported_slot_continues_elsewhere<A: Backend, B: Backend>(
     tolerance: f32,
 ) {
     let shape = test_shape(golden.tokens.len(), CacheRounding::Official);
-    let mut a = Model::open(&golden.gguf, from, shape);
+    let mut a = Model::open(&golden.gguf, from, shape.clone());
     let mut shape_b = shape;
     // Other ring lengths: the state must not depend on them.
     shape_b.rewind_rows = 5;
@@ -449,8 +477,8 @@ pub fn an_exported_slot_continues_elsewhere<A: Backend, B: Backend>(
 pub fn every_property<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden, tolerance: f32) {
     chunks_do_not_change_logits(make, golden, tolerance);
     a_batch_of_eight_equals_each_alone(make, golden, tolerance);
-    a_fork_continues_as_its_origin(make, golden);
-    a_fork_at_a_frontier_continues_from_there(make, golden);
-    a_rewound_slot_forgets(make, golden);
+    a_fork_continues_as_its_origin(make, golden, tolerance);
+    a_fork_at_a_frontier_continues_from_there(make, golden, tolerance);
+    a_rewound_slot_forgets(make, golden, tolerance);
     an_exported_slot_continues_elsewhere(make, make, golden, tolerance);
 }

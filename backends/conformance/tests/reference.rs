@@ -1,5 +1,6 @@
 //! The scalar reference against independent implementations and its own rules.
 
+use ds4_conformance::ops::Tolerance;
 use ds4_conformance::{golden, network};
 use ds4_model::{Geometry, Reference, Unfused};
 
@@ -37,5 +38,5 @@ fn chunks_batches_forks_rewinds_and_moves_do_not_change_a_bit() {
 
 #[test]
 fn every_fused_op_of_the_reference_equals_its_parts() {
-    ds4_conformance::ops::every_op(&reference);
+    ds4_conformance::ops::every_op(&reference, &Tolerance::F32, false);
 }

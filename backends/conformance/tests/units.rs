@@ -7,8 +7,8 @@ use ds4_formats::GgmlType;
 use ds4_model::rounding::{hadamard, index_round_row, kv_round_row};
 use ds4_model::weights::{Compressor, HyperConnection};
 use ds4_model::{
-    Backend, ElementType, Geometry, LayerKind, Place, Reference, RopeFrequencies, RopeTable,
-    Rotation, Routes, RowsImage, Shape, WeightRole,
+    Backend, Compress, ElementType, Geometry, LayerKind, Place, Reference, Requirement,
+    RopeFrequencies, RopeTable, Rotation, Routes, RowsImage, SegmentPlace, Shape, WeightRole,
 };
 
 fn unit() -> Option<Npz> {
@@ -43,8 +43,9 @@ type Weight = <Reference as Backend>::Weight;
 impl Bench {
     /// `n_rows` rows of one slot from `first` on.
     fn new(geometry: &Geometry, first: usize, n_rows: usize) -> Bench {
-        let mut rows = RowsImage::with_capacity(geometry, n_rows);
-        rows.push_segment(&RopeFrequencies::new(geometry), 0, first, &vec![0; n_rows]);
+        let mut rows = RowsImage::with_capacity(geometry, n_rows, true);
+        let place = SegmentPlace::first(first);
+        rows.push_segment(&RopeFrequencies::new(geometry), place, &vec![0; n_rows]);
         Bench {
             b: Reference::new(geometry),
             rows,
@@ -74,7 +75,9 @@ impl Bench {
 
     fn weight(&mut self, role: WeightRole, ne: &[usize], values: &[f32]) -> Weight {
         let tensor = float_tensor("w", GgmlType::F32, ne, values);
-        self.b.upload(role, tensor).unwrap()
+        self.b
+            .upload(&Requirement::alone(role, &tensor), tensor)
+            .unwrap()
     }
 }
 
@@ -146,7 +149,8 @@ fn rotary_angles_agree_up_to_a_million_tokens() {
     for (i, position) in unit.i64s("rope_pos").into_iter().enumerate() {
         let mut t = Bench::new(&geometry, position as usize, 1);
         t.rows.clear();
-        t.rows.push_segment(&theirs, 0, position as usize, &[0]);
+        t.rows
+            .push_segment(&theirs, SegmentPlace::first(position as usize), &[0]);
         for (table, cos, sin) in &tables {
             let angles = t.rows.angles(0, *table);
             let found_cos: Vec<f32> = angles.iter().step_by(2).copied().collect();
@@ -293,16 +297,16 @@ fn both_compressors_agree_in_rows_and_in_what_they_keep() {
         let mut pooled = t.buffer(row_dim, &zeros(n_tokens * row_dim));
         let mut frontier = t.buffer(2 * dim, &zeros(kind.n_pooled() * 2 * dim));
         let mut cache = t.buffer(row_dim, &zeros(n_tokens / ratio * row_dim));
-        t.b.compress(
-            &t.rows,
-            &compressor,
-            false,
-            &kv,
-            &mut gate,
-            &mut pooled,
-            &mut frontier,
-            &mut cache,
-        );
+        let operands = Compress {
+            compressor: &compressor,
+            rounded: false,
+            kv: &kv,
+            gate: &mut gate,
+            pooled: &mut pooled,
+            frontier: &mut frontier,
+            cache: &mut cache,
+        };
+        t.b.compress(&t.rows, operands);
         let found = t.values(&cache, n_tokens / ratio * row_dim);
         assert_near(name, &found, &unit.f32s(&format!("{name}_rows")), 5e-6);
 

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use ds4_cpu::{CpuBackend, CpuOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_model::{
-    Batch, CacheRounding, Geometry, Network, Observed, OpTimes, Outputs, Session, SessionShape,
-    WeightRole, requirements,
+    Batch, Geometry, Network, Observed, OpTimes, Outputs, Session, SessionShape, WeightRole,
+    requirements,
 };
 
 #[path = "machine/mod.rs"]
@@ -46,15 +46,16 @@ fn main() {
         inner: cpu,
         observer: OpTimes::default(),
     };
-    let network =
-        Network::bind(&geometry, &mut backend, &|name| gguf.tensor(name)).expect("weights");
+    let network = Network::bind(
+        &geometry,
+        &mut backend,
+        &|name| gguf.tensor(name),
+        &mut |_| {},
+    )
+    .expect("weights");
     let shape = SessionShape {
-        n_slots: 1,
-        capacity: context + 1024,
-        max_rows: 512,
         max_outputs: 8,
-        rewind_rows: 64,
-        rounding: CacheRounding::Official,
+        ..SessionShape::uniform(1, context + 1024, 512)
     };
     let mut session = Session::open(&mut backend, shape).expect("memory");
     let bytes = step_bytes(&gguf, &geometry);

@@ -11,8 +11,9 @@ use ds4_formats::small_float::e2m1_to_f32;
 use ds4_formats::{GgmlType, Tensor};
 use ds4_model::weights::{Compressor, HyperConnection};
 use ds4_model::{
-    Backend, CompressedRows, ElementType, Geometry, LayerKind, Place, RopeFrequencies, RopeTable,
-    Rotation, Routes, RowsImage, Shape, WeightRole,
+    Attend, Backend, Compress, CompressedRows, ElementType, Entry, Geometry, IndexScores,
+    LayerKind, Place, Requirement, RopeFrequencies, RopeTable, Rotation, Routes, RowsImage,
+    ScoreTile, SegmentPlace, Shape, WeightRole,
 };
 
 /// A backend and a stream of numbers to fill its buffers with.
@@ -90,7 +91,9 @@ impl Bench {
             }
         }
         let tensor = Tensor::new("w", ty, ne, data.into()).expect("a shape");
-        self.cpu.upload(role, tensor).expect("memory")
+        self.cpu
+            .upload(&Requirement::alone(role, &tensor), tensor)
+            .expect("memory")
     }
 
     fn vector(&mut self, n: usize) -> Weight {
@@ -110,10 +113,14 @@ fn ops(c: &mut Criterion, n_rows: usize, context: usize) {
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(600));
 
-    let mut image = RowsImage::with_capacity(&g, n_rows);
+    let mut image = RowsImage::with_capacity(&g, n_rows, true);
     let tokens = vec![0; n_rows];
     let first = context - n_rows;
-    image.push_segment(&RopeFrequencies::new(&g), 0, first, &tokens);
+    image.push_segment(
+        &RopeFrequencies::new(&g),
+        SegmentPlace::first(first),
+        &tokens,
+    );
     let mut rows = b.cpu.alloc_rows(n_rows).expect("memory");
     b.cpu.write_rows(&mut rows, &image);
     let rows = &rows;
@@ -151,8 +158,14 @@ fn ops(c: &mut Criterion, n_rows: usize, context: usize) {
                         selected: &selected,
                     },
                 };
-                b.cpu
-                    .attend(rows, &q, &kv, &ring, compressed, &sinks, &mut o);
+                let inputs = Attend {
+                    q: &q,
+                    kv: &kv,
+                    ring: &ring,
+                    compressed,
+                    sinks: &sinks,
+                };
+                b.cpu.attend(rows, inputs, &mut o);
             });
         });
     }
@@ -169,20 +182,27 @@ fn ops(c: &mut Criterion, n_rows: usize, context: usize) {
     let score_rows = ((64 << 20) / (n_index * 4)).clamp(1, n_rows);
     let mut scores = b.rows(score_rows, n_index);
     let mut selected = b.fill(ElementType::U32, Shape::rows(n_rows, g.index_top_k));
+    let tile = |start: usize| ScoreTile {
+        rows: start..(start + score_rows).min(n_rows),
+        stride: n_index,
+    };
     group.bench_function("index_scores", |bencher| {
         bencher.iter(|| {
             for start in (0..n_rows).step_by(score_rows) {
-                let range = start..(start + score_rows).min(n_rows);
-                b.cpu
-                    .index_scores(rows, range, &iq, &head_weights, &keys, &mut scores);
+                let inputs = IndexScores {
+                    tile: tile(start),
+                    queries: &iq,
+                    weights: &head_weights,
+                    cache: &keys,
+                };
+                b.cpu.index_scores(rows, inputs, &mut scores);
             }
         });
     });
     group.bench_function("top_k", |bencher| {
         bencher.iter(|| {
             for start in (0..n_rows).step_by(score_rows) {
-                let range = start..(start + score_rows).min(n_rows);
-                b.cpu.top_k(rows, range, &scores, &mut selected);
+                b.cpu.top_k(rows, tile(start), &scores, &mut selected);
             }
         });
     });
@@ -200,8 +220,11 @@ fn ops(c: &mut Criterion, n_rows: usize, context: usize) {
     let norm = b.vector(g.n_embd);
     group.bench_function("hc_pre_norm", |bencher| {
         bencher.iter(|| {
-            b.cpu
-                .hc_pre_norm(rows, &streams, &hc, &norm, &mut gates, &mut x)
+            let entry = Entry {
+                hc: &hc,
+                norm: &norm,
+            };
+            b.cpu.hc_pre_norm(rows, &streams, entry, &mut gates, &mut x)
         });
     });
     group.bench_function("hc_post", |bencher| {
@@ -260,16 +283,16 @@ fn ops(c: &mut Criterion, n_rows: usize, context: usize) {
         let mut cache = b.cache(context / ratio, row_dim);
         group.bench_function(name, |bencher| {
             bencher.iter(|| {
-                b.cpu.compress(
-                    rows,
-                    &compressor,
-                    true,
-                    &kv,
-                    &mut gate,
-                    &mut pooled,
-                    &mut frontier,
-                    &mut cache,
-                );
+                let operands = Compress {
+                    compressor: &compressor,
+                    rounded: true,
+                    kv: &kv,
+                    gate: &mut gate,
+                    pooled: &mut pooled,
+                    frontier: &mut frontier,
+                    cache: &mut cache,
+                };
+                b.cpu.compress(rows, operands);
             });
         });
     }

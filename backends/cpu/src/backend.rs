@@ -1,21 +1,18 @@
 //! The backend: options, memory, and the ops by name.
 
-use std::ops::Range;
-
 use ds4_formats::Tensor;
-use ds4_model::weights::{Compressor, HyperConnection};
-use ds4_model::{
-    Backend, BackendError, CompressedRows, ElementType, Geometry, LayerKind, Place, RopeTable,
-    Rotation, Routes, RowsImage, Shape, WeightRole,
-};
+use ds4_model::operands::*;
+use ds4_model::weights::{HyperConnection, Requirement};
+use ds4_model::{Backend, Geometry, RopeTable, RowsImage};
 
 use crate::buffer::Buffer;
 use crate::kernels::RowPair;
 use crate::ops;
 use crate::ops::attend::Attention;
+use crate::ops::choose::Choosing;
 use crate::ops::index_scores::Queries;
 use crate::path::{Cpu, Path};
-use crate::pool::Pool;
+use crate::pool;
 use crate::products::{Activations, Uses, Worker};
 use crate::weight::Weight;
 
@@ -63,7 +60,7 @@ fn list(paths: &[Path]) -> String {
 pub struct CpuBackend {
     pub(crate) geometry: Geometry,
     pub(crate) cpu: Cpu,
-    pub(crate) pool: Pool,
+    pub(crate) pool: pool::Pool,
     /// What each thread works in, taken when rows are allocated.
     pub(crate) workers: Vec<Worker>,
     pub(crate) activations: Activations,
@@ -77,6 +74,8 @@ pub struct CpuBackend {
     pub(crate) attention: Attention,
     /// Scratch of `index_scores`.
     pub(crate) queries: Queries,
+    /// Scratch of `choose`.
+    pub(crate) choosing: Choosing,
 }
 
 impl CpuBackend {
@@ -103,7 +102,7 @@ impl CpuBackend {
         if !(1..=MAX_THREADS).contains(&n_threads) {
             return Err(CpuError::Threads { found: n_threads });
         }
-        let pool = Pool::new(n_threads);
+        let pool = pool::Pool::new(n_threads);
         let attention = Attention::new(geometry, pool.n_threads()).ok_or(CpuError::OutOfMemory)?;
         Ok(CpuBackend {
             geometry: geometry.clone(),
@@ -115,6 +114,7 @@ impl CpuBackend {
             head_products: Vec::new(),
             attention,
             queries: Queries::default(),
+            choosing: Choosing::default(),
             pool,
         })
     }
@@ -139,8 +139,8 @@ impl Backend for CpuBackend {
         &self.geometry
     }
 
-    fn upload(&mut self, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
-        Weight::new(self.cpu, role, tensor)
+    fn upload(&mut self, need: &Requirement, tensor: Tensor) -> Result<Weight, BackendError> {
+        Weight::new(self.cpu, need.role, tensor)
     }
 
     fn alloc(&mut self, element: ElementType, shape: Shape) -> Result<Buffer, BackendError> {
@@ -151,28 +151,31 @@ impl Backend for CpuBackend {
         self.activations.reserve(&self.geometry, capacity)?;
         self.uses.reserve(&self.geometry, capacity);
         self.queries.reserve(&self.geometry, capacity)?;
+        self.choosing.reserve(&self.geometry, capacity)?;
         self.real.reserve(capacity.saturating_sub(self.real.len()));
         for worker in &mut self.workers {
             worker.reserve(&self.geometry)?;
         }
-        Ok(RowsImage::with_capacity(&self.geometry, capacity))
+        Ok(RowsImage::with_capacity(&self.geometry, capacity, true))
     }
 
     fn write_rows(&mut self, rows: &mut RowsImage, image: &RowsImage) {
         rows.copy_from(image);
     }
 
-    fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {
-        if !bytes.is_empty() {
-            let start = buffer.byte_offset(at);
-            buffer.bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+    fn write_many(&mut self, parts: &mut [WritePart<'_, Buffer>]) -> Result<(), BackendError> {
+        for WritePart { buffer, pieces } in parts {
+            for (at, bytes) in pieces.iter().filter(|(_, bytes)| !bytes.is_empty()) {
+                let start = buffer.byte_offset(*at);
+                buffer.bytes_mut()[start..start + bytes.len()].copy_from_slice(bytes);
+            }
         }
         Ok(())
     }
 
-    fn read(&mut self, buffer: &Buffer, at: Place, bytes: &mut [u8]) -> Result<(), BackendError> {
-        if !bytes.is_empty() {
-            let start = buffer.byte_offset(at);
+    fn read_many(&mut self, parts: &mut [ReadPart<'_, Buffer>]) -> Result<(), BackendError> {
+        for ReadPart { buffer, at, bytes } in parts.iter_mut().filter(|p| !p.bytes.is_empty()) {
+            let start = buffer.byte_offset(*at);
             bytes.copy_from_slice(&buffer.bytes()[start..start + bytes.len()]);
         }
         Ok(())
@@ -186,7 +189,11 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn submit(&mut self) -> Result<(), BackendError> {
+    fn launch(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
 
@@ -212,12 +219,11 @@ impl Backend for CpuBackend {
         &mut self,
         rows: &RowsImage,
         streams: &Buffer,
-        hc: &HyperConnection<Weight>,
-        norm: &Weight,
+        entry: Entry<'_, Weight>,
         gates: &mut Buffer,
         x: &mut Buffer,
     ) {
-        ops::hc_pre_norm::hc_pre_norm(self, rows, streams, hc, norm, gates, x);
+        ops::hc_pre_norm::hc_pre_norm(self, rows, streams, entry, gates, x);
     }
 
     fn hc_post(&mut self, rows: &RowsImage, y: &Buffer, gates: &Buffer, streams: &mut Buffer) {
@@ -232,6 +238,14 @@ impl Backend for CpuBackend {
         h: &mut Buffer,
     ) {
         ops::hc_head::hc_head(self, rows, streams, hc, h);
+    }
+
+    fn tap(&mut self, rows: &RowsImage, streams: &Buffer, at: usize, taps: &mut Buffer) {
+        ops::tap::tap(self, rows, streams, at, taps);
+    }
+
+    fn choose(&mut self, rows: &RowsImage, logits: &Buffer, choice: &mut Choice<Buffer>) {
+        ops::choose::choose(self, rows, logits, choice);
     }
 
     fn select_rows(&mut self, rows: &RowsImage, x: &Buffer, out: &mut Buffer) {
@@ -310,16 +324,8 @@ impl Backend for CpuBackend {
         ops::add_position_bias::add_position_bias(self, rows, ape, ratio, gate);
     }
 
-    fn pool(
-        &mut self,
-        rows: &RowsImage,
-        kind: LayerKind,
-        kv: &Buffer,
-        gate: &Buffer,
-        frontier: &Buffer,
-        pooled: &mut Buffer,
-    ) {
-        ops::pool::pool(self, rows, kind, kv, gate, frontier, pooled);
+    fn pool(&mut self, rows: &RowsImage, inputs: Pool<'_, Buffer>, pooled: &mut Buffer) {
+        ops::pool::pool(self, rows, &inputs, pooled);
     }
 
     fn store_compressed(
@@ -342,55 +348,25 @@ impl Backend for CpuBackend {
         ops::store_frontier::store_frontier(self, rows, kv, gate, frontier);
     }
 
-    fn compress(
-        &mut self,
-        rows: &RowsImage,
-        compressor: &Compressor<Weight>,
-        rounded: bool,
-        kv: &Buffer,
-        gate: &mut Buffer,
-        pooled: &mut Buffer,
-        frontier: &mut Buffer,
-        cache: &mut Buffer,
-    ) {
-        ops::compress::compress(
-            self, rows, compressor, rounded, kv, gate, pooled, frontier, cache,
-        );
+    fn compress(&mut self, rows: &RowsImage, operands: Compress<'_, Buffer, Weight>) {
+        ops::compress::compress(self, rows, operands);
     }
 
     fn index_scores(
         &mut self,
         rows: &RowsImage,
-        range: Range<usize>,
-        iq: &Buffer,
-        weights: &Buffer,
-        cache: &Buffer,
+        inputs: IndexScores<'_, Buffer>,
         scores: &mut Buffer,
     ) {
-        ops::index_scores::index_scores(self, rows, range, iq, weights, cache, scores);
+        ops::index_scores::index_scores(self, rows, &inputs, scores);
     }
 
-    fn top_k(
-        &mut self,
-        rows: &RowsImage,
-        range: Range<usize>,
-        scores: &Buffer,
-        selected: &mut Buffer,
-    ) {
-        ops::top_k::top_k(self, rows, range, scores, selected);
+    fn top_k(&mut self, rows: &RowsImage, tile: ScoreTile, scores: &Buffer, selected: &mut Buffer) {
+        ops::top_k::top_k(self, rows, &tile, scores, selected);
     }
 
-    fn attend(
-        &mut self,
-        rows: &RowsImage,
-        q: &Buffer,
-        kv: &Buffer,
-        ring: &Buffer,
-        compressed: CompressedRows<'_, Buffer>,
-        sinks: &Weight,
-        out: &mut Buffer,
-    ) {
-        ops::attend::attend(self, rows, q, kv, ring, &compressed, sinks, out);
+    fn attend(&mut self, rows: &RowsImage, inputs: Attend<'_, Buffer, Weight>, out: &mut Buffer) {
+        ops::attend::attend(self, rows, &inputs, out);
     }
 
     fn router_scores(&mut self, rows: &RowsImage, scores: &mut Buffer) {
@@ -420,14 +396,10 @@ impl Backend for CpuBackend {
     fn experts_gate_up(
         &mut self,
         rows: &RowsImage,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
-        routes: &Routes<Buffer>,
+        inputs: ExpertsGateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        ops::experts_gate_up::experts_gate_up(self, rows, gate, up, clamp, x, routes, hidden);
+        ops::experts_gate_up::experts_gate_up(self, rows, &inputs, hidden);
     }
 
     fn experts_down(
@@ -444,12 +416,9 @@ impl Backend for CpuBackend {
     fn gate_up(
         &mut self,
         rows: &RowsImage,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
+        inputs: GateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        ops::gate_up::gate_up(self, rows, gate, up, clamp, x, hidden);
+        ops::gate_up::gate_up(self, rows, &inputs, hidden);
     }
 }

@@ -164,6 +164,15 @@ impl Buffer {
         }
     }
 
+    /// The compressed or index rows from row `first` on.
+    pub(crate) fn rows_from(&self, first: usize) -> Cache<'_> {
+        let at = first * self.shape.width;
+        match self.slot(0) {
+            Cache::F32(rows) => Cache::F32(&rows[at..]),
+            Cache::Bf16(rows) => Cache::Bf16(&rows[at..]),
+        }
+    }
+
     pub(crate) fn halves_mut(&mut self) -> &mut [u16] {
         self.view_mut(ElementType::Bf16)
     }

@@ -1,5 +1,6 @@
 //! The suite that every backend runs, for each set of instructions that this machine has.
 
+use ds4_conformance::ops::Tolerance;
 use ds4_conformance::{golden, network, ops};
 use ds4_cpu::{CpuBackend, CpuOptions, SimdPath};
 use ds4_model::Geometry;
@@ -25,7 +26,7 @@ fn is_available(simd: SimdPath) -> bool {
 
 fn every_op(simd: SimdPath) {
     if is_available(simd) {
-        ops::every_op(&make(simd));
+        ops::every_op(&make(simd), &Tolerance::F32, false);
     }
 }
 

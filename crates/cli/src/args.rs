@@ -4,17 +4,29 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ds4_engine::store::BUDGET_BYTES;
+
+use crate::kv_args::KvArgs;
+
+/// What `--help` ends with.
+const EXAMPLES: &str = "\
+Examples:
+  ds4                                       a conversation; /help lists its commands
+  ds4 \"What is a monad?\"                    one answer
+  git diff | ds4 -p \"Review this change.\"   standard input goes before the question
+  ds4 -m FILE --ctx 100k --nothink -p \"Hi\"  a model of your own, a long context, no reasoning
+  ds4 inspect FILE                          what a model file holds and whether it fits here";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "ds4",
-    version,
+    version = crate::version::SHORT,
+    long_version = crate::version::LONG,
     about = "Talk to DeepSeek V4 Flash on this machine",
     long_about = "Talk to DeepSeek V4 Flash on this machine.\n\n\
-        With -p or --prompt-file, or with a prompt on standard input, ds4 answers once. \
-        On a terminal without a prompt it holds a conversation; /help lists its commands.",
+        With a question, -p or --prompt-file, or with text on standard input, ds4 answers once. \
+        On a terminal without a question it holds a conversation; /help lists its commands.",
+    after_help = EXAMPLES,
     args_conflicts_with_subcommands = true,
     subcommand_precedence_over_arg = true
 )]
@@ -38,15 +50,82 @@ pub(crate) enum Command {
     Text(TextArgs),
     /// Measure prefill and decode at growing contexts, as CSV
     Bench(BenchArgs),
+    /// Fetch a published model file, or list them with what fits here
+    Pull(PullArgs),
+    /// Measure how well a model predicts a text, how far it is from another, how it scores answers
+    Eval(EvalArgs),
+    /// Count what the columns of a model's matrices are multiplied with while it reads a text
+    Imatrix(ImatrixArgs),
+    /// Make a GGUF file from the publisher's checkpoint or from another GGUF file
+    Quantize(QuantizeArgs),
+    /// Check a file's bytes, a model's answers, or this machine
+    Verify(VerifyArgs),
     /// List, check, shrink or clear the folder in which ds4-server keeps states
     Kv(KvArgs),
+    /// Hold a conversation, as ds4 alone does on a terminal
+    #[command(hide = true)]
+    Chat(Box<AskArgs>),
+    /// Answer a question, as ds4 alone does with one
+    #[command(hide = true)]
+    Run(Box<AskArgs>),
+    /// Serve the model over HTTP; the same as ds4-server
+    #[command(disable_help_flag = true)]
+    Serve(ServeArgs),
+    /// Print the completions of a shell for ds4 or ds4-server
+    Completions(CompletionsArgs),
+    /// Write the manual pages of ds4 and its commands
+    Man(ManArgs),
+}
+
+/// `ds4 serve`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ServeArgs {
+    /// Flags of ds4-server
+    #[arg(
+        value_name = "FLAGS",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub flags: Vec<OsString>,
+}
+
+/// `ds4 completions`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+    /// The program whose arguments are completed
+    #[arg(long, value_enum, value_name = "NAME", default_value_t)]
+    pub program: ProgramArg,
+}
+
+/// A program of this project.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgramArg {
+    /// The program for the terminal
+    #[default]
+    #[value(name = "ds4")]
+    Ds4,
+    /// The server
+    #[value(name = "ds4-server")]
+    Server,
+}
+
+/// `ds4 man`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ManArgs {
+    /// The folder in which the pages are written; it is made if it is not there
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 /// Which file, and what runs it.
 #[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Model and machine")]
 pub(crate) struct EngineArgs {
-    /// Model file; without it $DS4_MODEL, then the first of the user's models, then the
-    /// built-in small model
+    /// Model file; without it $DS4_MODEL, then ./ds4flash.gguf, the first in ./gguf and the
+    /// first of the user's models, then the built-in small model
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// What computes
@@ -56,16 +135,45 @@ pub(crate) struct EngineArgs {
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub threads: Option<usize>,
     /// Kernels of the CPU backend, for comparison [default: the fastest that this CPU has]
-    #[arg(long, value_enum, value_name = "PATH")]
+    #[arg(long, value_enum, value_name = "PATH", hide_short_help = true)]
     pub simd: Option<SimdArg>,
+    #[command(flatten)]
+    pub others: OtherNames,
+}
+
+/// Flags by which other programs name the backend, and what those programs need to be told and
+/// this one finds out. [`crate::other_names`] says what becomes of each.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct OtherNames {
+    #[arg(long, hide = true, group = "device", conflicts_with = "backend")]
+    pub cpu: bool,
+    #[arg(long, hide = true, group = "device", conflicts_with = "backend")]
+    pub cuda: bool,
+    #[arg(long, hide = true, group = "device", conflicts_with = "backend")]
+    pub metal: bool,
+    /// Also `-ngl`.
+    #[arg(
+        long,
+        hide = true,
+        value_name = "N",
+        alias = "gpu-layers",
+        allow_hyphen_values = true
+    )]
+    pub n_gpu_layers: Option<String>,
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub mtp: Option<PathBuf>,
 }
 
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The CPU kernels
+    /// The NVIDIA device when there is one and the model fits it, else the CPU
     #[default]
+    Auto,
+    /// The CPU kernels
     Cpu,
+    /// An NVIDIA device
+    Cuda,
     /// The scalar meaning of every op: slow, for comparison
     Reference,
 }
@@ -86,7 +194,10 @@ pub(crate) enum SimdArg {
 /// Asking.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AskArgs {
-    /// The prompt
+    /// The question
+    #[arg(value_name = "QUESTION", conflicts_with_all = ["prompt", "prompt_file"])]
+    pub question: Option<String>,
+    /// The question; - is standard input, and what else stands there goes before the question
     #[arg(
         short,
         long,
@@ -95,7 +206,7 @@ pub(crate) struct AskArgs {
         allow_hyphen_values = true
     )]
     pub prompt: Option<String>,
-    /// A file that holds the prompt; - is standard input
+    /// A file that holds the question; - is standard input
     #[arg(long, value_name = "FILE")]
     pub prompt_file: Option<PathBuf>,
     /// System text; also -sys
@@ -104,33 +215,43 @@ pub(crate) struct AskArgs {
 
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Context in tokens: prompt and reply together [default: what fits in memory, up to 32768]
-    #[arg(short, long, value_name = "N", value_parser = count)]
+    /// Context in tokens, such as 32k: prompt and reply together [default: what fits in memory,
+    /// up to 32768]
+    #[arg(short, long, value_name = "N", value_parser = tokens, help_heading = "Model and machine")]
     pub ctx: Option<usize>,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512, hide_short_help = true)]
-    pub chunk: usize,
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", value_parser = count, hide_short_help = true, help_heading = "Model and machine")]
+    pub chunk: Option<usize>,
 
-    /// Most tokens of a reply [default: up to the end of the context]
-    #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count)]
+    /// Most tokens of a reply; -1 is no limit [default: up to the end of the context]
+    #[arg(
+        short = 'n',
+        long = "tokens",
+        value_name = "N",
+        value_parser = reply_tokens,
+        allow_negative_numbers = true,
+        help_heading = "Reply"
+    )]
     pub tokens: Option<usize>,
     /// Sampling temperature; 0 is greedy
     #[arg(
         long,
         value_name = "T",
         default_value_t = 1.0,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Reply"
     )]
     pub temp: f32,
     /// Sample among the K likeliest tokens; 0 is all
-    #[arg(long, value_name = "K", default_value_t = 0)]
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Reply")]
     pub top_k: usize,
     /// Sample among the likeliest tokens that have this share of the probability
     #[arg(
         long,
         value_name = "P",
         default_value_t = 1.0,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Reply"
     )]
     pub top_p: f32,
     /// Drop tokens less likely than this share of the likeliest
@@ -138,21 +259,22 @@ pub(crate) struct AskArgs {
         long,
         value_name = "P",
         default_value_t = 0.05,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        help_heading = "Reply"
     )]
     pub min_p: f32,
     /// Make sampling repeatable [default: different every time]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "Reply")]
     pub seed: Option<u64>,
 
     /// Reason before answering (the default)
-    #[arg(long, group = "thinking")]
+    #[arg(long, group = "thinking", help_heading = "Thinking")]
     pub think: bool,
     /// Answer at once
-    #[arg(long, group = "thinking")]
+    #[arg(long, group = "thinking", help_heading = "Thinking")]
     pub nothink: bool,
     /// Reason with maximum effort; needs a large context (see --think-max-min-ctx)
-    #[arg(long, group = "thinking")]
+    #[arg(long, group = "thinking", help_heading = "Thinking")]
     pub think_max: bool,
     /// Effort of --think
     #[arg(
@@ -160,7 +282,8 @@ pub(crate) struct AskArgs {
         value_enum,
         value_name = "TIER",
         default_value_t,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Thinking"
     )]
     pub default_effort: EffortArg,
     /// Smallest context in which --think-max is not lowered to --think; 0 is any
@@ -168,7 +291,8 @@ pub(crate) struct AskArgs {
         long,
         value_name = "N",
         default_value_t = 393_216,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Thinking"
     )]
     pub think_max_min_ctx: usize,
     /// Which release's effort prefixes the model was trained with
@@ -177,21 +301,33 @@ pub(crate) struct AskArgs {
         value_enum,
         value_name = "NAME",
         default_value_t,
-        hide_short_help = true
+        hide_short_help = true,
+        help_heading = "Thinking"
     )]
     pub prompt_revision: RevisionArg,
     /// Write the reasoning to standard output also when it is not a terminal
-    #[arg(long)]
+    #[arg(long, help_heading = "Thinking")]
     pub show_reasoning: bool,
 
+    /// Keep nothing of a conversation on disk
+    #[arg(long, help_heading = "Output")]
+    pub private: bool,
+    /// One JSON document instead of text: the answer, its reasoning, counts and times
+    #[arg(long, conflicts_with_all = ["dump_tokens", "dump_logprobs"], help_heading = "Output")]
+    pub json: bool,
     /// Print the ids and pieces of the rendered prompt, and exit
-    #[arg(long)]
+    #[arg(long, hide_short_help = true, help_heading = "Output")]
     pub dump_tokens: bool,
     /// Write the likeliest tokens of every step to a JSON file
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        hide_short_help = true,
+        help_heading = "Output"
+    )]
     pub dump_logprobs: Option<PathBuf>,
     /// How many of them
-    #[arg(long, value_name = "K", value_parser = count, requires = "dump_logprobs", default_value = "20")]
+    #[arg(long, value_name = "K", value_parser = count, requires = "dump_logprobs", default_value = "20", hide_short_help = true, help_heading = "Output")]
     pub logprobs_top_k: usize,
 
     #[command(flatten)]
@@ -200,6 +336,7 @@ pub(crate) struct AskArgs {
 
 /// How much goes to stderr.
 #[derive(Args, Clone, Copy, Debug, Default)]
+#[command(next_help_heading = "Output")]
 pub(crate) struct VerbosityArgs {
     /// Say nothing but errors on standard error
     #[arg(short, long, conflicts_with = "verbose")]
@@ -314,74 +451,216 @@ pub(crate) struct BenchArgs {
     /// Tokens to decode at each
     #[arg(short = 'n', long = "tokens", value_name = "N", value_parser = count, default_value_t = 32)]
     pub tokens: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", value_parser = count, default_value_t = 512)]
-    pub chunk: usize,
-}
-
-/// `ds4 kv`.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct KvArgs {
-    #[command(subcommand)]
-    pub command: KvCommand,
-}
-
-/// What to do with a KV store's folder.
-#[derive(Clone, Debug, Subcommand)]
-pub(crate) enum KvCommand {
-    /// Show the states of every model: tokens, bytes, age
-    List(KvReadArgs),
-    /// Read every byte; move damaged files to the folder's quarantine and exit with 1 if there are any
-    Verify(KvReadArgs),
-    /// Delete what is of no use, then the states of least value, until the rest fits
-    Gc(KvGcArgs),
-    /// Delete everything; refused while a server uses the folder
-    Clear(KvClearArgs),
-}
-
-/// Which folder.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct KvFolderArgs {
-    /// The folder that was given to ds4-server under the same name
-    #[arg(long, value_name = "DIR")]
-    pub kv_disk_dir: PathBuf,
-}
-
-/// `ds4 kv list` and `ds4 kv verify`.
-#[derive(Args, Clone, Debug)]
-pub(crate) struct KvReadArgs {
-    #[command(flatten)]
-    pub folder: KvFolderArgs,
-    /// One JSON document instead of tables
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunk: Option<usize>,
+    /// Sequences that decode at once, copies of the first
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 1)]
+    pub sequences: usize,
+    /// Measure every kernel of a device, which slows it down, and print a table of them
+    #[arg(long)]
+    pub timed: bool,
+    /// One JSON document instead of CSV, with the model and the machine
     #[arg(long)]
     pub json: bool,
 }
 
-/// `ds4 kv gc`.
+/// `ds4 pull`.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct KvGcArgs {
-    #[command(flatten)]
-    pub folder: KvFolderArgs,
-    /// What may be left
-    #[arg(long, value_name = "MIB", default_value_t = BUDGET_BYTES >> 20, value_parser = mebibytes)]
-    pub kv_disk_space_mb: u64,
+pub(crate) struct PullArgs {
+    /// What to fetch: a name of the list, or OWNER/REPOSITORY/FILE.gguf [default: show the list]
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Where the file goes [default: the folder in which ds4 looks for models]
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Repository of the file
+    #[arg(long, value_name = "OWNER/NAME")]
+    pub repository: Option<String>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    pub revision: String,
+    /// Connections at once
+    #[arg(long, value_name = "N", value_parser = connections, default_value_t = 8)]
+    pub connections: usize,
+    /// Silence after which a connection is given up
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600), default_value_t = 30)]
+    pub stall_timeout: u64,
+    /// Failures in a row, with no byte between them, after which the pull is given up
+    #[arg(long, value_name = "N", value_parser = count, default_value_t = 20)]
+    pub retries: usize,
+    /// Bytes that one request asks for
+    #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), default_value_t = 64 << 10, hide = true)]
+    pub piece_kib: u64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
-/// `ds4 kv clear`.
+/// `ds4 eval`.
 #[derive(Args, Clone, Debug)]
-pub(crate) struct KvClearArgs {
+pub(crate) struct EvalArgs {
     #[command(flatten)]
-    pub folder: KvFolderArgs,
-    /// Do not ask
-    #[arg(short, long)]
-    pub yes: bool,
+    pub engine: EngineArgs,
+    /// The text to predict; a .json file holds token ids
+    #[arg(value_name = "TEXT")]
+    pub text: Option<PathBuf>,
+    /// Lines of JSON to score instead: {"prompt", "answer"}, or {"prompt", "choices", "answer"} with
+    /// the index of the right choice
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    pub lines: Option<PathBuf>,
+    /// Render the prompts of the lines as what a user says
+    #[arg(long, requires = "lines")]
+    pub chat: bool,
+    /// Tokens of a piece of the text, the one that begins every prompt included
+    #[arg(long, value_name = "N", value_parser = tokens, default_value_t = 512)]
+    pub chunk_tokens: usize,
+    /// Most pieces or lines [default: all]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunks: Option<usize>,
+    /// Store the likeliest tokens of every position, for --kl
+    #[arg(long, value_name = "FILE")]
+    pub save_logits: Option<PathBuf>,
+    /// Compare with what --save-logits stored of another model, quant or backend
+    #[arg(long, value_name = "FILE")]
+    pub kl: Option<PathBuf>,
+    /// Keep what is done, as CSV; the same command goes on from there
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Draw the divergence, or without --kl the negative log-likelihood, by position, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
-/// A number of MiB whose bytes can be counted.
-fn mebibytes(text: &str) -> Result<u64, String> {
-    match text.parse::<u64>() {
-        Ok(n) if n <= u64::MAX >> 20 => Ok(n),
-        _ => Err(format!("expected a whole number up to {}", u64::MAX >> 20)),
+/// `ds4 imatrix`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImatrixArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The text
+    #[arg(value_name = "TEXT")]
+    pub text: PathBuf,
+    /// The file to write, in llama.cpp's format; what is there of the same text goes on
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Tokens of a piece, the one that begins every prompt included
+    #[arg(long, value_name = "N", value_parser = tokens, default_value_t = 512)]
+    pub chunk_tokens: usize,
+    /// Most pieces that are read [default: all of the text]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunks: Option<usize>,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ds4 quantize`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QuantizeArgs {
+    /// A folder of safetensors with config.json and tokenizer.json, or a GGUF file
+    #[arg(value_name = "SOURCE")]
+    pub source: PathBuf,
+    /// The file to make
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Types of the tensors, as in the published files
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub mix: MixArg,
+    /// Another type for the tensors whose names match; * stands for anything, the last match wins
+    #[arg(long = "type", value_name = "PATTERN=TYPE")]
+    pub types: Vec<String>,
+    /// Importances of the columns, as `ds4 imatrix` or llama.cpp writes them
+    #[arg(long, value_name = "FILE")]
+    pub imatrix: Option<PathBuf>,
+    /// Take the draft blocks of a checkpoint instead of the model
+    #[arg(long)]
+    pub draft: bool,
+    /// Threads [default: the machine's cores]
+    #[arg(short, long, value_name = "N", value_parser = count)]
+    pub threads: Option<usize>,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Types of tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MixArg {
+    /// Routed experts IQ2_XXS and Q2_K
+    Q2,
+    /// As q2, the last six layers' experts Q4_K
+    #[value(name = "q2-q4")]
+    Q2Q4,
+    /// Routed experts Q4_K
+    Q4,
+    /// Routed experts MXFP4, bit for bit as published
+    Mxfp4,
+    /// As in a GGUF source
+    Keep,
+}
+
+/// `ds4 verify`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct VerifyArgs {
+    /// A GGUF file whose bytes are checked; without it and --vectors, the backend is tested
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// SHA-256 that the file should have
+    #[arg(long, value_name = "HEX", requires = "file")]
+    pub sha256: Option<String>,
+    /// Keep the sums of a file that was found good beside it
+    #[arg(long, requires = "file")]
+    pub write_sums: bool,
+    /// A folder of the publisher's continuations, which the model should agree with
+    #[arg(long, value_name = "DIR")]
+    pub vectors: Option<PathBuf>,
+    /// Least share of their tokens that has to agree
+    #[arg(long, value_name = "SHARE", requires = "vectors", value_parser = share, default_value_t = 0.0)]
+    pub min_agreement: f64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A number of connections that a server bears.
+fn connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=64) => Ok(n),
+        _ => Err("expected a whole number from 1 to 64".to_owned()),
+    }
+}
+
+/// A number of tokens, at least one; `k` and `m` are 1,024 and 1,048,576 of them.
+pub(crate) fn tokens(text: &str) -> Result<usize, String> {
+    let digits = text.replace(['_', ','], "");
+    let (digits, unit) = match digits.strip_suffix(['k', 'K']) {
+        Some(digits) => (digits, 1 << 10),
+        None => match digits.strip_suffix(['m', 'M']) {
+            Some(digits) => (digits, 1 << 20),
+            None => (digits.as_str(), 1),
+        },
+    };
+    let n: Option<usize> = digits.parse().ok();
+    match n.and_then(|n| n.checked_mul(unit)) {
+        Some(0) => Err("expected at least 1".to_owned()),
+        Some(n) => Ok(n),
+        None => Err("expected a number of tokens such as 32768 or 32k".to_owned()),
+    }
+}
+
+/// The limit of a reply without a limit.
+pub(crate) const NO_LIMIT: usize = usize::MAX;
+
+/// A limit of tokens, or [`NO_LIMIT`] for `-1`.
+pub(crate) fn reply_tokens(text: &str) -> Result<usize, String> {
+    match text {
+        "-1" => Ok(NO_LIMIT),
+        _ => tokens(text).map_err(|error| format!("{error}, or -1 for no limit")),
     }
 }
 
@@ -394,6 +673,13 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(n) if (0.0..=1.0).contains(&n) => Ok(n),
+        _ => Err("expected a number from 0 to 1".to_owned()),
+    }
+}
+
 fn bandwidth(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(n) if n.is_finite() && n > 0.0 => Ok(n),
@@ -401,126 +687,22 @@ fn bandwidth(text: &str) -> Result<f64, String> {
     }
 }
 
-/// The arguments as clap reads them: the published guides write the system text as `-sys TEXT`,
-/// which clap would take for `-s ys`.
+/// The arguments as clap reads them: the published guides write the system text as `-sys TEXT`
+/// and other programs the layers on a device as `-ngl N`, which clap would take for `-s ys` and
+/// `-n gl`.
 pub(crate) fn spelled_for_clap(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut values_follow = false;
     args.into_iter()
         .map(|arg| {
             values_follow |= arg == "--";
-            if arg == "-sys" && !values_follow {
-                OsString::from("--system")
-            } else {
-                arg
+            match arg.to_str().filter(|_| !values_follow) {
+                Some("-sys") => OsString::from("--system"),
+                Some("-ngl") => OsString::from("--n-gpu-layers"),
+                _ => arg,
             }
         })
         .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory as _;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        let words = std::iter::once("ds4").chain(line.split_whitespace());
-        Cli::try_parse_from(spelled_for_clap(words.map(OsString::from)))
-    }
-
-    #[test]
-    fn the_definition_of_the_arguments_holds_together() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn the_flags_of_the_published_guides_say_what_they_said() {
-        let ask = |line: &str| {
-            let cli = parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
-            assert!(cli.command.is_none(), "{line}");
-            cli.ask
-        };
-        assert_eq!(ask("-p Hello").prompt.as_deref(), Some("Hello"));
-        assert_eq!(ask("-p -1").prompt.as_deref(), Some("-1"));
-        assert_eq!(ask("--prompt-file f").prompt_file, Some("f".into()));
-        assert_eq!(ask("-p x -m f.gguf").engine.model, Some("f.gguf".into()));
-        assert_eq!(ask("-p x -n 7").tokens, Some(7));
-        assert_eq!(ask("-p x --tokens 7").tokens, Some(7));
-        assert_eq!(ask("-p x --ctx 100000").ctx, Some(100_000));
-        assert_eq!(ask("-p x -c 64").ctx, Some(64));
-        assert_eq!(ask("-p x --temp 0").temp, 0.0);
-        assert_eq!(ask("-p x -sys Be").system.as_deref(), Some("Be"));
-        assert_eq!(ask("-p x --system Be").system.as_deref(), Some("Be"));
-        assert_eq!(ask("-p x -t 4").engine.threads, Some(4));
-        assert_eq!(ask("-p x --seed 9").seed, Some(9));
-        assert_eq!(ask("-p x --simd avx2").engine.simd, Some(SimdArg::Avx2));
-        assert_eq!(
-            ask("-p x --backend reference").engine.backend,
-            BackendArg::Reference
-        );
-        assert_eq!(
-            ask("-p x --prompt-revision 0731").prompt_revision,
-            RevisionArg::R0731
-        );
-        let thinking = |line: &str| {
-            let ask = ask(line);
-            (ask.think, ask.nothink, ask.think_max)
-        };
-        assert_eq!(thinking("-p x"), (false, false, false));
-        assert_eq!(thinking("-p x --think"), (true, false, false));
-        assert_eq!(thinking("-p x --nothink"), (false, true, false));
-        assert_eq!(thinking("-p x --think-max"), (false, false, true));
-        assert_eq!(ask("-p x --dump-logprobs f").logprobs_top_k, 20);
-        assert_eq!(
-            ask("-p x --dump-logprobs f --logprobs-top-k 3").logprobs_top_k,
-            3
-        );
-        let none = ask("");
-        assert_eq!(
-            (none.temp, none.top_k, none.top_p, none.min_p),
-            (1.0, 0, 1.0, 0.05)
-        );
-    }
-
-    #[test]
-    fn subcommands_have_flags_of_their_own() {
-        let command = |line: &str| {
-            let cli = parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
-            cli.command
-                .unwrap_or_else(|| panic!("{line}: no subcommand"))
-        };
-        match command("logits -m f --tokens 1,2,3 --chunk 5,1 --no-cache-rounding --out o") {
-            Command::Logits(args) => {
-                assert_eq!(args.tokens, [1, 2, 3]);
-                assert_eq!(args.chunk, [5, 1]);
-                assert!(args.no_cache_rounding);
-            }
-            other => panic!("{other:?}"),
-        }
-        match command("bench --contexts 8,16 -n 2") {
-            Command::Bench(args) => {
-                assert_eq!(
-                    (args.contexts, args.tokens, args.chunk),
-                    (vec![8, 16], 2, 512)
-                );
-            }
-            other => panic!("{other:?}"),
-        }
-        match command("inspect f --json --tensors --bandwidth 273") {
-            Command::Inspect(args) => {
-                assert!(args.json && args.tensors);
-                assert_eq!(args.bandwidth, Some(273.0));
-            }
-            other => panic!("{other:?}"),
-        }
-        assert!(matches!(
-            command("text tokenize --tokenizer f"),
-            Command::Text(TextArgs { door: TextDoor::Tokenize(args) }) if args.tokenizer.is_some()
-        ));
-    }
-
-    #[test]
-    fn the_old_spelling_of_the_system_flag_is_only_a_flag_before_the_end_of_flags() {
-        let spelled = spelled_for_clap(["-sys", "a", "--", "-sys"].map(OsString::from));
-        assert_eq!(spelled, ["--system", "a", "--", "-sys"].map(OsString::from));
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use crate::args::VerbosityArgs;
+use crate::model_choice::ModelChoice;
 
 /// Clears from the cursor to the end of the line.
 const CLEAR_LINE: &str = "\x1b[K";
@@ -16,6 +17,9 @@ pub(crate) const RESET: &str = "\x1b[0m";
 
 /// Least time between two lines of progress: what is over sooner shows none.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Columns of a terminal from which on lines are broken between words.
+const MIN_WIDTH: usize = 20;
 
 /// Where output goes and how it may look.
 #[derive(Debug)]
@@ -49,6 +53,16 @@ impl Console {
         }
     }
 
+    /// Columns of the terminal on stdout; `None` where there is none or it does not say.
+    pub(crate) fn width(&self) -> Option<usize> {
+        if !self.stdout_is_terminal {
+            return None;
+        }
+        let (width, _) = terminal_size::terminal_size_of(io::stdout())?;
+        // On a very narrow one words would hardly ever fit.
+        Some(usize::from(width.0)).filter(|width| *width >= MIN_WIDTH)
+    }
+
     /// Whether stdout takes colours.
     pub(crate) fn styles_stdout(&self) -> bool {
         self.colour && self.stdout_is_terminal
@@ -58,6 +72,15 @@ impl Console {
     pub(crate) fn note(&self, line: &str) {
         if !self.quiet && (self.stderr_is_terminal || self.verbose) {
             self.line(line);
+        }
+    }
+
+    /// Which model answers: always said, at more length to a person who watches.
+    pub(crate) fn announce(&self, model: &ModelChoice, name: &str) {
+        if self.stderr_is_terminal || self.verbose {
+            self.report(&model.banner(name));
+        } else {
+            self.report(&model.line(name));
         }
     }
 
@@ -80,13 +103,23 @@ impl Console {
         self.raw(&format!("error: {}\n", crate::error::one_line(error)));
     }
 
-    /// Shows how far something is, in place of the last such line; only where it can be replaced.
-    pub(crate) fn progress(&self, line: &str) {
-        let can_replace = self.stderr_is_terminal && self.colour && !self.quiet;
-        if can_replace && self.last_progress.get().elapsed() >= PROGRESS_INTERVAL {
+    /// Shows at once that something was begun.
+    pub(crate) fn begin_progress(&self, line: &str) {
+        if self.can_replace() {
             self.last_progress.set(Instant::now());
             self.shows_progress.set(true);
             self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
+        }
+    }
+
+    fn can_replace(&self) -> bool {
+        self.stderr_is_terminal && self.colour && !self.quiet
+    }
+
+    /// Shows how far something is, in place of the last such line; only where it can be replaced.
+    pub(crate) fn progress(&self, line: &str) {
+        if self.last_progress.get().elapsed() >= PROGRESS_INTERVAL {
+            self.begin_progress(line);
         }
     }
 

@@ -114,6 +114,14 @@ pub(crate) fn save(path: &Path, conversation: &Conversation, settings: Settings)
     };
     let mut text = serde_json::to_string_pretty(&stored)?;
     text.push('\n');
+    replace(path, &text)
+}
+
+/// Writes a file that appears whole or not at all.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     let write = || {
         let folder = match path.parent() {
             Some(folder) if folder != Path::new("") => folder,

@@ -3,17 +3,19 @@
 //! Arguments as typed ([`crate::args`]) become options ([`crate::options`]), which a command runs. stdout
 //! carries the answer alone; banner, progress and errors go to stderr.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::Parser as _;
+use anyhow::{Result, bail};
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::args::{AskArgs, Cli, Command, VerbosityArgs};
 use crate::commands::ask::Answered;
 use crate::console::Console;
 use crate::options::{AskOptions, Task};
-use crate::{args, chat, commands, error, interrupt};
+use crate::prompt_input::Stdin;
+use crate::{args, chat, commands, error, interrupt, other_names, suggestion};
 
 /// Runs `ds4` with the arguments of the process.
 pub fn main() -> ExitCode {
@@ -32,23 +34,69 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<Answered> {
     let console = Console::new(VerbosityArgs::default());
+    let command = match cli.command {
+        None => return ask(cli.ask, None),
+        Some(Command::Run(args)) => return ask(*args, Some("run")),
+        Some(Command::Chat(args)) => return ask(*args, Some("chat")),
+        Some(Command::Serve(args)) => {
+            serve(args.flags)?;
+            return Ok(Answered::Complete);
+        }
+        Some(command) => command,
+    };
     let stdout = &mut io::stdout().lock();
-    match cli.command {
-        None => return ask(cli.ask),
-        Some(Command::Inspect(args)) => commands::inspect::run(&args, stdout)?,
-        Some(Command::Logits(args)) => commands::logits::run(&args, &console, stdout)?,
-        Some(Command::Text(args)) => {
+    match command {
+        Command::Inspect(args) => commands::inspect::run(&args, stdout)?,
+        Command::Logits(args) => commands::logits::run(&args, &console, stdout)?,
+        Command::Text(args) => {
             commands::text::run(&args.door, &mut io::stdin().lock(), stdout)?;
         }
-        Some(Command::Bench(args)) => commands::bench::run(&args, &console, stdout)?,
-        Some(Command::Kv(args)) => commands::kv::run(&args.command, stdout)?,
+        Command::Verify(args) => return commands::verify::run(&args, &console, stdout),
+        Command::Quantize(args) => return commands::quantize::run(&args, &console, stdout),
+        Command::Imatrix(args) => return commands::imatrix::run(&args, &console, stdout),
+        Command::Eval(args) => return commands::eval::run(&args, &console, stdout),
+        Command::Pull(args) => return commands::pull::run(&args, &console, stdout),
+        Command::Bench(args) => commands::bench::run(&args, &console, stdout)?,
+        Command::Kv(args) => commands::kv::run(&args.command, stdout)?,
+        Command::Completions(args) => commands::definitions::completions(&args, stdout)?,
+        Command::Man(args) => commands::definitions::man(&args, stdout)?,
+        Command::Run(_) | Command::Chat(_) | Command::Serve(_) => {}
     }
     Ok(Answered::Complete)
 }
 
-fn ask(args: AskArgs) -> Result<Answered> {
+/// Runs the server with its own flags.
+#[cfg(feature = "server")]
+fn serve(flags: Vec<OsString>) -> Result<()> {
+    crate::server::run_with(flags)
+}
+
+#[cfg(not(feature = "server"))]
+fn serve(_flags: Vec<OsString>) -> Result<()> {
+    anyhow::bail!(
+        "this build has no server: install it with `cargo install --path crates/cli --locked \
+         --features full`"
+    )
+}
+
+fn ask(mut args: AskArgs, command: Option<&str>) -> Result<Answered> {
+    refuse_slips(&args)?;
     let console = Console::new(args.verbosity);
-    let options = AskOptions::new(args, io::stdin().is_terminal())?;
+    let mut stdin = Stdin::of_process();
+    // Who asks for a conversation has it, also with lines from a pipe.
+    if command == Some("chat") && args.prompt_file.is_none() {
+        if args.question.is_some() || args.prompt.is_some() {
+            bail!("ds4 chat takes no question: leave out `chat` for one answer");
+        }
+        stdin = Stdin::Terminal;
+    }
+    if let Some(without_effect) = other_names::without_effect(&args.engine) {
+        console.report(&without_effect);
+    }
+    if args.system.as_deref() == Some("") {
+        args.system = None;
+    }
+    let options = AskOptions::new(args, stdin)?;
     match &options.task {
         Task::Chat => chat::run(&options, &console)?,
         Task::Answer(prompt) => return commands::ask::answer(&options, prompt, &console),
@@ -61,4 +109,27 @@ fn ask(args: AskArgs) -> Result<Answered> {
         }
     }
     Ok(Answered::Complete)
+}
+
+/// Refuses a question that is a command misspelt, or the model's file.
+fn refuse_slips(args: &AskArgs) -> Result<()> {
+    let Some(word) = args.question.as_deref().filter(|q| is_word(q)) else {
+        return Ok(());
+    };
+    if word.ends_with(".gguf") {
+        bail!("{word} is no question: name the model with -m {word}");
+    }
+    let definition = Cli::command();
+    let commands = definition.get_subcommands().map(clap::Command::get_name);
+    if let Some(command) = suggestion::nearest(word, commands) {
+        bail!(
+            "there is no command {word}: did you mean `ds4 {command}`? A question of one word \
+             is asked by -p {word}"
+        );
+    }
+    Ok(())
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| !c.is_whitespace())
 }

@@ -13,6 +13,11 @@ pub(crate) fn state() -> Option<PathBuf> {
     Some(base("XDG_STATE_HOME", ".local/state")?.join("ds4"))
 }
 
+/// What programs can make again: `$XDG_CACHE_HOME`.
+pub(crate) fn cache() -> Option<PathBuf> {
+    base("XDG_CACHE_HOME", ".cache")
+}
+
 fn base(variable: &str, below_home: &str) -> Option<PathBuf> {
     resolve(std::env::var_os(variable), std::env::home_dir(), below_home)
 }

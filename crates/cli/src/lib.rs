@@ -3,6 +3,7 @@
 //! Arguments as typed become options, which a command runs.
 
 mod args;
+mod catalog;
 mod chat;
 mod commands;
 mod console;
@@ -11,21 +12,33 @@ mod ds4;
 mod error;
 mod folders;
 mod interrupt;
+mod kv_args;
 mod markdown_style;
 mod model;
 mod model_choice;
 mod options;
+mod other_names;
 mod prompt_input;
 #[cfg(feature = "server")]
 mod protocol_args;
+#[cfg(feature = "pull")]
+mod pull;
+mod quantize;
 mod reply_writer;
 #[cfg(feature = "server")]
 mod server;
+mod states;
+#[cfg(feature = "server")]
+mod stop;
 #[cfg(feature = "server")]
 mod store_args;
+mod suggestion;
+mod sums;
 #[cfg(feature = "server")]
 mod switch;
 mod units;
+mod version;
+mod word_wrap;
 
 pub use ds4::main as ds4;
 #[cfg(feature = "server")]

@@ -4,21 +4,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
+use ds4_engine::store::{Store, StoreOptions};
 use ds4_engine::{
-    Engine, Event, FinishReason, LoadProgress, OpenOptions, Request, SamplingOptions, Scheduler,
-    Timings, TokenLogprobs, tokenizer_of,
+    Engine, Event, FinishReason, LoadProgress, NotFinite, OpenOptions, Request, SamplingOptions,
+    Scheduler, SchedulerOptions, Timings, TokenLogprobs, tokenizer_of,
 };
 use ds4_formats::gguf::Gguf;
+use ds4_model::Geometry;
 use ds4_text::{
     Detokenizer, EndReason, Message, Mode, Prompt, RenderOptions, Reply, ReplyParser, Revision,
-    Start, Tokenizer, ToolSchemas, render,
+    Start, Tokenizer, ToolSchemas, markers, render,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::args::RevisionArg;
 use crate::console::Console;
+use crate::folders;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
+use crate::reply_writer::printable;
+use crate::states;
 use crate::units;
 
 /// What the built-in model is called in messages.
@@ -29,13 +35,58 @@ const BUILT_IN_NAME: &str = "the built-in model";
 /// # Errors
 /// It cannot be read or is not GGUF.
 pub(crate) fn open_file(choice: &ModelChoice) -> Result<Gguf> {
-    Ok(match choice {
-        ModelChoice::File { path, .. } => Gguf::open(path)?,
+    match choice {
+        ModelChoice::File { path, .. } => {
+            // Opening a pipe would wait for somebody to write to it.
+            if std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+                bail!(
+                    "{}: found a pipe or a device, expected a file",
+                    path.display()
+                );
+            }
+            blaming(choice, Gguf::open(path).map_err(Into::into))
+        }
         ModelChoice::BuiltIn => {
             let bytes = BUILT_IN.context("this build carries no model")?;
-            Gguf::parse(bytes.to_vec().into()).context(BUILT_IN_NAME)?
+            Gguf::parse(bytes.to_vec().into()).context(BUILT_IN_NAME)
         }
-    })
+    }
+}
+
+/// A failure with who named the file, when it was not named on the command line.
+fn blaming<T>(choice: &ModelChoice, result: Result<T>) -> Result<T> {
+    match choice.origin() {
+        Some(origin) => result.context(origin),
+        None => result,
+    }
+}
+
+/// The context to open: the one asked for, or the model's longest with a warning when more is
+/// asked for, as the published guides do whatever the model is.
+pub(crate) fn context_within(
+    asked: Option<usize>,
+    gguf: &Gguf,
+    choice: &ModelChoice,
+    console: &Console,
+) -> Option<usize> {
+    let asked = asked?;
+    // What is wrong with a file is said by who opens it.
+    let Ok(geometry) = Geometry::from_metadata(gguf.metadata()) else {
+        return Some(asked);
+    };
+    let longest = geometry.max_context;
+    if asked > longest {
+        let name = gguf.metadata().str("general.name").unwrap_or_default();
+        let name = match name {
+            "" => name_of(choice).display().to_string(),
+            name => printable(name).into_owned(),
+        };
+        console.report(&format!(
+            "a context of {asked} tokens is longer than that of {name}: opened with {}",
+            units::plural(longest, "token")
+        ));
+    }
+    Some(asked.min(longest))
 }
 
 /// The name of a choice in messages.
@@ -73,14 +124,17 @@ pub(crate) fn open_engine_of(
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
     adjust(&mut open);
-    let result = Engine::from_gguf(gguf, &open, &mut |progress| {
-        if let LoadProgress::Bound { n_done, n_tensors } = progress {
-            console.progress(&format!("loading: {} %", n_done * 100 / n_tensors.max(1)));
+    let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {
+        LoadProgress::Bound { n_done, n_bytes } => {
+            console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
+        LoadProgress::Chosen { what } => console.note(&what),
+        LoadProgress::Opened { .. } => {}
     });
     console.end_progress();
-    let engine = result?;
+    let engine = blaming(&options.model, result.map_err(Into::into))?;
     console.detail(&format!("memory: {}", engine.plan()));
     Ok(engine)
 }
@@ -104,6 +158,10 @@ fn no_tokenizer(name: &Path) -> String {
 /// A rendered conversation, ready for the model.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct TokenPrompt {
+    /// Its text.
+    pub text: String,
+    /// Lengths in bytes and tokens at which replies of the model end in it.
+    ends: Vec<(usize, usize)>,
     /// The tokens.
     pub tokens: Vec<u32>,
     /// What the model's first character belongs to.
@@ -165,8 +223,50 @@ pub(crate) struct Model {
     options: EngineOptions,
     rules: ThinkingRules,
     revision: Revision,
-    chunk: usize,
+    spoken: Spoken,
 }
+
+/// What was read and said last, in the tokens in which it was: the same text may be cut into
+/// others, and a cache knows tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Spoken {
+    text: String,
+    tokens: Vec<u32>,
+    /// Lengths in bytes and tokens at which replies end, ascending.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Spoken {
+    /// The ends of replies that a text shares with this one, all in this one's tokens.
+    fn shared(&self, text: &str) -> &[(usize, usize)] {
+        let n_alike = self
+            .text
+            .bytes()
+            .zip(text.bytes())
+            .take_while(|(a, b)| a == b)
+            .count();
+        // A marker behind a reply is a token of its own, whatever stands before it.
+        let is_end = |at: usize| {
+            let rest = text.get(at..);
+            rest.is_some_and(|rest| {
+                rest.is_empty()
+                    || rest.starts_with(MARKER)
+                    || rest.starts_with(markers::THINK_CLOSE)
+            })
+        };
+        let n = self
+            .ends
+            .iter()
+            .rposition(|(bytes, tokens)| {
+                *bytes <= n_alike && *tokens <= self.tokens.len() && is_end(*bytes)
+            })
+            .map_or(0, |last| last + 1);
+        &self.ends[..n]
+    }
+}
+
+/// How markers between messages begin.
+const MARKER: &str = "<｜";
 
 impl Model {
     /// Opens it.
@@ -177,17 +277,16 @@ impl Model {
         options: &EngineOptions,
         rules: ThinkingRules,
         context: Option<usize>,
-        chunk: usize,
+        chunk: Option<usize>,
         console: &Console,
     ) -> Result<Model> {
-        if let Some(banner) = options.model.banner() {
-            console.note(&banner);
-        }
         let gguf = open_file(&options.model)?;
+        let context = context_within(context, &gguf, &options.model, console);
         let engine = open_engine_of(&gguf, options, console, |open| {
             open.context = context;
             open.chunk = chunk;
         })?;
+        console.announce(&options.model, engine.name());
         let name = name_of(&options.model);
         let tokenizer = engine.tokenizer().with_context(|| no_tokenizer(&name))?;
         let revision = match rules.revision {
@@ -198,28 +297,61 @@ impl Model {
         console.detail(&format!("prompt revision: {revision:?}"));
         Ok(Model {
             tokenizer: Arc::clone(tokenizer),
-            scheduler: Scheduler::new(engine),
+            scheduler: Scheduler::new(engine).with_options(SchedulerOptions::responsive()),
             gguf,
             options: options.clone(),
             rules,
             revision,
-            chunk,
+            spoken: Spoken::default(),
         })
     }
 
-    /// Opens it again with another context, which empties the cache. On an error the model is as
-    /// it was: the old context is given up when the new one is open.
+    /// Keeps states of conversations in a folder, over the end of the program too.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub(crate) fn keep_states(self, folder: &Path, budget_bytes: u64) -> Result<Model> {
+        let engine = self.scheduler.engine();
+        let (key, layout) = states::compat(&self.gguf, engine, &self.tokenizer);
+        let options = StoreOptions {
+            budget_bytes,
+            max_tokens: engine.context(),
+            ..StoreOptions::default()
+        };
+        let store = Store::open(folder, options, key, layout)?;
+        Ok(Model {
+            scheduler: self.scheduler.with_store(store),
+            ..self
+        })
+    }
+
+    /// Writes the state of the conversation, where states are kept.
+    pub(crate) fn save_state(&mut self) {
+        self.scheduler.save_all();
+    }
+
+    /// What was read and said last.
+    pub(crate) fn spoken(&self) -> &Spoken {
+        &self.spoken
+    }
+
+    /// Takes over what another run read and said, if it is in the tokens of this model.
+    pub(crate) fn remember(&mut self, spoken: Spoken) {
+        let text = self.tokenizer.decode(&spoken.tokens);
+        if text.is_ok_and(|text| text == spoken.text) {
+            self.spoken = spoken;
+        }
+    }
+
+    /// Gives the context up and takes another one, which empties the cache. On an error the
+    /// context is as long as it was.
     ///
     /// # Errors
     /// The context does not fit.
     pub(crate) fn reopen(&mut self, context: usize, console: &Console) -> Result<()> {
-        let chunk = self.chunk;
-        let engine = open_engine_of(&self.gguf, &self.options, console, |open| {
-            open.context = Some(context);
-            open.chunk = chunk;
-        })?;
-        self.scheduler = Scheduler::new(engine);
-        Ok(())
+        let asked = Some(context);
+        let within = context_within(asked, &self.gguf, &self.options.model, console);
+        Ok(self.scheduler.set_context(within.unwrap_or(context))?)
     }
 
     /// The engine.
@@ -247,16 +379,25 @@ impl Model {
             mode,
             effort,
             revision: self.revision,
+            // What was thought stays: a reply after it reads only what is new.
+            drop_thinking: false,
             ..RenderOptions::default()
         };
         let prompt: Prompt = render(messages, &options)?;
+        let ends = self.spoken.shared(&prompt.text).to_vec();
+        let (n_bytes, n_tokens) = ends.last().copied().unwrap_or_default();
+        let mut tokens = self.spoken.tokens[..n_tokens].to_vec();
+        let rest = prompt.tail(n_bytes).unwrap_or_default();
+        tokens.extend(self.tokenizer.encode_prompt(&rest));
         Ok(TokenPrompt {
-            tokens: self.tokenizer.encode_prompt(&prompt),
+            tokens,
+            ends,
             start: match mode {
                 Mode::Chat => Start::Content,
                 Mode::Thinking => Start::Reasoning,
             },
             lowered,
+            text: prompt.text,
         })
     }
 
@@ -301,6 +442,12 @@ impl Model {
             detokenizer: Detokenizer::new(&self.tokenizer),
             parser: ReplyParser::new(prompt.start, ToolSchemas::default()),
         };
+        let mut said = Vec::new();
+        // The first step may take long: that it is under way is said before it.
+        on(Progress::Prefill {
+            n_done: 0,
+            n_total: n_prompt,
+        })?;
         let mut run = || -> Result<(FinishReason, Timings)> {
             loop {
                 if interrupt::requested() {
@@ -310,7 +457,9 @@ impl Model {
                     match event {
                         Event::Prefill {
                             n_done, n_total, ..
-                        } => on(Progress::Prefill { n_done, n_total })?,
+                        } => {
+                            on(Progress::Prefill { n_done, n_total })?;
+                        }
                         Event::Token {
                             token, logprobs, ..
                         } => {
@@ -318,8 +467,13 @@ impl Model {
                                 token,
                                 logprobs: logprobs.as_ref(),
                             })?;
+                            said.push(token);
                             text.push(token, on)?;
                         }
+                        Event::Finished {
+                            reason: FinishReason::NotFinite,
+                            ..
+                        } => return Err(NotFinite.into()),
                         Event::Finished {
                             reason, timings, ..
                         } => return Ok((reason, timings)),
@@ -335,12 +489,31 @@ impl Model {
             let _ = self.scheduler.tick();
         }
         let (reason, timings) = result?;
+        self.spoken = self.spoken_after(prompt, &said);
         let reply = text.finish(reason, on)?;
         Ok(Outcome {
             reply,
             reason,
             timings,
         })
+    }
+}
+
+impl Model {
+    /// What was read and said after a reply of some tokens.
+    fn spoken_after(&self, prompt: &TokenPrompt, said: &[u32]) -> Spoken {
+        let mut spoken = Spoken {
+            text: prompt.text.clone(),
+            tokens: prompt.tokens.clone(),
+            ends: prompt.ends.clone(),
+        };
+        // A reply that ends inside a character has no text of its own.
+        if let Ok(text) = self.tokenizer.decode(said) {
+            spoken.text.push_str(&text);
+            spoken.tokens.extend_from_slice(said);
+            spoken.ends.push((spoken.text.len(), spoken.tokens.len()));
+        }
+        spoken
     }
 }
 
@@ -366,7 +539,7 @@ impl ReplyText {
         let (events, reply) = self.parser.finish(match reason {
             FinishReason::Stop => EndReason::Stop,
             FinishReason::Length | FinishReason::ContextFull => EndReason::Length,
-            FinishReason::Cancelled => EndReason::Cancelled,
+            FinishReason::Cancelled | FinishReason::NotFinite => EndReason::Cancelled,
         });
         pass_on(&events, on)?;
         Ok(reply)
@@ -409,7 +582,7 @@ pub(crate) fn revision_of(path: &Path, model_name: &str) -> Revision {
     }
 }
 
-/// The closing line of a reply.
+/// The closing line of a reply: what was computed, and how fast.
 pub(crate) fn closing_line(outcome: &Outcome) -> String {
     let Timings {
         n_prompt,
@@ -422,15 +595,25 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
         FinishReason::Length => "; stopped at the limit of -n",
         FinishReason::ContextFull => "; the context is full",
         FinishReason::Cancelled => "; stopped",
+        FinishReason::NotFinite => "; the logits are not finite",
     };
     let rate = |n: usize, rate: f64| match n {
         0 => "-".to_owned(),
         _ => format!("{rate:.1}"),
     };
+    let n_computed = outcome.timings.n_prefilled();
+    let n_new = n_prompt - n_cached;
+    let prefill = match n_computed == n_new {
+        true => units::plural(n_new, "token"),
+        false => format!(
+            "{} of {}",
+            units::count(n_computed as u64),
+            units::plural(n_new, "token")
+        ),
+    };
     format!(
-        "prefill {} at {} t/s, {} cached; decode {} at {} t/s{reason}",
-        units::plural(n_prompt - n_cached, "token"),
-        rate(n_prompt - n_cached, outcome.timings.prefill_rate()),
+        "prefill {prefill} at {} t/s, {} cached; decode {} at {} t/s{reason}",
+        rate(n_computed, outcome.timings.prefill_rate()),
         units::count(n_cached as u64),
         units::plural(n_decoded, "token"),
         rate(n_decoded.saturating_sub(1), outcome.timings.decode_rate()),
@@ -438,27 +621,4 @@ pub(crate) fn closing_line(outcome: &Outcome) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_release_is_told_by_names_and_by_what_lies_beside_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let plain = at("model.gguf");
-        assert_eq!(revision_of(&plain, "DeepSeek V4 Flash"), Revision::Preview);
-        assert_eq!(revision_of(&at("model-0731.gguf"), "x"), Revision::R0731);
-        assert_eq!(revision_of(&plain, "Flash 0731"), Revision::R0731);
-        std::fs::write(at("config.json"), r#"{"vocab_size": 1}"#).unwrap();
-        assert_eq!(revision_of(&plain, "x"), Revision::Preview);
-        std::fs::write(at("config.json"), r#"{"dspark_block_size": 5}"#).unwrap();
-        assert_eq!(revision_of(&plain, "x"), Revision::R0731);
-        std::fs::remove_file(at("config.json")).unwrap();
-        std::fs::create_dir(at("encoding")).unwrap();
-        std::fs::write(at("encoding/encoding_dsv4.py"), "# Beyond maximum").unwrap();
-        assert_eq!(revision_of(&plain, "x"), Revision::R0731);
-        // A folder name is not the file's name.
-        std::fs::create_dir(at("0731")).unwrap();
-        assert_eq!(revision_of(&at("0731/model.gguf"), "x"), Revision::Preview);
-    }
-}
+mod tests;

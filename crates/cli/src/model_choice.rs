@@ -1,11 +1,13 @@
-//! Which model to open: `-m`, else `$DS4_MODEL`, else the user's models, else the built-in one.
+//! Which model to open: `-m`, else `$DS4_MODEL`, else one that lies here or among the user's
+//! models, else the built-in one.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::folders;
+use crate::reply_writer::printable;
+use crate::{catalog, folders};
 
 /// The variable that names a model file.
 pub(crate) const VARIABLE: &str = "DS4_MODEL";
@@ -17,9 +19,8 @@ pub(crate) static BUILT_IN: Option<&[u8]> = Some(include_bytes!(env!("DS4_BUILTI
 #[cfg(not(builtin_model))]
 pub(crate) static BUILT_IN: Option<&[u8]> = None;
 
-/// Where the published files are, and the one to begin with.
-const REPOSITORY: &str = "antirez/deepseek-v4-gguf";
-const PUBLISHED: &str = "DeepSeek-V4-Flash-IQ2XXS-w2Q2K-AProjQ8-SExpQ8-OutQ8-chat-v2-imatrix.gguf";
+/// The published file to begin with.
+const PUBLISHED: &str = catalog::PUBLISHED[0].file;
 
 /// A model to open.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,9 +43,25 @@ pub(crate) enum NamedBy {
     Flag,
     /// [`VARIABLE`].
     Variable,
-    /// Nobody; it is the first in the user's folder.
-    Folder,
+    /// Nobody; it lies in a place where models are looked for.
+    Place(Place),
 }
+
+/// Where a model is looked for when nobody names one, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The file [`FILE_HERE`], as the C original has it.
+    Here,
+    /// The folder [`FOLDER_HERE`].
+    FolderHere,
+    /// The folder of the user's models.
+    Models,
+}
+
+/// A model in the working folder.
+const FILE_HERE: &str = "ds4flash.gguf";
+/// A folder of models in the working folder.
+const FOLDER_HERE: &str = "gguf";
 
 impl ModelChoice {
     /// Chooses, from the environment where no file is given.
@@ -56,47 +73,87 @@ impl ModelChoice {
         choose(
             flag,
             variable,
-            folders::models().as_deref(),
+            &places(Path::new(""), folders::models()),
             BUILT_IN.is_some(),
         )
     }
 
-    /// What to say about it when nobody named it by hand.
-    pub(crate) fn banner(&self) -> Option<String> {
+    /// Which model it is, by the name in its file, and why: a line for a log.
+    pub(crate) fn line(&self, name: &str) -> String {
+        let name = printable(name);
         match self {
-            ModelChoice::File {
-                named_by: NamedBy::Flag,
-                ..
-            } => None,
-            ModelChoice::File {
-                path,
-                named_by: NamedBy::Variable,
-            } => Some(format!("model: {}, from ${VARIABLE}", path.display())),
-            ModelChoice::File {
-                path,
-                named_by: NamedBy::Folder,
-            } => Some(format!(
-                "model: {}, the first in the models folder; -m FILE opens another",
-                path.display()
-            )),
-            ModelChoice::BuiltIn => Some(format!(
+            ModelChoice::File { path, named_by } => {
+                let why = match named_by {
+                    NamedBy::Flag => String::new(),
+                    NamedBy::Variable => format!(", from ${VARIABLE}"),
+                    NamedBy::Place(place) => format!(", {}; -m FILE opens another", place.name()),
+                };
+                format!("model: {name}, {}{why}", path.display())
+            }
+            ModelChoice::BuiltIn => format!(
+                "model: {name}, which shows that everything works and knows little; -m FILE \
+                 opens another"
+            ),
+        }
+    }
+
+    /// The same for a person, who may need to be told how to get the full model.
+    pub(crate) fn banner(&self, name: &str) -> String {
+        match self {
+            ModelChoice::File { .. } => self.line(name),
+            ModelChoice::BuiltIn => format!(
                 "This is the small built-in model, which shows that everything works and knows \
-                 little.\nThe full one needs about 90 GB of disk and memory:\n  {}\n  ds4 -m {PUBLISHED}",
-                download_command()
-            )),
+                 little.\nThe full one needs about 90 GB of disk and memory:\n  {}{}",
+                download_command(),
+                if cfg!(feature = "pull") {
+                    String::new()
+                } else {
+                    format!("\n  ds4 -m {PUBLISHED}")
+                },
+            ),
+        }
+    }
+
+    /// Who is to blame for a file that cannot be opened, when it was not named on the command
+    /// line.
+    pub(crate) fn origin(&self) -> Option<String> {
+        match self {
+            ModelChoice::File { named_by, .. } => match named_by {
+                NamedBy::Flag => None,
+                NamedBy::Variable => Some(format!("the model named by ${VARIABLE}")),
+                NamedBy::Place(place) => Some(format!("the model found {}", place.name())),
+            },
+            ModelChoice::BuiltIn => None,
+        }
+    }
+}
+
+impl Place {
+    fn name(self) -> &'static str {
+        match self {
+            Place::Here => "in the working folder",
+            Place::FolderHere => "in the folder gguf, the first by name",
+            Place::Models => "in the models folder, the first by name",
         }
     }
 }
 
 /// The command that fetches the published file.
 fn download_command() -> String {
-    format!("hf download {REPOSITORY} {PUBLISHED} --local-dir .")
+    if cfg!(feature = "pull") {
+        format!("ds4 pull {}", catalog::PUBLISHED[0].id)
+    } else {
+        format!(
+            "hf download {} {PUBLISHED} --local-dir .",
+            catalog::REPOSITORY
+        )
+    }
 }
 
 fn choose(
     flag: Option<&Path>,
     variable: Option<OsString>,
-    folder: Option<&Path>,
+    places: &[(PathBuf, Place)],
     has_built_in: bool,
 ) -> Result<ModelChoice> {
     let file = |path: PathBuf, named_by| Ok(ModelChoice::File { path, named_by });
@@ -106,8 +163,14 @@ fn choose(
     if let Some(path) = variable.filter(|v| !v.is_empty()) {
         return file(path.into(), NamedBy::Variable);
     }
-    if let Some(path) = folder.and_then(first_model) {
-        return file(path, NamedBy::Folder);
+    for (place, kind) in places {
+        let found = match kind {
+            Place::Here => Some(place.clone()).filter(|path| path.is_file()),
+            Place::FolderHere | Place::Models => first_model(place),
+        };
+        if let Some(path) = found {
+            return file(path, NamedBy::Place(*kind));
+        }
     }
     if has_built_in {
         return Ok(ModelChoice::BuiltIn);
@@ -116,6 +179,18 @@ fn choose(
         "no model: give one with -m FILE or ${VARIABLE}, or get the published one with `{}`",
         download_command()
     )
+}
+
+/// Where models are looked for, from a working folder.
+fn places(here: &Path, models: Option<PathBuf>) -> Vec<(PathBuf, Place)> {
+    let models = models.map(|folder| (folder, Place::Models));
+    [
+        (here.join(FILE_HERE), Place::Here),
+        (here.join(FOLDER_HERE), Place::FolderHere),
+    ]
+    .into_iter()
+    .chain(models)
+    .collect()
 }
 
 /// The first model of a folder by name; `None` when the folder is not there or has none.
@@ -154,56 +229,57 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_flag_wins_over_the_variable_over_the_folder_over_the_built_in_model() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("b.gguf"), "").unwrap();
-        std::fs::write(folder.path().join("a.gguf"), "").unwrap();
-        std::fs::write(folder.path().join("a.txt"), "").unwrap();
-        let empty = tempfile::tempdir().unwrap();
+    fn the_flag_wins_over_the_variable_over_what_lies_about_over_the_built_in_model() {
+        let here = tempfile::tempdir().unwrap();
+        let models = tempfile::tempdir().unwrap();
         let file = |path: &Path, named_by| ModelChoice::File {
             path: path.to_owned(),
             named_by,
         };
-        let (flag, variable) = (Path::new("flag.gguf"), OsString::from("variable.gguf"));
-        let full = Some(folder.path());
-        let first = folder.path().join("a.gguf");
-        for (flag, variable, folder, expected) in [
-            (
-                Some(flag),
-                Some(variable.clone()),
-                full,
-                file(flag, NamedBy::Flag),
-            ),
-            (
-                None,
-                Some(variable.clone()),
-                full,
-                file(Path::new(&variable), NamedBy::Variable),
-            ),
-            (
-                None,
-                Some(OsString::new()),
-                full,
-                file(&first, NamedBy::Folder),
-            ),
-            (None, None, full, file(&first, NamedBy::Folder)),
-            (None, None, Some(empty.path()), ModelChoice::BuiltIn),
-            (
-                None,
-                None,
-                Some(Path::new("/no/such/folder")),
-                ModelChoice::BuiltIn,
-            ),
-            (None, None, None, ModelChoice::BuiltIn),
-        ] {
-            assert_eq!(choose(flag, variable, folder, true).unwrap(), expected);
+        let choose = |flag: Option<&str>, variable: Option<&str>| {
+            let places = places(here.path(), Some(models.path().to_owned()));
+            choose(flag.map(Path::new), variable.map(Into::into), &places, true).unwrap()
+        };
+        assert_eq!(choose(None, None), ModelChoice::BuiltIn);
+        assert_eq!(choose(None, Some("")), ModelChoice::BuiltIn);
+        // Every place wins over those before.
+        for name in ["b.gguf", "a.gguf", "a.txt"] {
+            std::fs::write(models.path().join(name), "").unwrap();
         }
+        let first = models.path().join("a.gguf");
+        let place = NamedBy::Place;
+        assert_eq!(choose(None, None), file(&first, place(Place::Models)));
+        let folder = here.path().join("gguf");
+        std::fs::create_dir(&folder).unwrap();
+        assert_eq!(choose(None, None), file(&first, place(Place::Models)));
+        std::fs::write(folder.join("c.gguf"), "").unwrap();
+        let first = folder.join("c.gguf");
+        assert_eq!(choose(None, None), file(&first, place(Place::FolderHere)));
+        let first = here.path().join("ds4flash.gguf");
+        std::fs::write(&first, "").unwrap();
+        assert_eq!(choose(None, None), file(&first, place(Place::Here)));
+        let (flag, variable) = ("flag.gguf", "variable.gguf");
+        assert_eq!(
+            choose(None, Some(variable)),
+            file(Path::new(variable), NamedBy::Variable)
+        );
+        assert_eq!(
+            choose(Some(flag), Some(variable)),
+            file(Path::new(flag), NamedBy::Flag)
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_holds_no_model() {
+        let places = places(Path::new("/no/such/folder"), None);
+        let choice = choose(None, None, &places, true).unwrap();
+        assert_eq!(choice, ModelChoice::BuiltIn);
     }
 
     #[test]
     fn without_any_model_the_error_names_the_ways_to_get_one() {
-        let error = choose(None, None, None, false).unwrap_err().to_string();
-        for word in ["-m FILE", "$DS4_MODEL", REPOSITORY, PUBLISHED] {
+        let error = choose(None, None, &[], false).unwrap_err().to_string();
+        for word in ["-m FILE", "$DS4_MODEL", &download_command()] {
             assert!(error.contains(word), "{word} is not in: {error}");
         }
     }

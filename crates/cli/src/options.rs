@@ -7,10 +7,11 @@ use ds4_engine::{BackendKind, SamplingOptions, SimdPath};
 use ds4_text::{Effort, Mode};
 use serde::{Deserialize, Serialize};
 
-use crate::args::{AskArgs, BackendArg, EffortArg, EngineArgs, RevisionArg, SimdArg};
+use crate::args::{self, AskArgs, BackendArg, EffortArg, EngineArgs, RevisionArg, SimdArg};
 use crate::conversation::Settings;
 use crate::model_choice::ModelChoice;
-use crate::prompt_input::PromptInput;
+use crate::other_names;
+use crate::prompt_input::{PromptInput, Stdin};
 
 /// The most tokens whose probabilities are written for each step.
 const MAX_LOGPROBS: usize = 1024;
@@ -81,13 +82,19 @@ impl EngineOptions {
     /// # Errors
     /// There is no model, or the arguments contradict each other.
     pub(crate) fn new(args: &EngineArgs) -> Result<EngineOptions> {
-        if args.backend == BackendArg::Reference && args.simd.is_some() {
-            bail!("--simd chooses kernels of the CPU backend, and --backend reference has none");
+        let backend = other_names::backend(args)?;
+        let has_simd = matches!(backend, BackendArg::Auto | BackendArg::Cpu);
+        if args.simd.is_some() && !has_simd {
+            bail!("--simd chooses kernels of the CPU backend, and this --backend has none");
         }
         Ok(EngineOptions {
             model: ModelChoice::new(args.model.as_deref())?,
-            backend: match args.backend {
+            backend: match backend {
+                // Kernels of the CPU backend are asked for.
+                BackendArg::Auto if args.simd.is_some() => BackendKind::Cpu,
+                BackendArg::Auto => BackendKind::Auto,
                 BackendArg::Cpu => BackendKind::Cpu,
+                BackendArg::Cuda => BackendKind::Cuda,
                 BackendArg::Reference => BackendKind::Reference,
             },
             n_threads: args.threads,
@@ -134,8 +141,8 @@ pub(crate) struct AskOptions {
     pub engine: EngineOptions,
     /// Tokens of prompt and reply together; `None` is what fits.
     pub context: Option<usize>,
-    /// Rows of a prefill step.
-    pub chunk: usize,
+    /// Rows of a prefill step; `None` is what suits the device.
+    pub chunk: Option<usize>,
     /// Tokens of a reply; `None` is up to the end of the context.
     pub max_tokens: Option<usize>,
     /// Thinking and sampling.
@@ -146,6 +153,10 @@ pub(crate) struct AskOptions {
     pub rules: ThinkingRules,
     /// Write reasoning also where no person reads it.
     pub show_reasoning: bool,
+    /// Write the answer as JSON.
+    pub json: bool,
+    /// Leave nothing of a conversation on disk.
+    pub private: bool,
 }
 
 impl AskOptions {
@@ -154,12 +165,14 @@ impl AskOptions {
     ///
     /// # Errors
     /// There is no model, or the arguments contradict each other.
-    pub(crate) fn new(args: AskArgs, stdin_is_terminal: bool) -> Result<AskOptions> {
-        let prompt = match (args.prompt, args.prompt_file) {
+    pub(crate) fn new(args: AskArgs, stdin: Stdin) -> Result<AskOptions> {
+        let prompt = match (args.prompt.or(args.question), args.prompt_file) {
+            (Some(text), _) if text == "-" => Some(PromptInput::Stdin),
+            (Some(text), _) if stdin.holds_text() => Some(PromptInput::StdinAnd(text)),
             (Some(text), _) => Some(PromptInput::Text(text)),
             (None, Some(path)) if path.as_os_str() == "-" => Some(PromptInput::Stdin),
             (None, Some(path)) => Some(PromptInput::File(path)),
-            (None, None) if stdin_is_terminal => None,
+            (None, None) if stdin == Stdin::Terminal => None,
             (None, None) => Some(PromptInput::Stdin),
         };
         let needs_prompt = |flag| -> Result<PromptInput> {
@@ -184,6 +197,7 @@ impl AskOptions {
                 let top_k = args.logprobs_top_k;
                 Task::DumpLogprobs(needs_prompt("--dump-logprobs")?, Logprobs { path, top_k })
             }
+            (false, None) if args.json => Task::Answer(needs_prompt("--json")?),
             (false, None) => prompt.map_or(Task::Chat, Task::Answer),
         };
         let settings = Settings {
@@ -203,7 +217,7 @@ impl AskOptions {
             engine: EngineOptions::new(&args.engine)?,
             context: args.ctx,
             chunk: args.chunk,
-            max_tokens: args.tokens,
+            max_tokens: args.tokens.filter(|n| *n != args::NO_LIMIT),
             settings,
             seed: args.seed,
             rules: ThinkingRules {
@@ -216,6 +230,8 @@ impl AskOptions {
                 revision: args.prompt_revision,
             },
             show_reasoning: args.show_reasoning,
+            json: args.json,
+            private: args.private,
         };
         sampling(&options.settings, options.seed).validate(usize::MAX)?;
         Ok(options)
@@ -240,12 +256,12 @@ mod tests {
     use crate::args::Cli;
     use clap::Parser as _;
 
-    fn options(line: &str, stdin_is_terminal: bool) -> Result<AskOptions> {
+    fn options(line: &str, stdin: Stdin) -> Result<AskOptions> {
         // A model that is named is not looked for.
         let words = ["ds4", "-m", "model.gguf"]
             .into_iter()
             .chain(line.split_whitespace());
-        AskOptions::new(Cli::try_parse_from(words)?.ask, stdin_is_terminal)
+        AskOptions::new(Cli::try_parse_from(words)?.ask, stdin)
     }
 
     #[test]
@@ -255,29 +271,45 @@ mod tests {
             path: "f".into(),
             top_k: 20,
         };
-        for (line, stdin_is_terminal, expected) in [
-            ("", true, Task::Chat),
-            ("", false, Task::Answer(PromptInput::Stdin)),
-            ("-p x", true, Task::Answer(text.clone())),
-            ("-p x", false, Task::Answer(text.clone())),
-            ("--prompt-file -", true, Task::Answer(PromptInput::Stdin)),
+        use Stdin::{Device, Terminal, Text};
+        let both = Task::Answer(PromptInput::StdinAnd("x".to_owned()));
+        for (line, stdin, expected) in [
+            ("", Terminal, Task::Chat),
+            ("", Text, Task::Answer(PromptInput::Stdin)),
+            ("", Device, Task::Answer(PromptInput::Stdin)),
+            ("-p x", Terminal, Task::Answer(text.clone())),
+            ("-p x", Device, Task::Answer(text.clone())),
+            ("-p x", Text, both.clone()),
+            ("x", Terminal, Task::Answer(text.clone())),
+            ("x", Text, both),
+            ("-p -", Terminal, Task::Answer(PromptInput::Stdin)),
+            ("-p -", Text, Task::Answer(PromptInput::Stdin)),
+            (
+                "--prompt-file -",
+                Terminal,
+                Task::Answer(PromptInput::Stdin),
+            ),
             (
                 "--prompt-file f",
-                true,
+                Terminal,
                 Task::Answer(PromptInput::File("f".into())),
             ),
-            ("--dump-tokens -p x", true, Task::DumpTokens(text.clone())),
+            (
+                "--dump-tokens -p x",
+                Terminal,
+                Task::DumpTokens(text.clone()),
+            ),
             (
                 "--dump-logprobs f -p x",
-                true,
+                Terminal,
                 Task::DumpLogprobs(text, logprobs),
             ),
         ] {
-            let options = options(line, stdin_is_terminal).unwrap();
-            assert_eq!(options.task, expected, "{line:?} {stdin_is_terminal}");
+            let options = options(line, stdin).unwrap();
+            assert_eq!(options.task, expected, "{line:?} {stdin:?}");
         }
-        for line in ["--dump-tokens", "--dump-logprobs f"] {
-            let error = options(line, true).unwrap_err().to_string();
+        for line in ["--dump-tokens", "--dump-logprobs f", "--json"] {
+            let error = options(line, Terminal).unwrap_err().to_string();
             assert!(error.contains("needs a prompt"), "{line}: {error}");
         }
         for line in [
@@ -286,7 +318,7 @@ mod tests {
             "-p x --temp 3",
             "-p x --backend reference --simd avx2",
         ] {
-            assert!(options(line, true).is_err(), "{line}");
+            assert!(options(line, Terminal).is_err(), "{line}");
         }
     }
 

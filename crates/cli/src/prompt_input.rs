@@ -1,8 +1,11 @@
 //! Text that the user hands over: from a flag, a file or standard input.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -18,7 +21,102 @@ pub(crate) enum PromptInput {
     File(PathBuf),
     /// On standard input.
     Stdin,
+    /// On standard input, if there is anything, and this text after it.
+    StdinAnd(String),
 }
+
+/// What standard input is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stdin {
+    /// A person.
+    Terminal,
+    /// A pipe or a file: somebody put text there.
+    Text,
+    /// Something else, such as the empty device, or nothing.
+    Device,
+}
+
+impl Stdin {
+    /// What it is for this process.
+    pub(crate) fn of_process() -> Stdin {
+        if io::stdin().is_terminal() {
+            Stdin::Terminal
+        } else if is_pipe_or_file() {
+            Stdin::Text
+        } else {
+            Stdin::Device
+        }
+    }
+
+    /// Whether text beside a question is to be read there.
+    pub(crate) fn holds_text(self) -> bool {
+        self == Stdin::Text
+    }
+}
+
+#[cfg(unix)]
+fn is_pipe_or_file() -> bool {
+    use std::os::fd::AsFd as _;
+    use std::os::unix::fs::FileTypeExt as _;
+    let metadata = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .and_then(|fd| File::from(fd).metadata());
+    metadata.is_ok_and(|m| m.file_type().is_fifo() || m.is_file())
+}
+
+/// Elsewhere a pipe cannot be told from nothing at all without waiting for it.
+#[cfg(not(unix))]
+fn is_pipe_or_file() -> bool {
+    false
+}
+
+/// Time after which somebody who forgot standard input is told that it is read.
+const STDIN_SILENCE: Duration = Duration::from_secs(2);
+
+/// The text on standard input; says that it waits when nothing comes for a while.
+fn read_stdin() -> Result<String> {
+    let arrived = Arc::new(AtomicBool::new(false));
+    std::thread::spawn({
+        let arrived = Arc::clone(&arrived);
+        move || {
+            std::thread::sleep(STDIN_SILENCE);
+            if !arrived.load(Ordering::Relaxed) {
+                // Where nobody takes the message, nobody waits for it.
+                let _ = writeln!(
+                    io::stderr(),
+                    "reading standard input; `< /dev/null` leaves it out"
+                );
+            }
+        }
+    });
+    let text = read_text(
+        Noticed {
+            source: io::stdin().lock(),
+            arrived: &arrived,
+        },
+        STDIN_NAME,
+    );
+    arrived.store(true, Ordering::Relaxed);
+    text
+}
+
+/// A source that notices its first byte.
+struct Noticed<'a, R> {
+    source: R,
+    arrived: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Noticed<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let n = self.source.read(bytes)?;
+        self.arrived.store(true, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+/// Standard input in messages.
+const STDIN_NAME: &str = "standard input";
 
 impl PromptInput {
     /// Reads it.
@@ -29,9 +127,10 @@ impl PromptInput {
         let (text, name) = match self {
             PromptInput::Text(text) => (text.clone(), "the prompt".to_owned()),
             PromptInput::File(path) => (read_text_file(path)?, path.display().to_string()),
-            PromptInput::Stdin => {
-                let name = "standard input".to_owned();
-                (read_text(io::stdin().lock(), &name)?, name)
+            PromptInput::Stdin => (read_stdin()?, STDIN_NAME.to_owned()),
+            PromptInput::StdinAnd(question) => {
+                let text = read_stdin()?;
+                (joined(&text, question), "the prompt".to_owned())
             }
         };
         if text.trim().is_empty() {
@@ -39,6 +138,14 @@ impl PromptInput {
         }
         Ok(text)
     }
+}
+
+/// A text and the question about it.
+fn joined(text: &str, question: &str) -> String {
+    if text.trim().is_empty() {
+        return question.to_owned();
+    }
+    format!("{}\n\n{question}", text.trim_end_matches('\n'))
 }
 
 /// The text of a file.
@@ -105,6 +212,12 @@ mod tests {
             " two words\n",
             "a prompt is sent as it is"
         );
+    }
+
+    #[test]
+    fn a_text_goes_before_the_question_about_it() {
+        assert_eq!(joined("a\nb\n\n", "what?"), "a\nb\n\nwhat?");
+        assert_eq!(joined(" \n", "what?"), "what?");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 
 use crate::console::{Console, DIM, RESET};
 use crate::markdown_style::MarkdownStyle;
+use crate::word_wrap::WordWrap;
 
 /// How reasoning is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(crate) struct ReplyWriter<W> {
     for_terminal: bool,
     /// Styles of content, where letters have styles.
     markdown: Option<MarkdownStyle>,
+    /// Where lines are broken, on a terminal whose width is known.
+    wrap: Option<WordWrap>,
     place: Place,
     at_line_start: bool,
 }
@@ -55,9 +58,16 @@ impl<W: Write> ReplyWriter<W> {
             style,
             for_terminal,
             markdown: (style == ReasoningStyle::Dimmed).then(MarkdownStyle::default),
+            wrap: None,
             place: Place::Start,
             at_line_start: true,
         }
+    }
+
+    /// Breaks lines of so many columns between words.
+    pub(crate) fn wrapped(mut self, width: Option<usize>) -> ReplyWriter<W> {
+        self.wrap = width.map(WordWrap::new);
+        self
     }
 
     /// More reasoning.
@@ -72,7 +82,7 @@ impl<W: Write> ReplyWriter<W> {
             self.place = Place::Reasoning;
             match self.style {
                 ReasoningStyle::Tagged => self.write("<think>\n")?,
-                _ => self.out.write_all(DIM.as_bytes())?,
+                _ => self.put(DIM)?,
             }
         }
         self.write(text)?;
@@ -86,13 +96,13 @@ impl<W: Write> ReplyWriter<W> {
         }
         self.end_reasoning()?;
         self.place = Place::Content;
-        let text = self.shown(text);
+        let text = self.shown(text).into_owned();
         match &mut self.markdown {
             Some(markdown) => {
                 let styled = markdown.push(&text);
-                self.out.write_all(styled.as_bytes())?;
+                self.put(&styled)?;
             }
-            None => self.out.write_all(text.as_bytes())?,
+            None => self.put(&text)?,
         }
         self.at_line_start = text.ends_with('\n');
         self.out.flush()
@@ -103,10 +113,13 @@ impl<W: Write> ReplyWriter<W> {
         let was_reasoning = self.place == Place::Reasoning;
         self.end_reasoning()?;
         if let Some(markdown) = self.markdown.take() {
-            self.out.write_all(markdown.finish().as_bytes())?;
+            self.put(&markdown.finish())?;
         }
         if !self.at_line_start && !was_reasoning {
             self.write("\n")?;
+        }
+        if let Some(mut wrap) = self.wrap.take() {
+            self.out.write_all(wrap.finish().as_bytes())?;
         }
         self.out.flush()
     }
@@ -122,7 +135,7 @@ impl<W: Write> ReplyWriter<W> {
         match self.style {
             ReasoningStyle::Tagged => self.write("</think>\n\n"),
             _ => {
-                self.out.write_all(RESET.as_bytes())?;
+                self.put(RESET)?;
                 self.write("\n")
             }
         }
@@ -132,8 +145,19 @@ impl<W: Write> ReplyWriter<W> {
         if let Some(last) = text.chars().next_back() {
             self.at_line_start = last == '\n';
         }
-        let shown = self.shown(text);
-        self.out.write_all(shown.as_bytes())
+        let shown = self.shown(text).into_owned();
+        self.put(&shown)
+    }
+
+    /// Writes what may be written, lines broken between words.
+    fn put(&mut self, text: &str) -> io::Result<()> {
+        match &mut self.wrap {
+            Some(wrap) => {
+                let wrapped = wrap.push(text);
+                self.out.write_all(wrapped.as_bytes())
+            }
+            None => self.out.write_all(text.as_bytes()),
+        }
     }
 
     /// The text as it may be written.
@@ -207,6 +231,22 @@ mod tests {
                 "{style:?} {deltas:?}"
             );
         }
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_words_stay_whole() {
+        let mut out = Vec::new();
+        let writer = ReplyWriter::new(&mut out, ReasoningStyle::Dimmed, true);
+        let mut writer = writer.wrapped(Some(10));
+        writer.reasoning("thinking of words").unwrap();
+        writer.content("**strong wo").unwrap();
+        writer.content("rds** here").unwrap();
+        writer.finish().unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        assert_eq!(
+            shown,
+            "\x1b[2mthinking\nof words\n\x1b[0m\n**\x1b[1mstrong\nwords**\x1b[0m\nhere\n"
+        );
     }
 
     #[test]

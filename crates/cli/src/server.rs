@@ -4,19 +4,19 @@
 //! requests finish for a while; a second one ends the program at once.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 use ds4_engine::store::{
-    BUDGET_BYTES, CompatInputs, CompatKey, MIN_TOKENS, SlotLayout, Store, StoreOptions,
-    TurnLogOptions, WeightsFingerprint,
+    BUDGET_BYTES, MIN_TOKENS, QUEUE_BYTES, Store, StoreOptions, TurnLogOptions,
 };
-use ds4_engine::{CacheRounding, Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
+use ds4_engine::{Engine, SNAPSHOT_BYTES, Scheduler, SchedulerOptions};
 use ds4_formats::gguf::Gguf;
 use ds4_server::generation::Thinking;
 use ds4_server::http::{
@@ -27,29 +27,32 @@ use ds4_server::prompt::{PromptRules, ReasoningHistory};
 use ds4_server::trace::Trace;
 use ds4_server::turns::DEFAULT_MAX_CALL_IDS;
 use ds4_text::{Effort, MarkerText, Mode, Revision, Tokenizer};
-use sha2::{Digest as _, Sha256};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
-use crate::args::{BackendArg, EffortArg, EngineArgs, RevisionArg, VerbosityArgs};
+use crate::args::{
+    EffortArg, EngineArgs, NO_LIMIT, RevisionArg, VerbosityArgs, reply_tokens, spelled_for_clap,
+    tokens,
+};
 use crate::console::Console;
 use crate::error;
-use crate::interrupt::EXIT_STATUS;
-use crate::model::{name_of, open_engine_of, open_file, revision_of};
+use crate::model::{context_within, name_of, open_engine_of, open_file, revision_of};
+use crate::model_choice::ModelChoice;
 use crate::options::EngineOptions;
+use crate::other_names;
 use crate::protocol_args::ProtocolArgs;
+use crate::reply_writer::printable;
+use crate::states;
+use crate::stop::Stop;
 use crate::store_args::StoreArgs;
 use crate::switch::Switch;
-
-/// Exit status of a program that SIGTERM ended, as shells report it.
-#[cfg(unix)]
-const TERMINATED_STATUS: u8 = 143;
 
 /// Arguments of `ds4-server`.
 #[derive(Debug, Parser)]
 #[command(
     name = "ds4-server",
-    version,
+    version = crate::version::SHORT,
+    long_version = crate::version::LONG,
     about = "Serve DeepSeek V4 Flash to coding agents",
     long_about = "Serve DeepSeek V4 Flash over the OpenAI Chat Completions, Responses and \
         Completions APIs and the Anthropic Messages API."
@@ -57,21 +60,28 @@ const TERMINATED_STATUS: u8 = 143;
 struct ServerArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Context of every slot in tokens [default: what fits in memory, up to 32768]
-    #[arg(short, long, value_name = "N")]
+    /// Context of every slot in tokens, such as 32k [default: what fits in memory, up to 32768]
+    #[arg(short, long, value_name = "N", value_parser = tokens)]
     ctx: Option<usize>,
     /// Replies in the making at once; each has a context of its own
     #[arg(long, value_name = "N", default_value_t = 1)]
     parallel: usize,
-    /// Most rows of one prefill step
-    #[arg(long, value_name = "N", default_value_t = 512, hide_short_help = true)]
-    chunk: usize,
-    /// Most tokens of a reply whose request does not say
-    #[arg(short = 'n', long, value_name = "N", default_value_t = DEFAULT_MAX_TOKENS)]
+    /// Most rows of one prefill step [default: what suits the device]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    chunk: Option<usize>,
+    /// Most tokens of a reply whose request does not say; -1 is the default
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_MAX_TOKENS,
+        value_parser = reply_tokens,
+        allow_negative_numbers = true
+    )]
     tokens: usize,
 
-    /// Address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    /// Address to listen on, or localhost
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = address)]
     host: IpAddr,
     /// Port to listen on; 0 takes a free one
     #[arg(long, value_name = "PORT", default_value_t = 8000)]
@@ -82,9 +92,9 @@ struct ServerArgs {
     /// A file with a key on every line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Refuse to listen beyond this machine without a key
+    /// Listen beyond this machine without a key: whoever can connect can use the server
     #[arg(long)]
-    require_key: bool,
+    without_key: bool,
     /// Let web pages of any origin use the server
     #[arg(long)]
     cors: bool,
@@ -203,9 +213,36 @@ enum HistoryArg {
     Official,
 }
 
+/// An address of this machine.
+fn address(text: &str) -> Result<IpAddr, String> {
+    match text {
+        "localhost" => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        _ => text.parse().map_err(|_| {
+            "expected an address of this machine: 127.0.0.1 or localhost, or 0.0.0.0 for all"
+                .to_owned()
+        }),
+    }
+}
+
+/// The arguments as clap describes them.
+pub(crate) fn command() -> clap::Command {
+    ServerArgs::command()
+}
+
+/// Runs the server with flags that another program was given.
+///
+/// # Errors
+/// As the server's; flags that are wrong end the program, as everywhere.
+pub(crate) fn run_with(flags: Vec<OsString>) -> Result<()> {
+    let args = std::iter::once(OsString::from("ds4-server")).chain(flags);
+    run(ServerArgs::parse_from(spelled_for_clap(args)))
+}
+
 /// Runs `ds4-server` with the arguments of the process.
 pub fn main() -> ExitCode {
-    match run(ServerArgs::parse()) {
+    match run(ServerArgs::parse_from(
+        spelled_for_clap(std::env::args_os()),
+    )) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ds4-server: {}", error::one_line(&error));
@@ -217,14 +254,21 @@ pub fn main() -> ExitCode {
 fn run(args: ServerArgs) -> Result<()> {
     let console = Console::new(args.verbosity);
     let engine_options = EngineOptions::new(&args.engine)?;
+    if let Some(without_effect) = other_names::without_effect(&args.engine) {
+        console.report(&without_effect);
+    }
     let keys = keys(&args)?;
     let loopback = args.host.is_loopback();
     if !loopback && keys.is_empty() {
-        if args.require_key {
-            bail!("--require-key: listening on {} needs --api-key", args.host);
+        if !args.without_key {
+            bail!(
+                "--host {}: whoever can connect could use the server; set --api-key, or \
+                 --without-key if that is wanted",
+                args.host
+            );
         }
         console.report(&format!(
-            "anybody who reaches {} can use this server: set --api-key",
+            "anybody who reaches {} can use this server",
             args.host
         ));
     }
@@ -267,28 +311,32 @@ fn run(args: ServerArgs) -> Result<()> {
         .with_context(|| format!("cannot listen on {address}"))?;
     let address = bound.address();
     let server = Server::new(options, loopback);
-    let (stop, mut stopped) = watch::channel(false);
+    let (ended, mut end) = watch::channel(false);
     let serving = runtime.spawn({
         let server = Arc::clone(&server);
         async move {
             bound
                 .serve(server, async move {
                     // A sender that is gone means the same.
-                    let _ = stopped.wait_for(|stop| *stop).await;
+                    let _ = end.wait_for(|end| *end).await;
                 })
                 .await;
         }
     });
 
-    if let Some(banner) = engine_options.model.banner() {
-        console.note(&banner);
-    }
+    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let gguf = open_file(&engine_options.model)?;
+    let context = context_within(args.ctx, &gguf, &engine_options.model, &console);
     let engine = open_engine_of(&gguf, &engine_options, &console, |open| {
-        open.context = args.ctx;
+        open.context = context;
         open.n_slots = args.parallel;
         open.chunk = args.chunk;
+        open.snapshot_bytes = args.snapshot_mem << 20;
+        if folder.is_some() {
+            open.store_bytes = QUEUE_BYTES as u64;
+        }
     })?;
+    console.announce(&engine_options.model, engine.name());
     let tokenizer = Arc::clone(engine.tokenizer().with_context(|| {
         format!(
             "{} has no tokenizer, so it cannot read text",
@@ -312,11 +360,11 @@ fn run(args: ServerArgs) -> Result<()> {
     };
     let n_context = facts.n_context;
     let n_slots = facts.n_slots;
+    let model_name = facts.name.clone();
     let keeping = SchedulerOptions {
         snapshot_bytes: args.snapshot_mem << 20,
-        ..SchedulerOptions::default()
+        ..SchedulerOptions::responsive()
     };
-    let folder = args.store.folder(args.kv_disk_dir.as_deref())?;
     let (scheduler, turn_log) = match folder {
         None => (Scheduler::new(engine), None),
         Some(folder) => {
@@ -336,23 +384,22 @@ fn run(args: ServerArgs) -> Result<()> {
         .load(scheduler.with_options(keeping), tokenizer, facts, turn_log)
         .context("cannot start the thread of the engine")?;
     console.report(&format!(
-        "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens"
+        "listening on http://{address}, {n_slots} slot(s) of {n_context} tokens, serving {}",
+        printable(&model_name)
     ));
 
     // Until here a signal ends the program at once: there is nothing to save.
-    let mut signals = {
-        let _entered = runtime.enter();
-        StopSignals::watch()?
-    };
-    runtime.block_on(signals.next());
-    runtime.spawn(async move {
-        let status = signals.next().await;
-        std::process::exit(i32::from(status));
-    });
-    console.report("stopping; running requests may finish");
-    let _ = stop.send(true);
+    let stop = Stop::watch_signals()?;
+    if let ModelChoice::File { path, .. } = &engine_options.model {
+        stop.watch_file(path)?;
+    }
+    let reason = runtime.block_on(stop.reason());
+    console.report(&reason);
+    let _ = ended.send(true);
     runtime.block_on(serving).context("serving failed")?;
     server.join();
+    // What still runs reads or compiles something that nobody waits for any more.
+    runtime.shutdown_background();
     Ok(())
 }
 
@@ -364,17 +411,7 @@ fn open_store(
     engine: &Engine,
     tokenizer: &Tokenizer,
 ) -> Result<Store> {
-    let layout = SlotLayout::new(engine.geometry(), CacheRounding::default());
-    let inputs = CompatInputs {
-        geometry: engine.geometry(),
-        weights: WeightsFingerprint::of(gguf),
-        tokenizer: tokenizer_hash(tokenizer),
-        numerics_class: match args.engine.backend {
-            BackendArg::Cpu => "cpu",
-            BackendArg::Reference => "reference",
-        },
-    };
-    let key = CompatKey::new(&inputs, &layout);
+    let (key, layout) = states::compat(gguf, engine, tokenizer);
     let mut options = StoreOptions {
         budget_bytes: args.kv_disk_space_mb.map_or(BUDGET_BYTES, |mib| mib << 20),
         min_tokens: args.kv_cache_min_tokens,
@@ -385,66 +422,22 @@ fn open_store(
     Ok(Store::open(folder, options, key, layout)?)
 }
 
-/// Names what the token ids of a model mean.
-fn tokenizer_hash(tokenizer: &Tokenizer) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for token in 0..tokenizer.n_vocab() as u32 {
-        let bytes = tokenizer.token_bytes(token);
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    }
-    hash.finalize().into()
-}
-
-/// What tells a server to stop: Ctrl+C, or the signal by which services are stopped.
-struct StopSignals {
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-}
-
-impl StopSignals {
-    /// Watches for them from now on. Needs to be called where the runtime is entered.
-    fn watch() -> Result<StopSignals> {
-        #[cfg(unix)]
-        {
-            use tokio::signal::unix::{SignalKind, signal};
-            Ok(StopSignals {
-                interrupt: signal(SignalKind::interrupt()).context("cannot watch for Ctrl+C")?,
-                terminate: signal(SignalKind::terminate()).context("cannot watch for SIGTERM")?,
-            })
-        }
-        #[cfg(not(unix))]
-        Ok(StopSignals {})
-    }
-
-    /// Waits for the next one: the exit status of a program that it ends.
-    async fn next(&mut self) -> u8 {
-        #[cfg(unix)]
-        tokio::select! {
-            _ = self.interrupt.recv() => EXIT_STATUS,
-            _ = self.terminate.recv() => TERMINATED_STATUS,
-        }
-        #[cfg(not(unix))]
-        {
-            // One that cannot be watched for never comes.
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-            EXIT_STATUS
-        }
-    }
-}
-
 fn keys(args: &ServerArgs) -> Result<Vec<String>> {
     let mut keys = args.api_key.clone();
+    if keys.iter().any(|key| key.trim().is_empty()) {
+        bail!(
+            "--api-key is empty, as it is when a variable is not set: expected a key, or no such \
+             flag and no DS4_API_KEY"
+        );
+    }
     if let Some(path) = &args.api_key_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("--api-key-file {}", path.display()))?;
-        keys.extend(text.lines().map(|line| line.trim().to_owned()));
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let lines = text.lines().map(str::trim);
+        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        keys.extend(lines.map(str::to_owned));
     }
-    keys.retain(|key| !key.is_empty());
     if keys.is_empty() && args.api_key_file.is_some() {
         bail!("--api-key-file holds no key: expected one on every line");
     }
@@ -497,7 +490,10 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
             Switch::On => on,
             Switch::Off => off,
         },
-        default_max_tokens: args.tokens,
+        default_max_tokens: match args.tokens {
+            NO_LIMIT => DEFAULT_MAX_TOKENS,
+            n => n,
+        },
         api_keys,
         cors: if args.cors {
             Cors::Any
@@ -536,148 +532,4 @@ fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOpti
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory as _;
-    use ds4_engine::store::Codec;
-    use ds4_server::api::{
-        CallPieces, CompletionsPrompt, Media, Ping, Preferences, chat, responses,
-    };
-
-    #[test]
-    fn the_definition_of_the_arguments_holds_together() {
-        ServerArgs::command().debug_assert();
-    }
-
-    #[test]
-    fn the_flags_of_the_published_guides_are_taken() {
-        let line =
-            "ds4-server --ctx 100000 --port 0 --cors --tokens 100 --disable-exact-dsml-tool-replay";
-        let args = ServerArgs::try_parse_from(line.split(' ')).expect("taken");
-        assert_eq!(args.ctx, Some(100_000));
-        let options = server_options(&args, Vec::new()).expect("options");
-        assert_eq!(options.cors, Cors::Any);
-        assert_eq!((options.default_max_tokens, options.max_call_ids), (100, 0));
-    }
-
-    fn args(line: &str) -> ServerArgs {
-        ServerArgs::try_parse_from(format!("ds4-server {line}").split_whitespace())
-            .unwrap_or_else(|e| panic!("{line}: {e}"))
-    }
-
-    #[test]
-    fn every_choice_that_the_apis_leave_open_reaches_the_server() {
-        let line = "--reasoning-field both --responses-reasoning text --tool-stream call \
-                    --media reject --ping-style chunk --always-usage --keep-client-headers \
-                    --anthropic-default-thinking off --anthropic-hide-default-thinking \
-                    --completions-default-max 16 --completions-mode chat";
-        let options = server_options(&args(line), Vec::new()).expect("options");
-        let off = Thinking {
-            mode: Mode::Chat,
-            effort: Effort::None,
-            budget: None,
-        };
-        let expected = Preferences {
-            chat_reasoning: chat::ReasoningDisplay::Both,
-            responses_reasoning: responses::ReasoningDisplay::Text,
-            messages_thinking: Some(off),
-            hides_default_thinking: true,
-            always_usage: true,
-            keeps_client_headers: true,
-            media: Media::Refuse,
-            ping: Ping::Chunk,
-            calls: CallPieces::Whole,
-            completions_max_tokens: Some(16),
-            completions_prompt: CompletionsPrompt::Chat,
-        };
-        assert_eq!(options.preferences, expected);
-        let line = "--nonstream-keepalive --half-close-cancels off --alias quick=low";
-        let options = server_options(&args(line), Vec::new()).expect("options");
-        assert_eq!(options.preferences, Preferences::default());
-        assert!(options.nonstream_keepalive && !options.half_close_cancels);
-        let quick = options.aliases["quick"].expect("a preset");
-        assert_eq!((quick.mode, quick.effort), (Mode::Thinking, Effort::Low));
-    }
-
-    #[test]
-    fn the_flags_of_the_folder_reach_the_store() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("states");
-        let with = |line: &str| args(&format!("--kv-disk-dir {} {line}", path.display()));
-        let plain = with("");
-        assert_eq!(plain.store.without_effect(), Vec::<&str>::new());
-        let mut options = StoreOptions::default();
-        plain.store.apply(&mut options);
-        let default = StoreOptions::default();
-        assert_eq!(
-            (
-                options.exclusive,
-                options.codec,
-                options.write_budget_bytes_per_day
-            ),
-            (
-                default.exclusive,
-                default.codec,
-                default.write_budget_bytes_per_day
-            )
-        );
-        let other = with("--kv-exclusive --kv-codec none --kv-write-budget-gb-per-day 3");
-        other.store.apply(&mut options);
-        assert!(options.exclusive);
-        assert_eq!(options.codec, Codec::None);
-        assert_eq!(options.write_budget_bytes_per_day, 3 << 30);
-
-        let used = |args: &ServerArgs| {
-            let used = args.store.folder(args.kv_disk_dir.as_deref());
-            used.expect("it can be emptied").map(Path::to_owned)
-        };
-        assert_eq!(used(&plain), Some(path.clone()));
-        assert_eq!(used(&with("--no-kv-disk")), None);
-        assert_eq!(
-            used(&with("--kv-clear")),
-            Some(path.clone()),
-            "nothing to empty"
-        );
-        let quarantine = path.join("quarantine");
-        std::fs::create_dir_all(&quarantine).expect("a folder");
-        std::fs::write(quarantine.join("file"), "x").expect("a file");
-        std::fs::write(path.join("format"), "dsv4-cache 2\n").expect("a file");
-        assert_eq!(used(&plain), Some(path.clone()));
-        assert!(quarantine.exists());
-        assert_eq!(used(&with("--kv-clear")), Some(path.clone()));
-        assert!(!quarantine.exists(), "it was emptied");
-
-        let ds4 = "--kv-cache-cold-max-tokens 30000 --kv-cache-continued-interval-tokens 10000 \
-                   --kv-cache-boundary-trim-tokens 32 --kv-cache-boundary-align-tokens 2048 \
-                   --kv-cache-reject-different-quant";
-        assert_eq!(with(ds4).store.without_effect().len(), 5);
-        assert!(
-            ServerArgs::try_parse_from(["ds4-server", "--kv-exclusive"]).is_err(),
-            "it needs a folder"
-        );
-    }
-
-    #[test]
-    fn the_documentation_lists_exactly_the_flags_that_there_are() {
-        let page = include_str!("../../../docs/cli.md");
-        let (_, section) = page.split_once("\n## `ds4-server`\n").expect("a section");
-        let section = section.split("\n## ").next().unwrap_or_default();
-        // Flags stand in code spans; the example runs over a line of its own.
-        let spans = section.split('`').skip(1).step_by(2);
-        let is_name = |c: char| c.is_ascii_lowercase() || c == '-';
-        let mut described: Vec<&str> = spans
-            .flat_map(|span| span.split("--").skip(1))
-            .map(|flag| flag.split(|c| !is_name(c)).next().unwrap_or_default())
-            .collect();
-        described.sort_unstable();
-        // The line of one flag may speak of another.
-        described.dedup();
-        let command = ServerArgs::command();
-        let mut flags: Vec<&str> = command
-            .get_arguments()
-            .filter_map(|argument| argument.get_long())
-            .collect();
-        flags.sort_unstable();
-        assert_eq!(described, flags);
-    }
-}
+mod tests;

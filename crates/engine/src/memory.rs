@@ -19,9 +19,23 @@ pub fn available_bytes() -> Option<u64> {
 fn container_limit() -> Option<u64> {
     let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok()?;
     let used = std::fs::read_to_string("/sys/fs/cgroup/memory.current").ok()?;
+    let stat = std::fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
+    left_in_container(&limit, &used, &stat)
+}
+
+/// What a container has left: what it uses is not all taken, because the pages of files
+/// that it mapped, such as a model's, are given up when memory is wanted.
+#[cfg(any(target_os = "linux", test))]
+fn left_in_container(limit: &str, used: &str, stat: &str) -> Option<u64> {
     let limit: u64 = limit.trim().parse().ok()?;
     let used: u64 = used.trim().parse().ok()?;
-    Some(limit.saturating_sub(used))
+    let of = |name: &str| -> u64 {
+        let mut lines = stat.lines().filter_map(|line| line.split_once(' '));
+        let found = lines.find(|(found, _)| *found == name);
+        found.and_then(|(_, n)| n.trim().parse().ok()).unwrap_or(0)
+    };
+    let of_files = of("active_file") + of("inactive_file");
+    Some(limit.saturating_sub(used.saturating_sub(of_files)))
 }
 
 /// Bytes of physical memory; the system has no estimate of what is free.
@@ -48,4 +62,18 @@ pub fn available_bytes() -> Option<u64> {
 #[cfg(not(any(target_os = "linux", target_os = "macos")))]
 pub fn available_bytes() -> Option<u64> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::left_in_container;
+
+    #[test]
+    fn pages_of_a_mapped_model_do_not_count_as_used() {
+        let stat = "anon 1000\nfile 6500\nactive_file 2000\ninactive_file 4000\nslab 7\n";
+        assert_eq!(left_in_container("10000\n", "8000\n", stat), Some(8000));
+        assert_eq!(left_in_container("10000", "8000", ""), Some(2000));
+        assert_eq!(left_in_container("max", "8000", stat), None);
+        assert_eq!(left_in_container("100", "8000", ""), Some(0));
+    }
 }

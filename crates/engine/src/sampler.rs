@@ -6,11 +6,25 @@
 //! the shortest prefix whose probability reaches `top_p`. What is left is
 //! renormalised and drawn from. Temperature 0 takes the largest logit.
 
-use std::collections::HashMap;
+//!
+//! A sampler first looks at the candidates that the device chose ([`Sampler::choose`]).
+//! They decide when everything that the filters keep is among them, which is the rule;
+//! otherwise it wants the whole row ([`Sampler::sample_within`]). Both draw from the same
+//! tokens in the same order, so that a seed gives the same tokens either way but for the
+//! last bit of a sum. No finite option makes a sampler fail; logits that are not finite do.
+
+mod draw;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use ds4_model::{Candidates, N_CANDIDATES, Wanted};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use draw::{Head, keep_largest};
 
 /// How to choose tokens. The defaults are those of the server.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,6 +206,14 @@ pub struct Constraint {
     pub allowed: Option<Arc<TokenSet>>,
 }
 
+/// A row of logits has one that is not a number, or infinite: the model or its file is
+/// broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the model's logits are not finite numbers: its file is damaged or its metadata absurd (`ds4 verify` looks)"
+)]
+pub struct NotFinite;
+
 /// The model's own opinion of a token: natural-log probabilities at
 /// temperature 1, before biases, penalties and filters.
 #[derive(Clone, Debug, PartialEq)]
@@ -219,20 +241,30 @@ impl TokenLogprobs {
                 .collect(),
         }
     }
+
+    /// The same from candidates; `None` when they do not have all that is asked for.
+    pub fn of_candidates(
+        candidates: &Candidates<'_>,
+        n_vocab: usize,
+        token: u32,
+        n_top: usize,
+    ) -> Option<TokenLogprobs> {
+        let n_top = n_top.min(n_vocab);
+        let at = candidates.ids.iter().position(|id| *id == token)?;
+        let known = candidates.ids.iter().zip(candidates.values);
+        let top: Vec<(u32, f32)> = known
+            .take(n_top)
+            .map(|(id, value)| (*id, value - candidates.lse))
+            .collect();
+        (top.len() == n_top).then(|| TokenLogprobs {
+            logprob: candidates.values[at] - candidates.lse,
+            top,
+        })
+    }
 }
 
-/// Keeps the `k` ids with the largest values, largest first, lowest id first of
-/// equal ones.
-fn keep_largest(ids: &mut Vec<u32>, k: usize, value: impl Fn(u32) -> f32) {
-    let order = |a: &u32, b: &u32| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
-    if k < ids.len() {
-        if k > 0 {
-            ids.select_nth_unstable_by(k - 1, order);
-        }
-        ids.truncate(k);
-    }
-    ids.sort_unstable_by(order);
-}
+/// Least temperature at which the device is asked for a log-sum-exp.
+const MIN_TEMPERATURE: f32 = 1e-2;
 
 /// Chooses the tokens of one sequence.
 #[derive(Clone, Debug)]
@@ -242,9 +274,10 @@ pub struct Sampler {
     /// Times each token was generated.
     n_generated: HashMap<u32, u32>,
     /// Tokens of the prompt, kept only when a repetition penalty needs them.
-    prompt: HashMap<u32, ()>,
+    prompt: HashSet<u32>,
     logits: Vec<f32>,
     ids: Vec<u32>,
+    head: Vec<(u32, f32)>,
 }
 
 impl Sampler {
@@ -254,10 +287,9 @@ impl Sampler {
             Some(seed) => ChaCha8Rng::seed_from_u64(seed),
             None => ChaCha8Rng::from_os_rng(),
         };
-        let prompt = if options.repetition_penalty == 1.0 {
-            HashMap::new()
-        } else {
-            prompt.iter().map(|token| (*token, ())).collect()
+        let prompt = match options.repetition_penalty {
+            1.0 => HashSet::new(),
+            _ => prompt.iter().copied().collect(),
         };
         Sampler {
             options,
@@ -266,17 +298,79 @@ impl Sampler {
             prompt,
             logits: Vec::new(),
             ids: Vec::new(),
+            head: Vec::new(),
         }
     }
 
+    /// What it wants of a step, when as many likeliest tokens are to be reported.
+    pub fn wanted(&self, n_logprobs: Option<usize>) -> Wanted {
+        let many = n_logprobs.is_some_and(|n| n > N_CANDIDATES);
+        match self.options.repetition_penalty != 1.0 || many {
+            // What was seen before may lie anywhere.
+            true => Wanted::Logits,
+            false => Wanted::Candidates {
+                temperature: match self.options.temperature {
+                    0.0 => 1.0,
+                    t => t.max(MIN_TEMPERATURE),
+                },
+            },
+        }
+    }
+
+    /// Chooses a token from the candidates among `n_vocab` and remembers it; `None` when
+    /// they do not decide, and nothing is remembered.
+    ///
+    /// # Errors
+    /// A logit is not finite.
+    pub fn choose(
+        &mut self,
+        candidates: &Candidates<'_>,
+        n_vocab: usize,
+        constraint: &Constraint,
+    ) -> Result<Option<u32>, NotFinite> {
+        if !candidates.lse.is_finite() {
+            return Err(NotFinite);
+        }
+        let Some(mut known) = self.known(candidates, n_vocab, constraint) else {
+            return Ok(None);
+        };
+        let greedy = constraint.greedy || self.options.temperature == 0.0;
+        let mut random = self.random.clone();
+        let token = match greedy {
+            true => known.tokens.first().map(|(id, _)| *id),
+            false => known.draw(&self.options, || unit(&mut random)),
+        };
+        self.head = known.take();
+        if let Some(token) = token {
+            self.random = random;
+            self.accept(token);
+        }
+        Ok(token)
+    }
+
     /// Chooses a token from one row of logits and remembers it.
-    pub fn sample(&mut self, logits: &[f32]) -> u32 {
+    ///
+    /// # Errors
+    /// A logit is not finite.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, NotFinite> {
         self.sample_within(logits, &Constraint::default())
     }
 
     /// The same among the tokens that a constraint admits. A constraint that
     /// admits none is as good as one that admits all.
-    pub fn sample_within(&mut self, logits: &[f32], constraint: &Constraint) -> u32 {
+    ///
+    /// # Errors
+    /// A logit is not finite.
+    pub fn sample_within(
+        &mut self,
+        logits: &[f32],
+        constraint: &Constraint,
+    ) -> Result<u32, NotFinite> {
+        // A product with zero is zero, or NaN of what is not finite.
+        let zero: f32 = logits.iter().map(|l| l * 0.0).sum();
+        if zero.is_nan() {
+            return Err(NotFinite);
+        }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         self.penalise();
@@ -292,13 +386,17 @@ impl Sampler {
                 }
             }
         }
-        let token = if constraint.greedy || self.options.temperature == 0.0 {
-            argmax(&self.logits)
+        let best = argmax(&self.logits);
+        let greedy = constraint.greedy || self.options.temperature == 0.0;
+        // When every token is forbidden the first of equals is as good as any.
+        let token = if greedy || self.logits[best as usize] == f32::NEG_INFINITY {
+            best
         } else {
-            self.draw()
+            let unit = unit(&mut self.random);
+            draw::draw(&self.logits, &self.options, unit, &mut self.ids)
         };
         self.accept(token);
-        token
+        Ok(token)
     }
 
     /// Remembers a token that was not sampled but put into the reply.
@@ -306,101 +404,132 @@ impl Sampler {
         *self.n_generated.entry(token).or_default() += 1;
     }
 
+    /// What penalties and biases make of a logit.
+    fn adjusted(&self, token: u32, logit: f32) -> f32 {
+        let o = &self.options;
+        let n = self.n_generated.get(&token).copied().unwrap_or(0);
+        let mut l = logit;
+        if o.repetition_penalty != 1.0 && (n > 0 || self.prompt.contains(&token)) {
+            l = match l > 0.0 {
+                true => l / o.repetition_penalty,
+                false => l * o.repetition_penalty,
+            };
+        }
+        if n > 0 {
+            l -= o.presence_penalty + o.frequency_penalty * n as f32;
+        }
+        for (biased, bias) in &o.logit_bias {
+            if *biased == token {
+                l = match *bias <= -100.0 {
+                    true => return f32::NEG_INFINITY,
+                    false => l + bias,
+                };
+            }
+        }
+        // An absurd penalty makes a logit very large or small, and still a number.
+        l.clamp(f32::MIN, f32::MAX)
+    }
+
+    /// Tokens whose logits are not what the model said.
+    fn touched(&self) -> impl Iterator<Item = u32> {
+        let o = &self.options;
+        let repeats = o.repetition_penalty != 1.0;
+        let penalises = repeats || o.presence_penalty != 0.0 || o.frequency_penalty != 0.0;
+        let generated = self.n_generated.keys().filter(move |_| penalises);
+        let prompt = self.prompt.iter().filter(move |_| repeats);
+        let biased = o.logit_bias.iter().map(|(token, _)| *token);
+        generated.chain(prompt).copied().chain(biased)
+    }
+
     fn penalise(&mut self) {
-        let o = &self.options;
-        if o.repetition_penalty != 1.0 {
-            let seen = self.prompt.keys().chain(
-                self.n_generated
-                    .keys()
-                    .filter(|token| !self.prompt.contains_key(token)),
-            );
-            for token in seen {
-                let l = &mut self.logits[*token as usize];
-                *l = if *l > 0.0 {
-                    *l / o.repetition_penalty
-                } else {
-                    *l * o.repetition_penalty
-                };
-            }
-        }
-        if o.presence_penalty != 0.0 || o.frequency_penalty != 0.0 {
-            for (token, n) in &self.n_generated {
-                self.logits[*token as usize] -=
-                    o.presence_penalty + o.frequency_penalty * *n as f32;
-            }
-        }
-        for (token, bias) in &o.logit_bias {
-            let l = &mut self.logits[*token as usize];
-            *l = if *bias <= -100.0 {
-                f32::NEG_INFINITY
-            } else {
-                *l + bias
-            };
+        let touched: HashSet<u32> = self.touched().collect();
+        for token in touched {
+            let l = self.logits[token as usize];
+            self.logits[token as usize] = self.adjusted(token, l);
         }
     }
 
-    fn draw(&mut self) -> u32 {
-        let o = &self.options;
-        let logits = &self.logits;
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        // Every token is forbidden: the largest of equals is as good as any.
-        if max == f32::NEG_INFINITY {
-            return argmax(logits);
-        }
-        let weight = |id: u32| f64::from((logits[id as usize] - max) / o.temperature).exp();
-
-        self.ids.clear();
-        self.ids.extend(0..logits.len() as u32);
-        let unfiltered = o.top_k == 0 && o.min_p == 0.0 && o.top_p >= 1.0;
-        if !unfiltered {
-            // `min_p` relates to the likeliest token, whose weight is 1, and
-            // does not depend on what the other filters keep: applying it first
-            // leaves little to sort.
-            let min_p = f64::from(o.min_p);
-            self.ids.retain(|id| weight(*id) >= min_p);
-            let k = if o.top_k == 0 {
-                self.ids.len()
-            } else {
-                o.top_k
-            };
-            keep_largest(&mut self.ids, k, |id| logits[id as usize]);
-            if o.top_p < 1.0 {
-                // `top_p` is a share of what `top_k` keeps, `min_p` not yet
-                // applied to it.
-                let total = if o.top_k == 0 {
-                    (0..logits.len() as u32).map(weight).sum()
-                } else {
-                    let mut all: Vec<u32> = (0..logits.len() as u32).collect();
-                    keep_largest(&mut all, o.top_k, |id| logits[id as usize]);
-                    all.iter().map(|id| weight(*id)).sum::<f64>()
-                };
-                let mut cumulative = 0.0;
-                let enough = self.ids.iter().position(|id| {
-                    cumulative += weight(*id);
-                    cumulative >= f64::from(o.top_p) * total
-                });
-                if let Some(last) = enough {
-                    self.ids.truncate(last + 1);
+    /// What candidates say of the adjusted logits; `None` when a token that is not among
+    /// them may be among the largest.
+    fn known(
+        &mut self,
+        candidates: &Candidates<'_>,
+        n_vocab: usize,
+        constraint: &Constraint,
+    ) -> Option<Head> {
+        let complete = candidates.ids.len() >= n_vocab;
+        let temperature = self.options.temperature;
+        let touched: HashSet<u32> = self.touched().collect();
+        let n_unseen = match complete {
+            true => 0,
+            false => {
+                let unseen = touched.iter().filter(|t| !candidates.ids.contains(t));
+                // A penalty that lowers leaves what was small small.
+                let raises = |token: u32| self.adjusted(token, -1.0) > -1.0;
+                let mut n = 0;
+                for token in unseen {
+                    if raises(*token) || self.adjusted(*token, 1.0) > 1.0 {
+                        return None;
+                    }
+                    n += 1;
                 }
+                n
+            }
+        };
+        let floor = match complete {
+            true => f32::NEG_INFINITY,
+            false => *candidates.values.last()?,
+        };
+        // Of all tempered weights, relative to the largest candidate.
+        let max = f64::from(*candidates.values.first()?);
+        let weight = |l: f32| ((f64::from(l) - max) / f64::from(temperature)).exp();
+        let exact_sum = temperature >= MIN_TEMPERATURE && n_unseen == 0;
+        let mut total = (exact_sum && constraint.allowed.is_none()).then(|| {
+            (f64::from(candidates.lse_at_temperature) - max / f64::from(temperature)).exp()
+        });
+        let mut tokens = std::mem::take(&mut self.head);
+        tokens.clear();
+        for (id, value) in candidates.ids.iter().zip(candidates.values) {
+            let mut l = match touched.contains(id) {
+                true => self.adjusted(*id, *value),
+                false => *value,
+            };
+            let admitted = constraint.allowed.as_ref().is_none_or(|a| a.contains(*id));
+            if !admitted || constraint.forbidden.contains(id) {
+                l = f32::NEG_INFINITY;
+            }
+            if l != *value
+                && let Some(total) = &mut total
+            {
+                *total += weight(l) - weight(*value);
+            }
+            if l > floor || (complete && l > f32::NEG_INFINITY) {
+                tokens.push((*id, l));
             }
         }
-        let total: f64 = self.ids.iter().map(|id| weight(*id)).sum();
-        let unit = (self.random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let mut left = unit * total;
-        for id in &self.ids {
-            left -= weight(*id);
-            if left < 0.0 {
-                return *id;
+        if !constraint.forbidden.is_empty() && !complete {
+            let unseen = |t: &u32| !candidates.ids.contains(t);
+            if constraint.forbidden.iter().any(unseen) {
+                total = None;
             }
         }
-        // Rounding can leave a hair: the last token that can be drawn.
-        *self
-            .ids
-            .iter()
-            .rev()
-            .find(|id| weight(**id) > 0.0)
-            .expect("the likeliest token is never filtered")
+        tokens.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        // Relative to the largest that is left.
+        if let (Some((_, best)), Some(total)) = (tokens.first(), &mut total) {
+            *total /= weight(*best);
+        }
+        Some(Head {
+            tokens,
+            floor,
+            complete,
+            total: total.filter(|t| t.is_finite()),
+        })
     }
+}
+
+/// A number from 0 to 1, 1 excluded.
+fn unit(random: &mut ChaCha8Rng) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
 /// Index of the largest logit, the lowest of equal ones.
@@ -412,170 +541,4 @@ fn argmax(logits: &[f32]) -> u32 {
         }
     }
     best as u32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Logits of the probabilities 0.5, 0.25, 0.15, 0.1 in the order of ids 3, 1, 0, 2.
-    fn logits() -> Vec<f32> {
-        [0.15f32, 0.25, 0.1, 0.5].map(f32::ln).to_vec()
-    }
-
-    fn drawn(options: SamplingOptions) -> Vec<f64> {
-        let n = 20_000;
-        let mut counts = vec![0.0; 4];
-        for seed in 0..n {
-            let options = SamplingOptions {
-                seed: Some(seed),
-                ..options.clone()
-            };
-            counts[Sampler::new(options, &[]).sample(&logits()) as usize] += 1.0 / n as f64;
-        }
-        counts
-    }
-
-    #[test]
-    fn filters_keep_what_they_say_and_renormalise() {
-        let open = SamplingOptions {
-            min_p: 0.0,
-            ..SamplingOptions::default()
-        };
-        let cases = [
-            ("no filter", open.clone(), [0.15, 0.25, 0.1, 0.5]),
-            (
-                "top_k 2",
-                SamplingOptions {
-                    top_k: 2,
-                    ..open.clone()
-                },
-                [0.0, 1.0 / 3.0, 0.0, 2.0 / 3.0],
-            ),
-            (
-                "top_p reached exactly",
-                SamplingOptions {
-                    top_p: 0.5,
-                    ..open.clone()
-                },
-                [0.0, 0.0, 0.0, 1.0],
-            ),
-            (
-                "top_p passed",
-                SamplingOptions {
-                    top_p: 0.51,
-                    ..open.clone()
-                },
-                [0.0, 1.0 / 3.0, 0.0, 2.0 / 3.0],
-            ),
-            (
-                "min_p 0.25",
-                SamplingOptions {
-                    min_p: 0.25,
-                    ..open.clone()
-                },
-                [0.15 / 0.9, 0.25 / 0.9, 0.0, 0.5 / 0.9],
-            ),
-            (
-                "top_p of top_k",
-                SamplingOptions {
-                    top_k: 2,
-                    top_p: 0.6,
-                    ..open.clone()
-                },
-                [0.0, 0.0, 0.0, 1.0],
-            ),
-            (
-                "a forbidden token",
-                SamplingOptions {
-                    logit_bias: vec![(3, -100.0)],
-                    ..open.clone()
-                },
-                [0.3, 0.5, 0.2, 0.0],
-            ),
-        ];
-        for (name, options, expected) in cases {
-            for (id, (found, expected)) in drawn(options).iter().zip(expected).enumerate() {
-                assert!(
-                    (found - expected).abs() < 0.015,
-                    "{name}: token {id} drawn {found}, expected {expected}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn temperature_zero_takes_the_lowest_of_the_largest() {
-        let mut sampler = Sampler::new(SamplingOptions::greedy(), &[]);
-        assert_eq!(sampler.sample(&[1.0, 3.0, 3.0, 2.0]), 1);
-    }
-
-    #[test]
-    fn penalties_count_what_was_generated_and_what_was_in_the_prompt() {
-        let options = SamplingOptions {
-            presence_penalty: 0.5,
-            frequency_penalty: 0.4,
-            ..SamplingOptions::greedy()
-        };
-        let mut sampler = Sampler::new(options, &[0]);
-        let logits = [1.0, 0.5, -1.0];
-        // Token 0 costs 0.9 once it was generated, and 0.4 more every time.
-        assert_eq!(
-            [
-                sampler.sample(&logits),
-                sampler.sample(&logits),
-                sampler.sample(&logits)
-            ],
-            [0, 1, 0]
-        );
-
-        let options = SamplingOptions {
-            repetition_penalty: 3.0,
-            ..SamplingOptions::greedy()
-        };
-        let mut sampler = Sampler::new(options, &[0]);
-        assert_eq!(sampler.sample(&logits), 1);
-    }
-
-    #[test]
-    fn options_out_of_range_are_named() {
-        let with = |change: fn(&mut SamplingOptions)| {
-            let mut options = SamplingOptions::default();
-            change(&mut options);
-            options.validate(10).map_err(|e| e.name)
-        };
-        assert_eq!(with(|_| {}), Ok(()));
-        assert_eq!(with(|o| o.temperature = 2.1), Err("temperature"));
-        assert_eq!(with(|o| o.temperature = f32::NAN), Err("temperature"));
-        assert_eq!(with(|o| o.top_p = 0.0), Err("top_p"));
-        assert_eq!(with(|o| o.min_p = -0.1), Err("min_p"));
-        assert_eq!(
-            with(|o| o.repetition_penalty = 0.0),
-            Err("repetition_penalty")
-        );
-        assert_eq!(with(|o| o.logit_bias = vec![(10, 1.0)]), Err("logit_bias"));
-    }
-
-    #[test]
-    fn logprobs_are_those_of_the_unchanged_distribution() {
-        let found = TokenLogprobs::new(&logits(), 0, 2);
-        assert!((found.logprob - 0.15f32.ln()).abs() < 1e-6);
-        assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), [3, 1]);
-        assert!((found.top[0].1 - 0.5f32.ln()).abs() < 1e-6);
-    }
-
-    proptest! {
-        #[test]
-        fn the_same_seed_draws_the_same_tokens(seed: u64, values in prop::collection::vec(-20f32..20.0, 1..300)) {
-            let options = SamplingOptions { seed: Some(seed), top_p: 0.9, top_k: 40, ..SamplingOptions::default() };
-            let draw = || {
-                let mut sampler = Sampler::new(options.clone(), &[]);
-                (0..8).map(|_| sampler.sample(&values)).collect::<Vec<_>>()
-            };
-            let first = draw();
-            prop_assert_eq!(&first, &draw());
-            prop_assert!(first.iter().all(|t| (*t as usize) < values.len()));
-        }
-    }
 }

@@ -1,8 +1,10 @@
 //! Requests to steps.
 //!
-//! Every [`Scheduler::tick`] is one step of the engine: a row for every sequence
-//! that is decoding, and a chunk of one that is prefilling. A caller that wants
-//! to cancel does so between ticks.
+//! Every [`Scheduler::tick`] ends the step that is under way, chooses the tokens, and
+//! starts the next step before it says what happened: a row for every sequence that is
+//! decoding, and chunks of those that are prefilling. What the caller does with the
+//! events it does while the device works. A caller that wants to cancel, to constrain or
+//! to force does so between ticks.
 //!
 //! # What a request finds
 //!
@@ -29,35 +31,50 @@
 //! the rates measured so far. No failure of the store is one of a request.
 
 mod choice;
+mod lookup;
 mod rates;
+mod report;
+mod request;
 mod saves;
 mod slot;
 mod snapshots;
+mod step;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use ds4_model::{Batch, Outputs, StepError};
+use ds4_model::StepError;
 
 use crate::engine::Engine;
-use crate::sampler::{Constraint, Sampler, SamplingError, SamplingOptions, TokenLogprobs};
-use crate::store::{NotStored, Store};
+use crate::plan::OpenError;
+use crate::sampler::{Constraint, Sampler};
+use crate::store::{Read, Store};
 
 use choice::{Start, n_alike};
+use lookup::Lookup;
 use rates::Rates;
 use slot::Slot;
-use snapshots::{Passage, Place, prompt_end};
+use snapshots::{Place, prompt_end};
+use step::Flight;
 
-pub use rates::{MIN_LOAD_GAIN, READ_RATE};
-pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL};
+pub use lookup::STORE_PATIENCE;
+pub use rates::{MIN_LOAD_GAIN, MIN_PREFILL_ROWS, READ_RATE};
+pub use report::{Event, FinishReason, Reuse, SlotUse, Timings};
+pub use request::{Request, RequestError, SequenceId};
+pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL, SAVE_RETRY};
+pub(crate) use snapshots::most_snapshot_bytes;
 pub use snapshots::{
     GENERATION_TOKENS, MIN_ANCHOR, RECENT_TOKENS, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL,
     SNAPSHOT_STRIDE,
 };
 
-/// Rows of a prefill chunk in a step that also decodes, so that decoding stays
-/// responsive.
+/// Rows of a prefill chunk in a step that also decodes, until it is known how long such
+/// steps take.
 pub const MIXED_CHUNK: usize = 128;
+/// [`SchedulerOptions::prefill_time`] of somebody who waits.
+pub const PREFILL_TIME: Duration = Duration::from_millis(800);
+/// [`SchedulerOptions::mixed_time`] of somebody who waits.
+pub const MIXED_TIME: Duration = Duration::from_millis(250);
 /// Tokens that a running slot must have, or be about to have, more than the idle
 /// ones for a request to be begun as a copy of it.
 pub const MIN_COPY_GAIN: usize = 64;
@@ -73,6 +90,26 @@ pub struct SchedulerOptions {
     pub snapshot_bytes: usize,
     /// How long nothing runs in a slot before its state goes to disk.
     pub idle_save: Duration,
+    /// How long a step of prompt tokens alone may take, by the rate measured so far: so
+    /// long does a prompt that is given up go on. `None` for as many rows as there can be,
+    /// whatever they take.
+    pub prefill_time: Option<Duration>,
+    /// How long a step may take in which prompt tokens are computed beside sequences that
+    /// are decoding: so long do these wait for their next token. `None` for
+    /// [`MIXED_CHUNK`] rows, whatever they take.
+    pub mixed_time: Option<Duration>,
+}
+
+impl SchedulerOptions {
+    /// Those of a program with somebody before it: steps of [`PREFILL_TIME`] and
+    /// [`MIXED_TIME`] at most.
+    pub fn responsive() -> SchedulerOptions {
+        SchedulerOptions {
+            prefill_time: Some(PREFILL_TIME),
+            mixed_time: Some(MIXED_TIME),
+            ..SchedulerOptions::default()
+        }
+    }
 }
 
 impl Default for SchedulerOptions {
@@ -80,205 +117,10 @@ impl Default for SchedulerOptions {
         SchedulerOptions {
             snapshot_bytes: SNAPSHOT_BYTES,
             idle_save: IDLE_SAVE,
+            prefill_time: None,
+            mixed_time: None,
         }
     }
-}
-
-/// Names a sequence for as long as the scheduler lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
-
-/// One reply to be generated.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// The whole prompt.
-    pub tokens: Vec<u32>,
-    /// Lengths of the prompt at which other conversations are likely to depart, in
-    /// ascending order: the end of the system text and its tools, and of what a
-    /// client puts before every first message. States there are kept for them.
-    pub anchors: Vec<usize>,
-    /// Names the client's conversation, if it has a name: of slots that hold as much
-    /// of a prompt, the conversation's own is taken, and a slot of another one is not
-    /// cut back.
-    pub affinity: Option<u64>,
-    /// How to choose tokens.
-    pub sampling: SamplingOptions,
-    /// Most tokens to generate.
-    pub max_tokens: usize,
-    /// Tokens that end the reply and are not part of it.
-    pub stop_tokens: Vec<u32>,
-    /// Number of likeliest tokens to report for every generated one.
-    pub n_logprobs: Option<usize>,
-    /// Whether it may go on from what is kept, and is kept itself. If not, all of it
-    /// is computed, and its slot is emptied when it ends.
-    pub use_cache: bool,
-}
-
-impl Default for Request {
-    /// An empty prompt, and nothing to generate.
-    fn default() -> Request {
-        Request {
-            tokens: Vec::new(),
-            anchors: Vec::new(),
-            affinity: None,
-            sampling: SamplingOptions::default(),
-            max_tokens: 0,
-            stop_tokens: Vec::new(),
-            n_logprobs: None,
-            use_cache: true,
-        }
-    }
-}
-
-/// Why a request was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// Nothing to continue.
-    #[error("the prompt is empty, expected at least one token")]
-    EmptyPrompt,
-    /// The prompt leaves no room for a token.
-    #[error(
-        "the prompt has {found} tokens and the context holds {context}: shorten it or use a longer --ctx"
-    )]
-    PromptTooLong {
-        /// Tokens of the prompt.
-        found: usize,
-        /// Tokens of a slot.
-        context: usize,
-    },
-    /// A token is outside the vocabulary.
-    #[error("token id {token} is not in the vocabulary of {n_vocab}")]
-    Token {
-        /// The id.
-        token: u32,
-        /// Vocabulary entries.
-        n_vocab: usize,
-    },
-    /// A sampling option is out of range.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
-    /// Too many requests wait already.
-    #[error("{MAX_WAITING} requests are waiting for a slot; try again later")]
-    QueueFull,
-}
-
-/// Why a sequence ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// It sampled a stop token.
-    Stop,
-    /// It reached its limit of tokens.
-    Length,
-    /// Its slot is full.
-    ContextFull,
-    /// The caller gave it up.
-    Cancelled,
-}
-
-/// Where the time of a sequence went.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Timings {
-    /// Tokens of the prompt.
-    pub n_prompt: usize,
-    /// Of them, tokens that were in the slot already.
-    pub n_cached: usize,
-    /// Time of the steps that prefilled it.
-    pub prefill: Duration,
-    /// Tokens generated, the stop token not counted.
-    pub n_decoded: usize,
-    /// Time of the steps that decoded it.
-    pub decode: Duration,
-}
-
-impl Timings {
-    /// Prompt tokens computed in a second.
-    pub fn prefill_rate(&self) -> f64 {
-        rate(self.n_prompt - self.n_cached, self.prefill)
-    }
-
-    /// Tokens generated in a second. The first token comes out of the last
-    /// prefill step, so it is not counted.
-    pub fn decode_rate(&self) -> f64 {
-        rate(self.n_decoded.saturating_sub(1), self.decode)
-    }
-}
-
-fn rate(n: usize, time: Duration) -> f64 {
-    if time.is_zero() {
-        0.0
-    } else {
-        n as f64 / time.as_secs_f64()
-    }
-}
-
-/// What happened to a sequence in a tick.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Event {
-    /// A part of its prompt was computed.
-    Prefill {
-        /// The sequence.
-        id: SequenceId,
-        /// Prompt tokens in the slot now.
-        n_done: usize,
-        /// Prompt tokens.
-        n_total: usize,
-        /// Of those done, the ones that did not have to be computed.
-        n_cached: usize,
-    },
-    /// A token was generated.
-    Token {
-        /// The sequence.
-        id: SequenceId,
-        /// The token.
-        token: u32,
-        /// What the model thought of it, if asked for.
-        logprobs: Option<TokenLogprobs>,
-    },
-    /// It ended.
-    Finished {
-        /// The sequence.
-        id: SequenceId,
-        /// Why.
-        reason: FinishReason,
-        /// Where its time went.
-        timings: Timings,
-    },
-}
-
-/// What a sequence found when it got its slot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reuse {
-    /// Its slot.
-    pub slot: usize,
-    /// Whether nothing was looked for, as the request asked.
-    pub ignored: bool,
-    /// The slot that it went on from, or else the idle one that held the most of the
-    /// prompt; what was cached is a copy when it is another than `slot`.
-    pub from: usize,
-    /// Tokens of the prompt that it held, in order from the first.
-    pub n_shared: usize,
-    /// Of them, tokens that did not have to be computed: a slot can be cut back
-    /// only to certain lengths.
-    pub n_cached: usize,
-    /// Tokens that it held.
-    pub n_held: usize,
-    /// The first few of those that it held behind the shared ones.
-    pub held_next: Vec<u32>,
-    /// Tokens that were read from disk; 0 when what the slots held was as good.
-    pub n_loaded: usize,
-    /// Why the store had no more, if there is one.
-    pub not_stored: Option<NotStored>,
-}
-
-/// What a slot is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SlotUse {
-    /// Tokens in it.
-    pub n_tokens: usize,
-    /// The sequence that runs in it.
-    pub sequence: Option<SequenceId>,
-    /// Tokens that sequence has generated.
-    pub n_decoded: usize,
 }
 
 struct Waiting {
@@ -288,6 +130,8 @@ struct Waiting {
     /// The sequence whose prompt begins like this one, and the tokens of it that this
     /// one waits for. It runs, and what runs waits for nobody: no request waits for ever.
     awaits: Option<(SequenceId, usize)>,
+    /// What it asks of the store.
+    lookup: Lookup,
 }
 
 struct Sequence {
@@ -297,16 +141,16 @@ struct Sequence {
     sampler: Sampler,
     constraint: Constraint,
     reuse: Reuse,
-    /// Prompt tokens in the slot, while prefilling.
-    n_done: usize,
-    /// Tokens chosen or forced and not yet in the slot, while decoding.
+    /// Tokens chosen or forced and not yet part of a step, while decoding.
     next: Vec<u32>,
     timings: Timings,
+    /// Whether it was given up while a step of it was under way.
+    is_cancelled: bool,
 }
 
 impl Sequence {
     fn is_prefilling(&self) -> bool {
-        self.n_done < self.request.tokens.len()
+        self.timings.n_done < self.request.tokens.len()
     }
 }
 
@@ -317,7 +161,15 @@ pub struct Scheduler {
     running: Vec<Sequence>,
     waiting: VecDeque<Waiting>,
     slots: Vec<Slot>,
-    cancelled: Vec<Event>,
+    /// What the next tick says first.
+    pending: Vec<Event>,
+    /// The step under way.
+    flight: Option<Flight>,
+    /// A row of logits that candidates did not decide.
+    row: Vec<f32>,
+    /// When the last step ended.
+    landed: Option<Instant>,
+    turnaround: Option<Duration>,
     /// Counts how often a slot was taken or left.
     clock: u64,
     next_id: u64,
@@ -336,7 +188,11 @@ impl Scheduler {
             options: SchedulerOptions::default(),
             running: Vec::new(),
             waiting: VecDeque::new(),
-            cancelled: Vec::new(),
+            pending: Vec::new(),
+            flight: None,
+            row: Vec::new(),
+            landed: None,
+            turnaround: None,
             clock: 0,
             next_id: 0,
             store: None,
@@ -382,9 +238,23 @@ impl Scheduler {
         &self.engine
     }
 
+    /// Time between the last two steps in which the device had nothing to do: from the end
+    /// of the one to the start of the other. `None` when the last tick did not do both.
+    pub fn turnaround(&self) -> Option<Duration> {
+        self.turnaround
+    }
+
     /// Gives the engine back; running sequences are dropped.
-    pub fn into_engine(self) -> Engine {
+    pub fn into_engine(mut self) -> Engine {
+        self.abandon_step();
         self.engine
+    }
+
+    /// Gives all slots up and takes as many that hold `context` tokens each; sequences are
+    /// dropped. On an error the slots are as long as they were, and empty.
+    pub fn set_context(&mut self, context: usize) -> Result<(), OpenError> {
+        self.reset();
+        self.engine.set_context(context)
     }
 
     /// Accepts a request; it runs as soon as a slot is idle.
@@ -409,7 +279,9 @@ impl Scheduler {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        let lookup = self.look(&request);
         self.waiting.push_back(Waiting {
+            lookup,
             id,
             request,
             constraint: Constraint::default(),
@@ -418,12 +290,12 @@ impl Scheduler {
         Ok(id)
     }
 
-    /// Ends a sequence; its slot keeps what was computed. The next tick reports
-    /// it as finished. Unknown and ended sequences are left alone.
+    /// Ends a sequence; its slot keeps what was computed. A tick reports it as finished:
+    /// the next one. Unknown and ended sequences are left alone.
     pub fn cancel(&mut self, id: SequenceId) {
         if let Some(at) = self.waiting.iter().position(|w| w.id == id) {
             let Waiting { request, .. } = self.waiting.remove(at).expect("just found");
-            self.cancelled.push(Event::Finished {
+            self.pending.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
                 timings: Timings {
@@ -433,9 +305,13 @@ impl Scheduler {
             });
         }
         if let Some(at) = self.running.iter().position(|s| s.id == id) {
+            if self.is_in_flight(id) {
+                self.running[at].is_cancelled = true;
+                return;
+            }
             let sequence = self.running.remove(at);
             self.leave(sequence.slot);
-            self.cancelled.push(Event::Finished {
+            self.pending.push(Event::Finished {
                 id,
                 reason: FinishReason::Cancelled,
                 timings: sequence.timings,
@@ -473,7 +349,8 @@ impl Scheduler {
 
     /// Whether a sequence waits or runs.
     pub fn contains(&self, id: SequenceId) -> bool {
-        self.running.iter().any(|s| s.id == id) || self.waiting.iter().any(|w| w.id == id)
+        let runs = |s: &Sequence| s.id == id && !s.is_cancelled;
+        self.running.iter().any(runs) || self.waiting.iter().any(|w| w.id == id)
     }
 
     /// What a running sequence found when it got its slot.
@@ -499,9 +376,10 @@ impl Scheduler {
     /// Drops every sequence and empties every slot, without a word to anybody:
     /// what is left to do when a step was interrupted half way.
     pub fn reset(&mut self) {
+        self.abandon_step();
         self.running.clear();
         self.waiting.clear();
-        self.cancelled.clear();
+        self.pending.clear();
         for slot in 0..self.engine.n_slots() {
             self.empty(slot);
         }
@@ -509,40 +387,56 @@ impl Scheduler {
 
     /// Whether nothing runs, waits or is to be reported.
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting.is_empty() && self.cancelled.is_empty()
+        self.running.is_empty()
+            && self.waiting.is_empty()
+            && self.pending.is_empty()
+            && self.flight.is_none()
     }
 
-    /// Runs one step and says what it did. When a sequence got its slot, or was
-    /// cancelled, that is said first, and nothing is computed. On an error the
-    /// sequences of the step are gone, and their slots are empty; the others go on.
+    /// Ends the step that is under way, starts the next one, and says what happened. On an
+    /// error the sequences of the step that failed are gone, and their slots are empty; the
+    /// others go on.
     pub fn tick(&mut self) -> Result<Vec<Event>, StepError> {
-        let mut events = std::mem::take(&mut self.cancelled);
-        self.save_idle();
-        self.admit(&mut events);
-        if !events.is_empty() {
-            return Ok(events);
-        }
-        let (batch, in_batch) = self.plan();
-        if in_batch.is_empty() {
-            return Ok(events);
-        }
-        let passages = self.passages(&batch, &in_batch);
-        let started = Instant::now();
-        if let Err(error) = self.run(&batch, &in_batch, started, &mut events) {
-            let failed: Vec<SequenceId> = in_batch.iter().map(|at| self.running[*at].id).collect();
-            self.running.retain(|s| !failed.contains(&s.id));
-            for segment in batch.segments() {
-                self.empty(segment.slot);
-            }
+        let mut events = std::mem::take(&mut self.pending);
+        if let Err(error) = self.land(&mut events) {
+            self.pending = events;
             return Err(error);
         }
-        self.keep_progress(&passages);
-        for passage in &passages {
-            if self.running.iter().all(|s| s.slot != passage.slot) {
-                self.leave(passage.slot);
-            }
+        self.save_idle();
+        self.admit(&mut events);
+        if events.is_empty() {
+            self.admit_from_store(&mut events);
+        }
+        if let Err(error) = self.launch() {
+            self.pending = events;
+            return Err(error);
+        }
+        #[cfg(debug_assertions)]
+        if self.flight.is_none() {
+            self.check_integrity().expect("what is believed of slots");
         }
         Ok(events)
+    }
+
+    /// Says what of the slots does not fit together, if anything; to be asked when no step
+    /// is under way.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.engine.check_integrity()?;
+        for (slot, kept) in self.slots.iter().enumerate() {
+            let len = self.engine.len(slot);
+            let within = kept.snapshots.longest_within(usize::MAX);
+            if within > len {
+                return Err(format!(
+                    "slot {slot} has a snapshot of {within} tokens and holds {len}"
+                ));
+            }
+        }
+        let mut taken: Vec<usize> = self.running.iter().map(|s| s.slot).collect();
+        taken.sort_unstable();
+        match taken.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("two sequences run in slot {}", pair[0])),
+            None => Ok(()),
+        }
     }
 
     /// Gives idle slots to waiting requests.
@@ -554,7 +448,7 @@ impl Scheduler {
             if idle.is_empty() {
                 return;
             }
-            let Some(at) = (0..self.waiting.len()).find(|at| !self.awaits(*at)) else {
+            let Some(at) = self.next_ready(idle.len()) else {
                 return;
             };
             let waiting = self.waiting.remove(at).expect("just found");
@@ -562,9 +456,14 @@ impl Scheduler {
                 id,
                 request,
                 constraint,
+                lookup,
                 ..
             } = waiting;
-            let reuse = self.find(&idle, &request);
+            let read = match lookup {
+                Lookup::Done(read) => read,
+                _ => None,
+            };
+            let reuse = self.find(&idle, &request, read);
             let Reuse { slot, n_cached, .. } = reuse;
             let goes_on =
                 reuse.from == slot && reuse.n_loaded == 0 && reuse.n_held == reuse.n_cached;
@@ -598,19 +497,20 @@ impl Scheduler {
                 request,
                 constraint,
                 reuse,
-                n_done: n_cached,
                 next: Vec::new(),
                 timings: Timings {
                     n_prompt: n_total,
                     n_cached,
+                    n_done: n_cached,
                     ..Timings::default()
                 },
+                is_cancelled: false,
             });
         }
     }
 
     /// Makes an idle slot hold as much of a prompt as can be had.
-    fn find(&mut self, idle: &[usize], request: &Request) -> Reuse {
+    fn find(&mut self, idle: &[usize], request: &Request, read: Option<Box<Read>>) -> Reuse {
         let prompt = &request.tokens;
         if !request.use_cache {
             let (_, slot) = self.spare(idle, prompt, 0).expect("an idle slot");
@@ -628,7 +528,9 @@ impl Scheduler {
             (self.shared(**slot, prompt), order)
         });
         let nearest = self.held(*nearest.expect("an idle slot"), prompt);
-        if let Some((slot, n_loaded)) = self.load(idle, request) {
+        if let Some(read) = read
+            && let Some((slot, n_loaded)) = self.load(idle, request, *read)
+        {
             return Reuse {
                 slot,
                 n_cached: n_loaded,
@@ -688,10 +590,7 @@ impl Scheduler {
             _ if !request.use_cache => None,
             _ => {
                 let prompt = &request.tokens;
-                let held = (0..self.slots.len())
-                    .filter(|slot| !self.slots[*slot].is_private)
-                    .map(|slot| self.reusable(slot, prompt));
-                let now = held.max().unwrap_or(0);
+                let now = self.n_held(prompt);
                 self.running
                     .iter()
                     .filter(|s| s.is_prefilling() && s.request.use_cache)
@@ -706,161 +605,7 @@ impl Scheduler {
         self.waiting[at].awaits = source;
         source.is_some_and(|(id, n_awaited)| {
             let mut running = self.running.iter();
-            running.any(|s| s.id == id && s.is_prefilling() && s.n_done < n_awaited)
+            running.any(|s| s.id == id && s.is_prefilling() && s.timings.n_done < n_awaited)
         })
-    }
-
-    /// The rows of the next step, and which running sequences they belong to,
-    /// in the order of the segments.
-    fn plan(&self) -> (Batch, Vec<usize>) {
-        let mut batch = Batch::new();
-        let mut in_batch = Vec::new();
-        let max_rows = self.engine.max_rows();
-        for (at, sequence) in self.running.iter().enumerate() {
-            let fits = batch.n_rows() + sequence.next.len() <= max_rows;
-            if !sequence.is_prefilling() && fits {
-                batch.push(sequence.slot, &sequence.next, Outputs::Last);
-                in_batch.push(at);
-            }
-        }
-        let chunk = if in_batch.is_empty() {
-            max_rows
-        } else {
-            MIXED_CHUNK
-        };
-        let mut room = chunk.min(max_rows - batch.n_rows());
-        for (at, sequence) in self.running.iter().enumerate() {
-            if !sequence.is_prefilling() || room == 0 {
-                continue;
-            }
-            let prompt = &sequence.request.tokens;
-            let end = self.chunk_end(sequence, room);
-            let outputs = if end == prompt.len() {
-                Outputs::Last
-            } else {
-                Outputs::None
-            };
-            batch.push(sequence.slot, &prompt[sequence.n_done..end], outputs);
-            in_batch.push(at);
-            room -= end - sequence.n_done;
-        }
-        (batch, in_batch)
-    }
-
-    /// Where the next chunk of at most `room` tokens of a prompt ends: at the first
-    /// place where a state is wanted that the rings would not reach from further on,
-    /// otherwise where a snapshot is small.
-    fn chunk_end(&self, sequence: &Sequence, room: usize) -> usize {
-        let n_done = sequence.n_done;
-        let n_prompt = sequence.request.tokens.len();
-        let end = n_prompt.min(n_done + room);
-        let awaited = self.waiting.iter().filter_map(|w| w.awaits);
-        let awaited = awaited.filter(|(id, _)| *id == sequence.id);
-        let anchors = sequence.request.anchors.iter().copied();
-        let anchors =
-            anchors.filter(|at| *at >= MIN_ANCHOR && at + self.engine.rewind_rows() < end);
-        let places = awaited.map(|(_, n_awaited)| n_awaited).chain(anchors);
-        if let Some(place) = places.filter(|at| (n_done + 1..end).contains(at)).min() {
-            return place;
-        }
-        let stride = end / SNAPSHOT_STRIDE * SNAPSHOT_STRIDE;
-        if end < n_prompt && stride > n_done {
-            stride
-        } else {
-            end
-        }
-    }
-
-    /// What every segment of a batch will have passed.
-    fn passages(&self, batch: &Batch, in_batch: &[usize]) -> Vec<Passage> {
-        let segments = in_batch.iter().zip(batch.segments());
-        segments
-            .map(|(at, segment)| {
-                let request = &self.running[*at].request;
-                let from = self.engine.len(segment.slot);
-                let to = from + segment.tokens.len();
-                let passed = |at: &usize| (from + 1..=to).contains(at);
-                Passage {
-                    slot: segment.slot,
-                    from,
-                    to,
-                    n_prompt: request.tokens.len(),
-                    anchors: request.anchors.iter().copied().filter(passed).collect(),
-                }
-            })
-            .collect()
-    }
-
-    /// Runs a batch and gives every sequence its part.
-    fn run(
-        &mut self,
-        batch: &Batch,
-        in_batch: &[usize],
-        started: Instant,
-        events: &mut Vec<Event>,
-    ) -> Result<(), StepError> {
-        let n_vocab = self.engine.geometry().n_vocab;
-        let context = self.engine.context();
-        let logits = self.engine.step(batch)?;
-        let elapsed = started.elapsed();
-        if in_batch.iter().all(|at| self.running[*at].is_prefilling()) {
-            self.rates.note_prefill(batch.n_rows(), elapsed);
-        }
-        let mut rows = logits.chunks_exact(n_vocab);
-        let mut finished = Vec::new();
-        for (at, segment) in in_batch.iter().zip(batch.segments()) {
-            let sequence = &mut self.running[*at];
-            let id = sequence.id;
-            if sequence.is_prefilling() {
-                sequence.n_done += segment.tokens.len();
-                sequence.timings.prefill += elapsed;
-                events.push(Event::Prefill {
-                    id,
-                    n_done: sequence.n_done,
-                    n_total: sequence.request.tokens.len(),
-                    n_cached: sequence.timings.n_cached,
-                });
-            } else {
-                sequence.timings.decode += elapsed;
-                sequence.next.clear();
-            }
-            if segment.outputs == Outputs::None {
-                continue;
-            }
-            let row = rows.next().expect("one row of logits for every output");
-            let in_slot = sequence.request.tokens.len() + sequence.timings.n_decoded;
-            let reason = if sequence.timings.n_decoded >= sequence.request.max_tokens {
-                Some(FinishReason::Length)
-            } else if in_slot >= context {
-                Some(FinishReason::ContextFull)
-            } else {
-                let token = sequence.sampler.sample_within(row, &sequence.constraint);
-                if sequence.request.stop_tokens.contains(&token) {
-                    Some(FinishReason::Stop)
-                } else {
-                    sequence.timings.n_decoded += 1;
-                    sequence.next.push(token);
-                    let n_logprobs = sequence.request.n_logprobs;
-                    events.push(Event::Token {
-                        id,
-                        token,
-                        logprobs: n_logprobs.map(|n| TokenLogprobs::new(row, token, n)),
-                    });
-                    // The last token allowed need not be computed.
-                    (sequence.timings.n_decoded >= sequence.request.max_tokens)
-                        .then_some(FinishReason::Length)
-                }
-            };
-            if let Some(reason) = reason {
-                finished.push(id);
-                events.push(Event::Finished {
-                    id,
-                    reason,
-                    timings: sequence.timings,
-                });
-            }
-        }
-        self.running.retain(|s| !finished.contains(&s.id));
-        Ok(())
     }
 }

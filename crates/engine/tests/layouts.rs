@@ -174,7 +174,7 @@ fn writer(layout: &Layout, extra: &[(&str, GgmlType, &[u64])]) -> Writer {
 fn open(path: &PathBuf) -> Result<Engine, OpenError> {
     let mut options = OpenOptions::new(path);
     options.context = Some(1024);
-    options.chunk = 8;
+    options.chunk = Some(8);
     Engine::open(&options, &mut |_| {})
 }
 

@@ -1,5 +1,8 @@
 //! One named array of numbers.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use zerocopy::{FromBytes, Immutable};
 
 use crate::{Bytes, GgmlType, ShapeError, quant};
@@ -18,6 +21,17 @@ pub struct Tensor {
     pub ne: Vec<u64>,
     /// The blocks, exactly `ty.tensor_bytes(&ne)` bytes.
     pub data: Bytes,
+    /// Where those bytes are on disk; `None` when they are not there.
+    pub origin: Option<Origin>,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub file: Arc<Path>,
+    /// Bytes from its start.
+    pub offset: u64,
 }
 
 impl Tensor {
@@ -41,6 +55,7 @@ impl Tensor {
             ty,
             ne: ne.to_vec(),
             data,
+            origin: None,
         })
     }
 

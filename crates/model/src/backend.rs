@@ -4,177 +4,54 @@
 //! no numbers of the geometry other than those it is given. [`crate::forward`]
 //! calls these methods in a straight line.
 //!
-//! # Record, then submit
+//! # A step
+//!
+//! ```text
+//! begin(key)  Record: the ops of the step follow      Replay: none follows
+//! write_rows, ops                                     write_rows
+//! launch      starts the step                         starts the recording of this key
+//! wait        until it is done, or says that it failed
+//! ```
 //!
 //! Ops record and return nothing; they may run at once (CPU) or when
-//! [`Backend::submit`] is called. Everything that differs between two steps of
-//! the same number of rows is read from [`Backend::Rows`] on the device, and no
-//! op allocates, so a recorded step can be replayed for other rows.
+//! [`Backend::launch`] is called. They are called between `begin` and `launch`
+//! only. Everything that differs between two steps of the same [`StepKey`] is
+//! read from [`Backend::Rows`] on the device, and no op allocates, so a backend
+//! can answer [`Recording::Replay`] to a key that it has recorded before: then
+//! no op is called. Between `launch` and `wait` the host may do anything but
+//! use this backend, except for [`Backend::anticipate`].
 //!
 //! # Shapes
 //!
 //! A [`Backend::Buffer`] is `[n_slots, n_rows, width]`, outermost first, of one
 //! [`ElementType`]. Activations have one slot; row `r` belongs to row `r` of the
-//! step. Caches have one slot for every sequence. Ops process the rows of
-//! `rows` only and leave the rest of a buffer alone. Widths written below use
-//! the names of [`Geometry`].
+//! step. Rings have one slot for every sequence. Compressed and index rows of all
+//! sequences lie in one slot, those of a sequence from row
+//! [`RowsImage::first_compressed`] on, so that sequences may have different
+//! capacities. Ops process the rows of `rows` only and leave the rest of a buffer
+//! alone. Widths written below use the names of [`Geometry`].
 //!
 //! # Fused ops
 //!
 //! A method with a default body is a *fused* op: the default is its meaning,
-//! in primitive ops. [`crate::Unfused`] restores the defaults.
+//! in primitive ops. [`crate::Unfused`] restores the defaults. Three of them
+//! are whole parts of a layer ([`Backend::attention`], [`Backend::experts`],
+//! [`Backend::turn`]): a backend that fuses across ops overrides these, and
+//! [`crate::forward`] stays the only place that puts a network together.
 
-use std::ops::Range;
+use ds4_formats::{GgmlType, Tensor};
 
-use ds4_formats::Tensor;
-
-use crate::geometry::{Geometry, LayerKind};
+use crate::forward;
+use crate::geometry::Geometry;
+use crate::operands::*;
 use crate::rope::RopeTable;
 use crate::rows::RowsImage;
-use crate::weights::{Compressor, HyperConnection};
-
-/// Element of a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ElementType {
-    /// 32-bit float: every activation.
-    F32,
-    /// The upper half of a 32-bit float, rounded to nearest even: cache rows.
-    Bf16,
-    /// 32-bit index: expert ids, selected rows.
-    U32,
-}
-
-impl ElementType {
-    /// Size of one element.
-    pub fn n_bytes(self) -> usize {
-        match self {
-            ElementType::F32 | ElementType::U32 => 4,
-            ElementType::Bf16 => 2,
-        }
-    }
-}
-
-/// Shape of a buffer, outermost dimension first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Shape {
-    /// Sequences; 1 for activations.
-    pub n_slots: usize,
-    /// Rows of one slot.
-    pub n_rows: usize,
-    /// Elements of one row.
-    pub width: usize,
-}
-
-impl Shape {
-    /// Shape of an activation, `[1, n_rows, width]`.
-    pub fn rows(n_rows: usize, width: usize) -> Shape {
-        Shape {
-            n_slots: 1,
-            n_rows,
-            width,
-        }
-    }
-
-    /// Number of elements.
-    pub fn len(self) -> usize {
-        self.n_slots * self.n_rows * self.width
-    }
-
-    /// Whether there are no elements.
-    pub fn is_empty(self) -> bool {
-        self.len() == 0
-    }
-}
-
-/// How a weight is used, which decides how a backend keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum WeightRole {
-    /// `[n_out, n_in]`, applied as `y = W x`; activations may be quantised to int8.
-    Matrix,
-    /// As `Matrix`, but activations stay in f32: hyper-connections, router,
-    /// compressors, whose products decide gates, selections and softmax weights.
-    PreciseMatrix,
-    /// `[n_experts, n_out, n_in]`.
-    Experts,
-    /// `[n]` or `[n_rows, n]`, small, used element by element in f32.
-    Vector,
-    /// `[n_vocab, n_embd]`, one row read for a token.
-    Embedding,
-    /// `[n_vocab, n_experts_used]` of i32.
-    Ids,
-}
-
-/// Why a device could not do what was asked. Recorded work that was not yet
-/// submitted is lost; buffers keep what the last successful submit left.
-#[derive(Debug, thiserror::Error)]
-pub enum BackendError {
-    /// The device has no room.
-    #[error("out of device memory: {what} needs {n_bytes} bytes")]
-    OutOfMemory {
-        /// What was being allocated.
-        what: String,
-        /// Its size.
-        n_bytes: usize,
-    },
-    /// The device or its driver failed.
-    #[error("device failure: {0}")]
-    Device(String),
-}
-
-/// A place in a buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Slot.
-    pub slot: usize,
-    /// Row within the slot.
-    pub row: usize,
-}
-
-/// Experts chosen for every row, and their weights.
-#[derive(Debug)]
-pub struct Routes<Buffer> {
-    /// Expert ids, u32 `[n_rows, n_experts_used]`.
-    pub experts: Buffer,
-    /// Mixing weights, f32 `[n_rows, n_experts_used]`.
-    pub weights: Buffer,
-}
-
-/// The compressed rows that a query attends to.
-#[derive(Debug)]
-pub enum CompressedRows<'a, Buffer> {
-    /// None: a sliding layer.
-    None,
-    /// All visible ones of `cache`, `[n_slots, n_rows, head_dim]`.
-    All {
-        /// The cache.
-        cache: &'a Buffer,
-        /// Tokens for each row.
-        ratio: usize,
-    },
-    /// The first `min(n_visible, width)` entries of `selected`, u32
-    /// `[n_rows, index_top_k]`, index rows of `cache`.
-    Selected {
-        /// The cache.
-        cache: &'a Buffer,
-        /// Tokens for each row.
-        ratio: usize,
-        /// Indices, ascending.
-        selected: &'a Buffer,
-    },
-}
-
-/// Direction of a rotation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rotation {
-    /// By the angle.
-    Forward,
-    /// By minus the angle: the attention output carries its keys' rotation.
-    Inverse,
-}
+use crate::session::SessionShape;
+use crate::weights::{HyperConnection, Requirement};
 
 /// The operations of the network on one device. See the [module](self) for the
 /// rules that all of them obey.
-pub trait Backend {
+pub trait Backend: Sized {
     /// Memory on the device.
     type Buffer;
     /// A weight in the form the device wants it.
@@ -185,12 +62,60 @@ pub trait Backend {
     /// The geometry the kernels were specialised to.
     fn geometry(&self) -> &Geometry;
 
-    // Memory ------------------------------------------------------------------
+    // What it wants and has ---------------------------------------------------
 
-    /// Takes a weight. `tensor.ne` was checked by the caller against the
-    /// geometry; any type that `ds4_formats` decodes is accepted, except that
-    /// `Ids` are I32.
-    fn upload(&mut self, role: WeightRole, tensor: Tensor) -> Result<Self::Weight, BackendError>;
+    /// What it asks of steps.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// Rows that a step of `n_rows` rows, or of `n_rows` outputs, is padded to: at
+    /// least as many. Few classes mean few recordings.
+    fn row_class(&self, n_rows: usize) -> usize {
+        n_rows
+    }
+
+    /// Bytes of memory that weights, sessions and workspace can take on the device;
+    /// `None` when it is the machine's own.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
+    /// Bytes that a weight takes on the device in the form it will have there; 0 for
+    /// one that is used where it lies in the file.
+    fn weight_bytes(&self, need: &Requirement, ty: GgmlType) -> u64 {
+        let _ = (need, ty);
+        0
+    }
+
+    /// Bytes that the backend takes for a session beside its buffers.
+    fn workspace_bytes(&self, shape: &SessionShape) -> u64 {
+        let _ = shape;
+        0
+    }
+
+    // Weights -----------------------------------------------------------------
+
+    /// Takes a weight. `tensor.ne` was checked by the caller against `need`; any type
+    /// that `ds4_formats` decodes is accepted, except that `Ids` are I32. A backend
+    /// that [defers](Backend::defers_uploads) keeps the tensor and moves its bytes in
+    /// [`Backend::uploads_done`]; [`Tensor::origin`] says which part of which file
+    /// they are.
+    fn upload(&mut self, need: &Requirement, tensor: Tensor) -> Result<Self::Weight, BackendError>;
+
+    /// Whether bytes are moved in [`Backend::uploads_done`].
+    fn defers_uploads(&self) -> bool {
+        false
+    }
+
+    /// Called once after the last upload. A backend that defers moves the bytes now,
+    /// and tells `progress` how many after every part.
+    fn uploads_done(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), BackendError> {
+        let _ = progress;
+        Ok(())
+    }
+
+    // Memory ------------------------------------------------------------------
 
     /// Allocates a zeroed buffer. Called while a session opens, never later.
     fn alloc(&mut self, element: ElementType, shape: Shape) -> Result<Self::Buffer, BackendError>;
@@ -198,32 +123,69 @@ pub trait Backend {
     /// Allocates the per-step numbers of up to `capacity` rows.
     fn alloc_rows(&mut self, capacity: usize) -> Result<Self::Rows, BackendError>;
 
-    /// Replaces the per-step numbers; ops recorded from now on see them.
+    /// Replaces the per-step numbers; the step that is launched next sees them.
     fn write_rows(&mut self, rows: &mut Self::Rows, image: &RowsImage);
 
-    /// Writes whole rows (little-endian elements) from `at` on.
+    /// Writes whole rows of several buffers, after every step that was launched and
+    /// before every op that is recorded, and waits once.
+    fn write_many(&mut self, parts: &mut [WritePart<'_, Self::Buffer>])
+    -> Result<(), BackendError>;
+
+    /// Reads whole rows of several buffers, after every step that was launched, and
+    /// waits once.
+    fn read_many(&mut self, parts: &mut [ReadPart<'_, Self::Buffer>]) -> Result<(), BackendError>;
+
+    /// [`Backend::write_many`] of one part.
     fn write(
         &mut self,
         buffer: &mut Self::Buffer,
         at: Place,
         bytes: &[u8],
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), BackendError> {
+        let pieces = vec![(at, bytes)];
+        self.write_many(&mut [WritePart { buffer, pieces }])
+    }
 
-    /// Reads whole rows (little-endian elements) from `at` on, after everything
-    /// recorded so far; `bytes` says how many.
+    /// [`Backend::read_many`] of one part.
     fn read(
         &mut self,
         buffer: &Self::Buffer,
         at: Place,
         bytes: &mut [u8],
-    ) -> Result<(), BackendError>;
+    ) -> Result<(), BackendError> {
+        self.read_many(&mut [ReadPart { buffer, at, bytes }])
+    }
 
-    /// Copies `n_rows` rows inside a buffer, in order with the recorded ops.
-    /// The ranges do not overlap.
+    /// Copies `n_rows` rows inside a buffer, after every step that was launched and
+    /// before the next. The ranges do not overlap. A failure surfaces at the next
+    /// `wait` or read.
     fn copy_rows(&mut self, buffer: &mut Self::Buffer, from: Place, to: Place, n_rows: usize);
 
-    /// Starts what was recorded and says whether everything before it succeeded.
-    fn submit(&mut self) -> Result<(), BackendError>;
+    // Steps -------------------------------------------------------------------
+
+    /// Begins a step and says whether its ops are wanted. A key that was recorded
+    /// and launched once may be replayed.
+    fn begin(&mut self, key: &StepKey) -> Recording {
+        let _ = key;
+        Recording::Record
+    }
+
+    /// Starts the step. An error is that of this step.
+    fn launch(&mut self) -> Result<(), BackendError>;
+
+    /// Called between `launch` and `wait`: the next step is likely to have this key.
+    /// A backend that encodes a recording anew for every step may do so now.
+    fn anticipate(&mut self, key: &StepKey) {
+        let _ = key;
+    }
+
+    /// Waits for the step that was launched last and says whether it succeeded.
+    fn wait(&mut self) -> Result<(), BackendError>;
+
+    /// A session is closed: its recordings are of no use any more.
+    fn end_session(&mut self, session: u64) {
+        let _ = session;
+    }
 
     // Streams -----------------------------------------------------------------
 
@@ -259,14 +221,19 @@ pub trait Backend {
         &mut self,
         rows: &Self::Rows,
         streams: &Self::Buffer,
-        hc: &HyperConnection<Self::Weight>,
-        norm: &Self::Weight,
+        entry: Entry<'_, Self::Weight>,
         gates: &mut Self::Buffer,
         x: &mut Self::Buffer,
     ) {
-        self.hc_gates(rows, streams, hc, gates);
+        self.hc_gates(rows, streams, entry.hc, gates);
         self.hc_pre(rows, streams, gates, x);
-        self.rms_norm(rows, norm, x);
+        self.rms_norm(rows, entry.norm, x);
+    }
+
+    /// From one sublayer to the next: `hc_post`, then `hc_pre_norm`.
+    fn turn(&mut self, rows: &Self::Rows, t: Turn<'_, Self::Buffer, Self::Weight>) {
+        self.hc_post(rows, t.y, t.gates, t.streams);
+        self.hc_pre_norm(rows, t.streams, t.next, t.gates, t.x);
     }
 
     /// `streams'[k] = post[k] * y + Σ_j comb[j, k] * streams[j]`, in place.
@@ -287,6 +254,16 @@ pub trait Backend {
         streams: &Self::Buffer,
         hc: &HyperConnection<Self::Weight>,
         h: &mut Self::Buffer,
+    );
+
+    /// The mean over the streams, as block `at` of a row of `taps`: f32
+    /// `[n_rows, n_taps * n_embd]`. What a drafter takes from a layer.
+    fn tap(
+        &mut self,
+        rows: &Self::Rows,
+        streams: &Self::Buffer,
+        at: usize,
+        taps: &mut Self::Buffer,
     );
 
     /// `out[r] = x[source[r]]`: the rows that need logits.
@@ -332,6 +309,17 @@ pub trait Backend {
 
     /// `out += x`, element by element.
     fn add(&mut self, rows: &Self::Rows, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// For every output the [`N_CANDIDATES`] largest logits, descending, of equal ones
+    /// the lowest id first, and the log-sum-exp of all logits at temperature 1 and at
+    /// the row's (`inv_temperature`). A logit that is not finite makes both NaN, and the
+    /// candidates unspecified. `logits`: f32 `[n_outputs, n_vocab]`.
+    fn choose(
+        &mut self,
+        rows: &Self::Rows,
+        logits: &Self::Buffer,
+        choice: &mut Choice<Self::Buffer>,
+    );
 
     // Queries and rows --------------------------------------------------------
 
@@ -402,24 +390,18 @@ pub trait Backend {
 
     /// Pools the tokens of every compressed row that a row of the batch
     /// completes (model.md 6): per channel a softmax of the gates over the
-    /// row's tokens, applied to their projections. `kv`, `gate`: f32
-    /// `[n_rows, compressor_dim]`, the gate with its position bias; older tokens
-    /// come from `frontier` (see [`Backend::store_frontier`]). A ratio-4 row
-    /// pools channels `[0, d)` of the 4 tokens before its window and `[d, 2d)`
+    /// row's tokens, applied to their projections. A ratio-4 row pools channels `[0, d)` of the 4 tokens before its window and `[d, 2d)`
     /// of its window's 4; tokens before position 0 do not take part.
     /// `pooled`: f32 `[n_rows, d]`; zero for rows that complete nothing.
     fn pool(
         &mut self,
         rows: &Self::Rows,
-        kind: LayerKind,
-        kv: &Self::Buffer,
-        gate: &Self::Buffer,
-        frontier: &Self::Buffer,
+        inputs: Pool<'_, Self::Buffer>,
         pooled: &mut Self::Buffer,
     );
 
     /// Stores `pooled` at its index in the slot's cache, for every row that
-    /// completes one. `cache`: `[n_slots, capacity / ratio, d]`.
+    /// completes one. `cache`: `[1, n_tokens / ratio, d]`.
     fn store_compressed(
         &mut self,
         rows: &Self::Rows,
@@ -443,100 +425,97 @@ pub trait Backend {
     /// `pool`, `rms_norm`, `rope` at the window's first token, rounding
     /// (`kv_round`, or `index_round` when `index`) when `rounded`,
     /// `store_compressed`, `store_frontier`.
-    fn compress(
-        &mut self,
-        rows: &Self::Rows,
-        compressor: &Compressor<Self::Weight>,
-        rounded: bool,
-        kv: &Self::Buffer,
-        gate: &mut Self::Buffer,
-        pooled: &mut Self::Buffer,
-        frontier: &mut Self::Buffer,
-        cache: &mut Self::Buffer,
-    ) {
+    fn compress(&mut self, rows: &Self::Rows, c: Compress<'_, Self::Buffer, Self::Weight>) {
+        let compressor = c.compressor;
         let ratio = compressor.kind.ratio().expect("a compressed layer");
         let table = RopeTable::start_of(ratio);
-        self.add_position_bias(rows, &compressor.ape, ratio, gate);
-        self.pool(rows, compressor.kind, kv, gate, frontier, pooled);
-        self.rms_norm(rows, &compressor.norm, pooled);
-        self.rope(rows, table, Rotation::Forward, compressor.row_dim, pooled);
-        match (rounded, compressor.index) {
+        self.add_position_bias(rows, &compressor.ape, ratio, c.gate);
+        let inputs = Pool {
+            kind: compressor.kind,
+            kv: c.kv,
+            gate: c.gate,
+            frontier: c.frontier,
+        };
+        self.pool(rows, inputs, c.pooled);
+        self.rms_norm(rows, &compressor.norm, c.pooled);
+        let forward = Rotation::Forward;
+        self.rope(rows, table, forward, compressor.row_dim, c.pooled);
+        match (c.rounded, compressor.index) {
             (false, _) => {}
-            (true, false) => self.kv_round(rows, pooled),
-            (true, true) => self.index_round(rows, pooled),
+            (true, false) => self.kv_round(rows, c.pooled),
+            (true, true) => self.index_round(rows, c.pooled),
         }
-        self.store_compressed(rows, ratio, pooled, cache);
-        self.store_frontier(rows, kv, gate, frontier);
+        self.store_compressed(rows, ratio, c.pooled, c.cache);
+        self.store_frontier(rows, c.kv, c.gate, c.frontier);
     }
 
     // Indexer -----------------------------------------------------------------
 
-    /// For the rows of `range`, the score of every visible index row:
+    /// For the rows of the tile, the score of every visible index row:
     /// `score[c] = Σ_h w[h] * scale * max(0, iq[h] · ik[c])` with
-    /// `scale = index_dim^-0.5 * n_index_heads^-0.5`. `iq`: f32
-    /// `[n_rows, n_index_heads * index_dim]`, `weights`: f32
-    /// `[n_rows, n_index_heads]`, `cache`: `[n_slots, capacity / 4, index_dim]`,
-    /// `scores`: f32 `[score_rows, capacity / 4]`, row `r - range.start`.
+    /// `scale = index_dim^-0.5 * n_index_heads^-0.5`. `cache`:
+    /// `[1, n_tokens / 4, index_dim]`, `scores`: f32, see [`ScoreTile`].
     fn index_scores(
         &mut self,
         rows: &Self::Rows,
-        range: Range<usize>,
-        iq: &Self::Buffer,
-        weights: &Self::Buffer,
-        cache: &Self::Buffer,
+        inputs: IndexScores<'_, Self::Buffer>,
         scores: &mut Self::Buffer,
     );
 
-    /// For the rows of `range`, the indices of the `index_top_k` largest scores
+    /// For the rows of the tile, the indices of the `index_top_k` largest scores
     /// among the visible rows (ties: lowest index), ascending; all visible rows
     /// when there are no more. `selected`: u32 `[n_rows, index_top_k]`.
     fn top_k(
         &mut self,
         rows: &Self::Rows,
-        range: Range<usize>,
+        tile: ScoreTile,
         scores: &Self::Buffer,
         selected: &mut Self::Buffer,
     );
 
     /// `index_scores` and `top_k` for all rows, `score_rows` at a time.
-    fn index_select(
-        &mut self,
-        rows: &Self::Rows,
-        n_rows: usize,
-        score_rows: usize,
-        iq: &Self::Buffer,
-        weights: &Self::Buffer,
-        cache: &Self::Buffer,
-        scores: &mut Self::Buffer,
-        selected: &mut Self::Buffer,
-    ) {
-        for start in (0..n_rows).step_by(score_rows) {
-            let range = start..(start + score_rows).min(n_rows);
-            self.index_scores(rows, range.clone(), iq, weights, cache, scores);
-            self.top_k(rows, range, scores, selected);
+    fn index_select(&mut self, rows: &Self::Rows, s: IndexSelect<'_, Self::Buffer>) {
+        for start in (0..s.n_rows).step_by(s.score_rows) {
+            let tile = ScoreTile {
+                rows: start..(start + s.score_rows).min(s.n_rows),
+                stride: s.stride,
+            };
+            let inputs = IndexScores {
+                tile: tile.clone(),
+                queries: s.queries,
+                weights: s.weights,
+                cache: s.cache,
+            };
+            self.index_scores(rows, inputs, s.scores);
+            self.top_k(rows, tile, s.scores, s.selected);
         }
     }
 
     // Attention ---------------------------------------------------------------
 
     /// Attention with sinks over the window and the compressed rows (model.md
-    /// 5.2); K and V are the same row, shared by all heads. Window rows are the
-    /// positions `max(0, t - window + 1) ..= t`: from row `first_row` on they are
-    /// rows of `kv`, before it rows of the slot's `ring` (`[n_slots, n_ring,
-    /// head_dim]`, at `position % n_ring`). Scores are scaled by
+    /// 5.2); K and V are the same row, shared by all heads. The window of row `r` are
+    /// the positions from `window_start[r]` to the segment's first, which lie in the
+    /// slot's ring, and the rows of `kv` from the segment's first that is not older
+    /// than `window_start[r]` to `see_end[r]`. Scores are scaled by
     /// `head_dim^-0.5`; the sink, unscaled, enters the denominator only.
-    /// `q`, `out`: f32 `[n_rows, n_heads * head_dim]`, `kv`: f32
-    /// `[n_rows, head_dim]`, `sinks`: `[n_heads]`.
+    /// `out`: f32 `[n_rows, n_heads * head_dim]`.
     fn attend(
         &mut self,
         rows: &Self::Rows,
-        q: &Self::Buffer,
-        kv: &Self::Buffer,
-        ring: &Self::Buffer,
-        compressed: CompressedRows<'_, Self::Buffer>,
-        sinks: &Self::Weight,
+        inputs: Attend<'_, Self::Buffer, Self::Weight>,
         out: &mut Self::Buffer,
     );
+
+    /// The attention sublayer. What it leaves in other buffers of `scratch` than `y`
+    /// is unspecified.
+    fn attention(
+        &mut self,
+        rows: &Self::Rows,
+        sublayer: AttentionSublayer<'_, Self::Buffer, Self::Weight>,
+    ) {
+        forward::attention(self, rows, sublayer);
+    }
 
     // Experts -----------------------------------------------------------------
 
@@ -569,11 +548,7 @@ pub trait Backend {
     fn experts_gate_up(
         &mut self,
         rows: &Self::Rows,
-        gate: &Self::Weight,
-        up: &Self::Weight,
-        clamp: f32,
-        x: &Self::Buffer,
-        routes: &Routes<Self::Buffer>,
+        inputs: ExpertsGateUp<'_, Self::Buffer, Self::Weight>,
         hidden: &mut Self::Buffer,
     );
 
@@ -592,10 +567,17 @@ pub trait Backend {
     fn gate_up(
         &mut self,
         rows: &Self::Rows,
-        gate: &Self::Weight,
-        up: &Self::Weight,
-        clamp: f32,
-        x: &Self::Buffer,
+        inputs: GateUp<'_, Self::Buffer, Self::Weight>,
         hidden: &mut Self::Buffer,
     );
+
+    /// The experts sublayer: router, routed experts, shared expert. What it leaves in
+    /// other buffers of `scratch` than `y` is unspecified.
+    fn experts(
+        &mut self,
+        rows: &Self::Rows,
+        sublayer: ExpertsSublayer<'_, Self::Buffer, Self::Weight>,
+    ) {
+        forward::experts(self, rows, sublayer);
+    }
 }

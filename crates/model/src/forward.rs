@@ -1,64 +1,130 @@
 //! The forward pass: one straight line over a [`Backend`], for any rows.
 
-use crate::backend::{Backend, CompressedRows, Rotation};
+use crate::backend::Backend;
 use crate::geometry::LayerKind;
+use crate::operands::{
+    Attend, AttentionSublayer, Compress, CompressedRows, Entry, ExpertsGateUp, ExpertsSublayer,
+    GateUp, IndexSelect, Rotation, Turn,
+};
 use crate::rope::RopeTable;
 use crate::session::{CompressedCache, LayerCache, Scratch, StepShape};
 use crate::weights::{Layer, Network, Router};
 
-/// Records one step: `rows` go through every layer, and `outputs`, a subset of
+/// What a step computes with: the numbers of its rows and of its outputs, and its shape.
+#[derive(Debug)]
+pub struct Step<'a, Rows> {
+    /// The rows.
+    pub rows: &'a Rows,
+    /// Those of them that go through the head.
+    pub outputs: &'a Rows,
+    /// The numbers that choose what is recorded.
+    pub shape: &'a StepShape,
+    /// Layers after which `scratch.taps` takes the mean over the streams.
+    pub taps: &'a [usize],
+}
+
+/// Records one step: its rows go through every layer, and its outputs, a subset of
 /// them, through the head. Afterwards `scratch.logits` holds f32
-/// `[n_outputs, n_vocab]`, and the caches hold the rows' state.
+/// `[n_outputs, n_vocab]`, `scratch.choice` what was chosen from them if the step
+/// asks for it, and the caches hold the rows' state.
 pub fn forward<B: Backend>(
     b: &mut B,
     network: &Network<B::Weight>,
     caches: &mut [LayerCache<B::Buffer>],
     s: &mut Scratch<B::Buffer>,
-    rows: &B::Rows,
-    outputs: &B::Rows,
-    step: &StepShape,
+    step: &Step<'_, B::Rows>,
 ) {
+    let (rows, outputs, shape) = (step.rows, step.outputs, step.shape);
     b.embed(rows, &network.token_embd, &mut s.streams);
-    for (layer, cache) in network.layers.iter().zip(caches) {
-        b.hc_pre_norm(
-            rows,
-            &s.streams,
-            &layer.hc_attn,
-            &layer.attn_norm,
-            &mut s.gates,
-            &mut s.x,
-        );
-        attention(b, layer, cache, s, rows, step);
-        b.hc_post(rows, &s.y, &s.gates, &mut s.streams);
-
-        b.hc_pre_norm(
-            rows,
-            &s.streams,
-            &layer.hc_ffn,
-            &layer.ffn_norm,
-            &mut s.gates,
-            &mut s.x,
-        );
-        experts(b, layer, s, rows);
-        b.hc_post(rows, &s.y, &s.gates, &mut s.streams);
+    if let Some(first) = network.layers.first() {
+        let entry = attention_entry(first);
+        b.hc_pre_norm(rows, &s.streams, entry, &mut s.gates, &mut s.x);
     }
-    if step.n_outputs > 0 {
+    for (i, (layer, cache)) in network.layers.iter().zip(caches).enumerate() {
+        let sublayer = AttentionSublayer {
+            layer,
+            cache,
+            scratch: s,
+            step: shape,
+        };
+        b.attention(rows, sublayer);
+        turn(b, rows, s, experts_entry(layer));
+        let sublayer = ExpertsSublayer {
+            layer,
+            scratch: s,
+            step: shape,
+        };
+        b.experts(rows, sublayer);
+        let tap = step.taps.iter().position(|tapped| *tapped == i);
+        match network.layers.get(i + 1) {
+            // A tap wants the streams between the two halves of a turn.
+            Some(next) if tap.is_none() => turn(b, rows, s, attention_entry(next)),
+            next => {
+                b.hc_post(rows, &s.y, &s.gates, &mut s.streams);
+                if let Some(at) = tap {
+                    let taps = s.taps.as_mut().expect("scratch of the taps");
+                    b.tap(rows, &s.streams, at, taps);
+                }
+                if let Some(next) = next {
+                    let entry = attention_entry(next);
+                    b.hc_pre_norm(rows, &s.streams, entry, &mut s.gates, &mut s.x);
+                }
+            }
+        }
+    }
+    if shape.n_outputs > 0 {
         b.select_rows(outputs, &s.streams, &mut s.output_streams);
         b.hc_head(outputs, &s.output_streams, &network.output_hc, &mut s.h);
         b.rms_norm(outputs, &network.output_norm, &mut s.h);
         b.matmul(outputs, &network.output, &s.h, &mut s.logits);
+        if shape.chooses {
+            b.choose(outputs, &s.logits, &mut s.choice);
+        }
     }
 }
 
-/// `s.x` to `s.y`.
-fn attention<B: Backend>(
+fn attention_entry<W>(layer: &Layer<W>) -> Entry<'_, W> {
+    Entry {
+        hc: &layer.hc_attn,
+        norm: &layer.attn_norm,
+    }
+}
+
+fn experts_entry<W>(layer: &Layer<W>) -> Entry<'_, W> {
+    Entry {
+        hc: &layer.hc_ffn,
+        norm: &layer.ffn_norm,
+    }
+}
+
+fn turn<B: Backend>(
     b: &mut B,
-    layer: &Layer<B::Weight>,
-    cache: &mut LayerCache<B::Buffer>,
-    s: &mut Scratch<B::Buffer>,
     rows: &B::Rows,
-    step: &StepShape,
+    s: &mut Scratch<B::Buffer>,
+    next: Entry<'_, B::Weight>,
 ) {
+    let turn = Turn {
+        y: &s.y,
+        next,
+        gates: &mut s.gates,
+        streams: &mut s.streams,
+        x: &mut s.x,
+    };
+    b.turn(rows, turn);
+}
+
+/// The meaning of [`Backend::attention`].
+pub fn attention<B: Backend>(
+    b: &mut B,
+    rows: &B::Rows,
+    sublayer: AttentionSublayer<'_, B::Buffer, B::Weight>,
+) {
+    let AttentionSublayer {
+        layer,
+        cache,
+        scratch: s,
+        step,
+    } = sublayer;
     let table = match layer.kind {
         LayerKind::Sliding => RopeTable::Plain,
         LayerKind::Csa | LayerKind::Hca => RopeTable::Compressed,
@@ -119,29 +185,29 @@ fn attention<B: Backend>(
                 _ => s.hca.as_mut(),
             };
             let t = t.expect("scratch of a compressed layer");
-            b.compress(
-                rows,
+            let operands = Compress {
                 compressor,
                 rounded,
-                &t.kv,
-                &mut t.gate,
-                &mut t.pooled,
+                kv: &t.kv,
+                gate: &mut t.gate,
+                pooled: &mut t.pooled,
                 frontier,
-                cached,
-            );
+                cache: cached,
+            };
+            b.compress(rows, operands);
             let mut selects = false;
             if let (Some(indexer), Some(index)) = (&layer.indexer, index) {
                 let i = s.index.as_mut().expect("scratch of an indexer");
-                b.compress(
-                    rows,
-                    &indexer.compressor,
+                let operands = Compress {
+                    compressor: &indexer.compressor,
                     rounded,
-                    &i.rows.kv,
-                    &mut i.rows.gate,
-                    &mut i.rows.pooled,
-                    &mut index.frontier,
-                    &mut index.rows,
-                );
+                    kv: &i.rows.kv,
+                    gate: &mut i.rows.gate,
+                    pooled: &mut i.rows.pooled,
+                    frontier: &mut index.frontier,
+                    cache: &mut index.rows,
+                };
+                b.compress(rows, operands);
                 if step.selects {
                     selects = true;
                     let index_dim = b.geometry().index_dim;
@@ -150,16 +216,17 @@ fn attention<B: Backend>(
                     if rounded {
                         b.index_round(rows, &mut i.q);
                     }
-                    b.index_select(
-                        rows,
-                        step.n_rows,
-                        step.score_rows,
-                        &i.q,
-                        &i.weights,
-                        &index.rows,
-                        &mut i.scores,
-                        &mut i.selected,
-                    );
+                    let operands = IndexSelect {
+                        n_rows: step.n_rows,
+                        score_rows: step.score_rows,
+                        stride: step.score_stride(),
+                        queries: &i.q,
+                        weights: &i.weights,
+                        cache: &index.rows,
+                        scores: &mut i.scores,
+                        selected: &mut i.selected,
+                    };
+                    b.index_select(rows, operands);
                 }
             }
             match &s.index {
@@ -177,15 +244,14 @@ fn attention<B: Backend>(
         _ => CompressedRows::None,
     };
 
-    b.attend(
-        rows,
-        &s.q,
-        &s.kv,
-        &cache.window,
+    let inputs = Attend {
+        q: &s.q,
+        kv: &s.kv,
+        ring: &cache.window,
         compressed,
-        &layer.attn_sinks,
-        &mut s.o,
-    );
+        sinks: &layer.attn_sinks,
+    };
+    b.attend(rows, inputs, &mut s.o);
     b.store_window(rows, &s.kv, &mut cache.window);
     let head_dim = b.geometry().head_dim;
     b.rope(rows, table, Rotation::Inverse, head_dim, &mut s.o);
@@ -193,37 +259,35 @@ fn attention<B: Backend>(
     b.matmul(rows, &layer.attn_output_b, &s.u, &mut s.y);
 }
 
-/// `s.x` to `s.y`.
-fn experts<B: Backend>(
+/// The meaning of [`Backend::experts`].
+pub fn experts<B: Backend>(
     b: &mut B,
-    layer: &Layer<B::Weight>,
-    s: &mut Scratch<B::Buffer>,
     rows: &B::Rows,
+    sublayer: ExpertsSublayer<'_, B::Buffer, B::Weight>,
 ) {
+    let (layer, s) = (sublayer.layer, sublayer.scratch);
     b.matmul(rows, &layer.ffn_gate_inp, &s.x, &mut s.router);
     b.router_scores(rows, &mut s.router);
     match &layer.router {
         Router::Hash(ids) => b.route_hash(rows, ids, &s.router, &mut s.routes),
         Router::TopK(bias) => b.route_top_k(rows, bias, &s.router, &mut s.routes),
     }
-    b.experts_gate_up(
-        rows,
-        &layer.ffn_gate_exps,
-        &layer.ffn_up_exps,
-        layer.expert_clamp,
-        &s.x,
-        &s.routes,
-        &mut s.hidden,
-    );
+    let inputs = ExpertsGateUp {
+        gate: &layer.ffn_gate_exps,
+        up: &layer.ffn_up_exps,
+        clamp: layer.expert_clamp,
+        x: &s.x,
+        routes: &s.routes,
+    };
+    b.experts_gate_up(rows, inputs, &mut s.hidden);
     b.experts_down(rows, &layer.ffn_down_exps, &s.hidden, &s.routes, &mut s.y);
-    b.gate_up(
-        rows,
-        &layer.ffn_gate_shexp,
-        &layer.ffn_up_shexp,
-        layer.shared_clamp,
-        &s.x,
-        &mut s.shared_hidden,
-    );
+    let inputs = GateUp {
+        gate: &layer.ffn_gate_shexp,
+        up: &layer.ffn_up_shexp,
+        clamp: layer.shared_clamp,
+        x: &s.x,
+    };
+    b.gate_up(rows, inputs, &mut s.shared_hidden);
     b.matmul(
         rows,
         &layer.ffn_down_shexp,

@@ -14,6 +14,7 @@ pub mod backend;
 mod forward;
 pub mod geometry;
 mod observed;
+pub mod operands;
 mod reference;
 mod rope;
 pub mod rounding;
@@ -22,18 +23,28 @@ pub mod session;
 mod unfused;
 pub mod weights;
 
-pub use backend::{
-    Backend, BackendError, CompressedRows, ElementType, Place, Rotation, Routes, Shape, WeightRole,
-};
-pub use forward::forward;
+pub use backend::Backend;
+pub use forward::{Step, attention, experts, forward};
 pub use geometry::{Geometry, GeometryError, LayerKind};
 pub use observed::{Observed, Observer, OpTimes};
+pub use operands::{
+    Attend, AttentionSublayer, BackendError, Choice, Compress, CompressedRows, ElementType, Entry,
+    ExpertsGateUp, ExpertsSublayer, GateUp, IndexScores, IndexSelect, Limits, N_CANDIDATES, Pass,
+    Place, Pool, ReadPart, Recording, Rotation, Routes, ScoreTile, Shape, StepKey, Turn,
+    WeightRole, WritePart,
+};
 pub use reference::Reference;
 pub use rope::{RopeFrequencies, RopeTable};
-pub use rows::{Batch, Outputs, PAD_SLOT, RowsImage, Segment};
+pub use rows::{
+    BASE_ALIGN, Batch, N_ROW_IDS, Outputs, PAD_SLOT, RowsImage, Segment, SegmentPlace, Visibility,
+    Wanted,
+};
 pub use session::{
-    CacheRounding, Frontier, ImportError, MemoryPlan, RestoreError, RewindError, RowKind, Session,
-    SessionShape, SlotState, StepError, StoredRows,
+    CacheRounding, Candidates, Frontier, ImportError, LayerCache, MemoryPlan, OutputRow,
+    RestoreError, RewindError, RowKind, Scratch, Session, SessionShape, SlotContents, SlotState,
+    StepError, StepShape, StoredRows,
 };
 pub use unfused::Unfused;
-pub use weights::{Component, Network, Requirement, WeightsError, requirements};
+pub use weights::{
+    Component, Layer, Network, Requirement, Split, WeightsError, check, requirements,
+};

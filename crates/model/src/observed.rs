@@ -2,19 +2,18 @@
 //! no dumps and no timers.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use ds4_formats::Tensor;
+use ds4_formats::{GgmlType, Tensor};
 
-use crate::backend::{
-    Backend, BackendError, CompressedRows, ElementType, Place, Rotation, Routes, Shape, WeightRole,
-};
-use crate::geometry::{Geometry, LayerKind};
+use crate::backend::Backend;
+use crate::geometry::Geometry;
+use crate::operands::*;
 use crate::rope::RopeTable;
 use crate::rows::RowsImage;
+use crate::session::SessionShape;
 use crate::unfused::{delegate_memory, primitive_ops};
-use crate::weights::{Compressor, HyperConnection};
+use crate::weights::{HyperConnection, Requirement};
 
 /// What watches the ops of a backend.
 pub trait Observer<B: Backend> {
@@ -26,9 +25,16 @@ pub trait Observer<B: Backend> {
     /// Called after an op was recorded, with the first buffer it writes;
     /// `None` for ops that write none or choose experts.
     fn after(&mut self, backend: &mut B, op: &'static str, out: Option<&B::Buffer>);
+
+    /// Called after an op that chose experts was recorded, before [`Observer::after`].
+    fn routed(&mut self, backend: &mut B, routes: &Routes<B::Buffer>) {
+        let _ = (backend, routes);
+    }
 }
 
-/// Hands every op to `inner`, telling `observer`.
+/// Hands every op to `inner`, telling `observer`. The parts of a layer
+/// ([`Backend::attention`], [`Backend::experts`], [`Backend::turn`]) are taken apart by
+/// their default bodies, so that their ops are seen.
 #[derive(Debug)]
 pub struct Observed<B, O> {
     /// The backend.
@@ -42,12 +48,20 @@ macro_rules! observe {
         $(fn $op(&mut self, rows: $rt $(, $arg: $at)*, $out: $ot) {
             self.observer.before(stringify!($op));
             self.inner.$op(rows $(, $arg)*, $out);
+            let routes: Option<&Routes<B::Buffer>> = observe!(@routes $op $out);
+            if let Some(routes) = routes {
+                self.observer.routed(&mut self.inner, routes);
+            }
             let written = observe!(@written $op $out);
             self.observer.after(&mut self.inner, stringify!($op), written);
         })*
     };
+    (@routes route_hash $out:ident) => { Some(&*$out) };
+    (@routes route_top_k $out:ident) => { Some(&*$out) };
+    (@routes $op:ident $out:ident) => { None };
     (@written route_hash $out:ident) => { Some(&$out.weights) };
     (@written route_top_k $out:ident) => { Some(&$out.weights) };
+    (@written choose $out:ident) => { Some(&$out.values) };
     (@written $op:ident $out:ident) => { Some(&*$out) };
 }
 
@@ -59,13 +73,12 @@ impl<B: Backend, O: Observer<B>> Backend for Observed<B, O> {
         &mut self,
         rows: &Self::Rows,
         streams: &Self::Buffer,
-        hc: &HyperConnection<Self::Weight>,
-        norm: &Self::Weight,
+        entry: Entry<'_, Self::Weight>,
         gates: &mut Self::Buffer,
         x: &mut Self::Buffer,
     ) {
         self.observer.before("hc_pre_norm");
-        self.inner.hc_pre_norm(rows, streams, hc, norm, gates, x);
+        self.inner.hc_pre_norm(rows, streams, entry, gates, x);
         self.observer.after(&mut self.inner, "hc_pre_norm", Some(x));
     }
 
@@ -101,41 +114,30 @@ impl<B: Backend, O: Observer<B>> Backend for Observed<B, O> {
             .after(&mut self.inner, "kv_norm_rope", Some(kv));
     }
 
-    fn compress(
-        &mut self,
-        rows: &Self::Rows,
-        compressor: &Compressor<Self::Weight>,
-        rounded: bool,
-        kv: &Self::Buffer,
-        gate: &mut Self::Buffer,
-        pooled: &mut Self::Buffer,
-        frontier: &mut Self::Buffer,
-        cache: &mut Self::Buffer,
-    ) {
+    fn compress(&mut self, rows: &Self::Rows, c: Compress<'_, Self::Buffer, Self::Weight>) {
         self.observer.before("compress");
-        self.inner
-            .compress(rows, compressor, rounded, kv, gate, pooled, frontier, cache);
+        let operands = Compress {
+            gate: &mut *c.gate,
+            pooled: &mut *c.pooled,
+            frontier: &mut *c.frontier,
+            cache: &mut *c.cache,
+            ..c
+        };
+        self.inner.compress(rows, operands);
         self.observer
-            .after(&mut self.inner, "compress", Some(pooled));
+            .after(&mut self.inner, "compress", Some(c.pooled));
     }
 
-    fn index_select(
-        &mut self,
-        rows: &Self::Rows,
-        n_rows: usize,
-        score_rows: usize,
-        iq: &Self::Buffer,
-        weights: &Self::Buffer,
-        cache: &Self::Buffer,
-        scores: &mut Self::Buffer,
-        selected: &mut Self::Buffer,
-    ) {
+    fn index_select(&mut self, rows: &Self::Rows, s: IndexSelect<'_, Self::Buffer>) {
         self.observer.before("index_select");
-        self.inner.index_select(
-            rows, n_rows, score_rows, iq, weights, cache, scores, selected,
-        );
+        let operands = IndexSelect {
+            scores: &mut *s.scores,
+            selected: &mut *s.selected,
+            ..s
+        };
+        self.inner.index_select(rows, operands);
         self.observer
-            .after(&mut self.inner, "index_select", Some(selected));
+            .after(&mut self.inner, "index_select", Some(s.selected));
     }
 }
 

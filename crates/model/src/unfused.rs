@@ -1,16 +1,14 @@
 //! `Unfused`: a backend with the default bodies of its fused ops restored.
 
-use std::ops::Range;
+use ds4_formats::{GgmlType, Tensor};
 
-use ds4_formats::Tensor;
-
-use crate::backend::{
-    Backend, BackendError, CompressedRows, ElementType, Place, Rotation, Routes, Shape, WeightRole,
-};
-use crate::geometry::{Geometry, LayerKind};
+use crate::backend::Backend;
+use crate::geometry::Geometry;
+use crate::operands::*;
 use crate::rope::RopeTable;
 use crate::rows::RowsImage;
-use crate::weights::HyperConnection;
+use crate::session::SessionShape;
+use crate::weights::{HyperConnection, Requirement};
 
 /// Hands every primitive op and all memory to the inner backend, and computes
 /// fused ops by their defaults.
@@ -27,6 +25,8 @@ macro_rules! primitive_ops {
             fn hc_pre(rows: &Self::Rows, streams: &Self::Buffer, gates: &Self::Buffer; x: &mut Self::Buffer);
             fn hc_post(rows: &Self::Rows, y: &Self::Buffer, gates: &Self::Buffer; streams: &mut Self::Buffer);
             fn hc_head(rows: &Self::Rows, streams: &Self::Buffer, hc: &HyperConnection<Self::Weight>; h: &mut Self::Buffer);
+            fn tap(rows: &Self::Rows, streams: &Self::Buffer, at: usize; taps: &mut Self::Buffer);
+            fn choose(rows: &Self::Rows, logits: &Self::Buffer; choice: &mut Choice<Self::Buffer>);
             fn select_rows(rows: &Self::Rows, x: &Self::Buffer; out: &mut Self::Buffer);
             fn rms_norm(rows: &Self::Rows, weight: &Self::Weight; x: &mut Self::Buffer);
             fn matmul(rows: &Self::Rows, weight: &Self::Weight, x: &Self::Buffer; out: &mut Self::Buffer);
@@ -38,18 +38,18 @@ macro_rules! primitive_ops {
             fn index_round(rows: &Self::Rows; x: &mut Self::Buffer);
             fn store_window(rows: &Self::Rows, kv: &Self::Buffer; window: &mut Self::Buffer);
             fn add_position_bias(rows: &Self::Rows, ape: &Self::Weight, ratio: usize; gate: &mut Self::Buffer);
-            fn pool(rows: &Self::Rows, kind: LayerKind, kv: &Self::Buffer, gate: &Self::Buffer, frontier: &Self::Buffer; pooled: &mut Self::Buffer);
+            fn pool(rows: &Self::Rows, inputs: Pool<'_, Self::Buffer>; pooled: &mut Self::Buffer);
             fn store_compressed(rows: &Self::Rows, ratio: usize, pooled: &Self::Buffer; cache: &mut Self::Buffer);
             fn store_frontier(rows: &Self::Rows, kv: &Self::Buffer, gate: &Self::Buffer; frontier: &mut Self::Buffer);
-            fn index_scores(rows: &Self::Rows, range: Range<usize>, iq: &Self::Buffer, weights: &Self::Buffer, cache: &Self::Buffer; scores: &mut Self::Buffer);
-            fn top_k(rows: &Self::Rows, range: Range<usize>, scores: &Self::Buffer; selected: &mut Self::Buffer);
-            fn attend(rows: &Self::Rows, q: &Self::Buffer, kv: &Self::Buffer, ring: &Self::Buffer, compressed: CompressedRows<'_, Self::Buffer>, sinks: &Self::Weight; out: &mut Self::Buffer);
+            fn index_scores(rows: &Self::Rows, inputs: IndexScores<'_, Self::Buffer>; scores: &mut Self::Buffer);
+            fn top_k(rows: &Self::Rows, tile: ScoreTile, scores: &Self::Buffer; selected: &mut Self::Buffer);
+            fn attend(rows: &Self::Rows, inputs: Attend<'_, Self::Buffer, Self::Weight>; out: &mut Self::Buffer);
             fn router_scores(rows: &Self::Rows; scores: &mut Self::Buffer);
             fn route_hash(rows: &Self::Rows, ids: &Self::Weight, scores: &Self::Buffer; routes: &mut Routes<Self::Buffer>);
             fn route_top_k(rows: &Self::Rows, bias: &Self::Weight, scores: &Self::Buffer; routes: &mut Routes<Self::Buffer>);
-            fn experts_gate_up(rows: &Self::Rows, gate: &Self::Weight, up: &Self::Weight, clamp: f32, x: &Self::Buffer, routes: &Routes<Self::Buffer>; hidden: &mut Self::Buffer);
+            fn experts_gate_up(rows: &Self::Rows, inputs: ExpertsGateUp<'_, Self::Buffer, Self::Weight>; hidden: &mut Self::Buffer);
             fn experts_down(rows: &Self::Rows, down: &Self::Weight, hidden: &Self::Buffer, routes: &Routes<Self::Buffer>; out: &mut Self::Buffer);
-            fn gate_up(rows: &Self::Rows, gate: &Self::Weight, up: &Self::Weight, clamp: f32, x: &Self::Buffer; hidden: &mut Self::Buffer);
+            fn gate_up(rows: &Self::Rows, inputs: GateUp<'_, Self::Buffer, Self::Weight>; hidden: &mut Self::Buffer);
         }
     };
 }
@@ -66,12 +66,40 @@ macro_rules! delegate_memory {
             self.$inner.geometry()
         }
 
+        fn limits(&self) -> Limits {
+            self.$inner.limits()
+        }
+
+        fn row_class(&self, n_rows: usize) -> usize {
+            self.$inner.row_class(n_rows)
+        }
+
+        fn memory_bytes(&self) -> Option<u64> {
+            self.$inner.memory_bytes()
+        }
+
+        fn weight_bytes(&self, need: &Requirement, ty: GgmlType) -> u64 {
+            self.$inner.weight_bytes(need, ty)
+        }
+
+        fn workspace_bytes(&self, shape: &SessionShape) -> u64 {
+            self.$inner.workspace_bytes(shape)
+        }
+
         fn upload(
             &mut self,
-            role: WeightRole,
+            need: &Requirement,
             tensor: Tensor,
         ) -> Result<Self::Weight, BackendError> {
-            self.$inner.upload(role, tensor)
+            self.$inner.upload(need, tensor)
+        }
+
+        fn defers_uploads(&self) -> bool {
+            self.$inner.defers_uploads()
+        }
+
+        fn uploads_done(&mut self, progress: &mut dyn FnMut(u64)) -> Result<(), BackendError> {
+            self.$inner.uploads_done(progress)
         }
 
         fn alloc(
@@ -90,30 +118,42 @@ macro_rules! delegate_memory {
             self.$inner.write_rows(rows, image);
         }
 
-        fn write(
+        fn write_many(
             &mut self,
-            buffer: &mut Self::Buffer,
-            at: Place,
-            bytes: &[u8],
+            parts: &mut [WritePart<'_, Self::Buffer>],
         ) -> Result<(), BackendError> {
-            self.$inner.write(buffer, at, bytes)
+            self.$inner.write_many(parts)
         }
 
-        fn read(
+        fn read_many(
             &mut self,
-            buffer: &Self::Buffer,
-            at: Place,
-            bytes: &mut [u8],
+            parts: &mut [ReadPart<'_, Self::Buffer>],
         ) -> Result<(), BackendError> {
-            self.$inner.read(buffer, at, bytes)
+            self.$inner.read_many(parts)
         }
 
         fn copy_rows(&mut self, buffer: &mut Self::Buffer, from: Place, to: Place, n_rows: usize) {
             self.$inner.copy_rows(buffer, from, to, n_rows);
         }
 
-        fn submit(&mut self) -> Result<(), BackendError> {
-            self.$inner.submit()
+        fn begin(&mut self, key: &StepKey) -> Recording {
+            self.$inner.begin(key)
+        }
+
+        fn launch(&mut self) -> Result<(), BackendError> {
+            self.$inner.launch()
+        }
+
+        fn anticipate(&mut self, key: &StepKey) {
+            self.$inner.anticipate(key);
+        }
+
+        fn wait(&mut self) -> Result<(), BackendError> {
+            self.$inner.wait()
+        }
+
+        fn end_session(&mut self, session: u64) {
+            self.$inner.end_session(session);
         }
     };
 }

@@ -2,8 +2,9 @@
 
 use ds4_formats::{GgmlType, Tensor};
 
-use crate::backend::{Backend, BackendError, WeightRole};
+use crate::backend::Backend;
 use crate::geometry::{Geometry, LayerKind};
+use crate::operands::{BackendError, WeightRole};
 
 /// A hyper-connection: one for every sublayer and one for the head.
 #[derive(Debug)]
@@ -133,6 +134,23 @@ pub struct Requirement {
     pub role: WeightRole,
     /// What it is part of.
     pub component: Component,
+    /// Its layer; `None` for those of the whole model.
+    pub layer: Option<usize>,
+    /// How several devices would share it.
+    pub split: Split,
+}
+
+/// How a weight is divided among devices that compute a step together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// Each has all of it.
+    None,
+    /// By its outputs: each computes a part of the result.
+    OutputRows,
+    /// By its inputs: each computes a part of the sum.
+    InputColumns,
+    /// By expert.
+    Experts,
 }
 
 /// Why a file's tensors are not the network's weights.
@@ -191,6 +209,9 @@ pub enum WeightsError {
         /// What the device said.
         source: BackendError,
     },
+    /// The weights could not be moved to the device.
+    #[error("the weights could not be moved to the device: {0}")]
+    Moving(BackendError),
 }
 
 fn shape_hint(name: &str, found: &[u64], expected: &[u64]) -> &'static str {
@@ -334,21 +355,30 @@ impl<W> Network<W> {
     }
 
     /// Binds a file's tensors to a backend, checking presence, shape, type and
-    /// expert ids. `tensor` finds a tensor by name.
+    /// expert ids. `tensor` finds a tensor by name; `progress` is told bytes as they
+    /// are taken.
     pub fn bind<B: Backend<Weight = W>>(
         geometry: &Geometry,
         backend: &mut B,
         tensor: &dyn Fn(&str) -> Option<Tensor>,
+        progress: &mut dyn FnMut(u64),
     ) -> Result<Network<W>, WeightsError> {
-        Network::build(geometry, &mut |need: Requirement| {
+        let network = Network::build(geometry, &mut |need: Requirement| {
             let tensor = need.check(tensor(&need.name), geometry)?;
-            backend
-                .upload(need.role, tensor)
-                .map_err(|source| WeightsError::Backend {
-                    name: need.name,
-                    source,
-                })
-        })
+            let n_bytes = tensor.data.len() as u64;
+            let weight = backend.upload(&need, tensor);
+            if !backend.defers_uploads() {
+                progress(n_bytes);
+            }
+            weight.map_err(|source| WeightsError::Backend {
+                name: need.name,
+                source,
+            })
+        })?;
+        backend
+            .uploads_done(progress)
+            .map_err(WeightsError::Moving)?;
+        Ok(network)
     }
 }
 
@@ -377,6 +407,18 @@ pub fn check(
 }
 
 impl Requirement {
+    /// A weight that is part of no network, for an op on its own.
+    pub fn alone(role: WeightRole, tensor: &Tensor) -> Requirement {
+        Requirement {
+            name: tensor.name.clone(),
+            ne: tensor.ne.clone(),
+            role,
+            component: Component::Attention,
+            layer: None,
+            split: Split::None,
+        }
+    }
+
     fn check(&self, found: Option<Tensor>, geometry: &Geometry) -> Result<Tensor, WeightsError> {
         let Some(tensor) = found else {
             return Err(WeightsError::Missing {
@@ -438,6 +480,7 @@ struct Builder<'a, W, E> {
 struct LayerBuilder<'a, W, E> {
     make: &'a mut dyn FnMut(Requirement) -> Result<W, E>,
     prefix: String,
+    layer: Option<usize>,
 }
 
 impl<W, E> Builder<'_, W, E> {
@@ -445,6 +488,7 @@ impl<W, E> Builder<'_, W, E> {
         LayerBuilder {
             make: self.make,
             prefix: format!("blk.{index}."),
+            layer: Some(index),
         }
     }
 
@@ -452,6 +496,7 @@ impl<W, E> Builder<'_, W, E> {
         LayerBuilder {
             make: self.make,
             prefix: String::new(),
+            layer: None,
         }
     }
 
@@ -488,11 +533,21 @@ impl<W, E> LayerBuilder<'_, W, E> {
         role: WeightRole,
         ne: &[usize],
     ) -> Result<W, E> {
+        let split = match (role, name) {
+            (WeightRole::Experts, _) => Split::Experts,
+            (_, "attn_q_b.weight" | "attn_output_a.weight") => Split::OutputRows,
+            (_, "ffn_gate_shexp.weight" | "ffn_up_shexp.weight") => Split::OutputRows,
+            (_, "output.weight" | "indexer.attn_q_b.weight") => Split::OutputRows,
+            (_, "attn_output_b.weight" | "ffn_down_shexp.weight") => Split::InputColumns,
+            _ => Split::None,
+        };
         (self.make)(Requirement {
             name: format!("{}{name}", self.prefix),
             ne: ne.iter().map(|n| *n as u64).collect(),
             role,
             component,
+            layer: self.layer,
+            split,
         })
     }
 

@@ -1,12 +1,12 @@
 //! What it costs to say which tokens may follow in a block of calls, with the published
 //! vocabulary of 129,280 tokens, where shared data is present.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use ds4_server::calls::{CallReader, CallVocabulary};
 use ds4_server::generation::{Endpoint, Generation, PromptSource, Tool};
+use ds4_server::schema::Schemas;
 use ds4_text::Tokenizer;
 use serde_json::json;
 
@@ -22,6 +22,7 @@ fn generation() -> Generation {
             "count": {"type": "integer"},
             "mode": {"enum": ["read", "write", "append"]},
         }, "required": ["path"]}}),
+        input: None,
         deferred: false,
         origin: json!(null),
     });
@@ -46,11 +47,21 @@ fn calls(c: &mut Criterion) {
     let mut group = c.benchmark_group("calls");
     group.sample_size(20);
     group.bench_function("vocabulary", |b| {
-        b.iter_with_large_drop(|| CallVocabulary::new(&tokenizer));
+        b.iter_with_large_drop(|| Schemas::new(&tokenizer));
     });
-    let vocabulary = Arc::new(CallVocabulary::new(&tokenizer));
+    let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
+    let made = Cell::new(0);
+    group.bench_function("grammar", |b| {
+        b.iter_with_large_drop(|| {
+            // Another name, so that nothing is known of it.
+            let mut other = generation.clone();
+            made.set(made.get() + 1);
+            other.tools[0].name = format!("tool_{}", made.get());
+            schemas.calls(&other)
+        });
+    });
     group.bench_function("reader", |b| {
-        b.iter_with_large_drop(|| CallReader::new(Arc::clone(&vocabulary), &generation));
+        b.iter_with_large_drop(|| schemas.calls(&generation));
     });
     let call = "tool_calls>\n<｜DSML｜invoke name=\"mcp__server__tool_3\">\n";
     let path = "<｜DSML｜parameter name=\"path\" string=\"true\">";
@@ -68,10 +79,10 @@ fn calls(c: &mut Criterion) {
         ),
     ] {
         let reader = || {
-            let mut reader = CallReader::new(Arc::clone(&vocabulary), &generation);
-            let read = reader.as_mut().is_some_and(|r| r.push(written.as_bytes()));
-            assert!(read, "{written}");
-            reader.expect("tools")
+            let (reader, _) = schemas.calls(&generation).expect("schemas");
+            let mut reader = reader.expect("tools");
+            assert!(reader.push_text(written.as_bytes()), "{written}");
+            reader
         };
         group.bench_function(format!("admitted/{name}"), |b| {
             b.iter_batched(

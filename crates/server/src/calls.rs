@@ -1,431 +1,308 @@
 //! Tool calls that cannot be malformed: what may follow in a block of calls while it is written.
 //!
 //! From the marker that opens a block on, a [`CallReader`] admits only tokens that keep the block
-//! well-formed, as `ds4_text::parse_strict` and the tolerant parser both read it: the names of
-//! tools that may be called, the parameters that their schemas list and none twice, `string="true"`
-//! or `"false"` as the types have it, JSON where it is not a string, and the closing tags, an
-//! invocation's only when nothing required is missing. Strings are free but for closing tags,
-//! which in any spelling would end them. A schema that lists properties and does not speak of
-//! others is taken to mean those alone.
+//! well-formed, as `ds4_text::parse_strict` and the tolerant parser both read it, and its arguments
+//! on their schemas: the names of tools that may be called, the parameters that their schemas list
+//! and none twice, `string="true"` or `"false"` as the schemas have it, strings and JSON that follow
+//! the parameter's schema with all that it refers to, and the closing tags, an invocation's only
+//! when nothing required is missing. A schema that lists properties and does not speak of others is
+//! taken to mean those alone.
 //!
-//! The markup is a choice among a few texts at a time. They end at line breaks, where the
-//! tokens that the model was trained on end too, so that a line is never torn out of its tokens.
+//! One grammar says all of this. What it cannot say is checked beside it: a closing tag in a JSON
+//! string, which readers of tags would end the value at, and JSON that is nested too deep to be
+//! read.
 
 mod closing;
-mod json;
+mod grammar;
+mod place;
 mod rules;
-mod vocabulary;
+mod strings;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use ds4_engine::TokenSet;
+use ds4_text::Tokenizer;
+use llguidance::Matcher;
+use llguidance::toktrie::TokEnv;
+use serde_json::Value;
 
-use crate::generation::Generation;
+use crate::generation::{Failure, FailureKind, Generation, InputGrammar, Tool};
+use crate::schema::{Schemas, first_line, relaxed};
 use closing::{Closing, Read};
-use json::{Json, Kinds};
-use rules::{MAX_KEY_BYTES, ToolRules, ValueRules};
+use place::Place;
+use rules::ToolRules;
 
-pub use vocabulary::CallVocabulary;
+pub(crate) use grammar::json_spelling;
 
 /// What opens the markup of a block. Reading begins behind it.
 pub(crate) const MARKUP_OPEN: &str = "<｜DSML｜";
-/// What ends a value.
-const VALUE_CLOSE: &str = "</｜DSML｜parameter>\n";
-/// How much of [`VALUE_CLOSE`] a value's text is read to.
-const CLOSE_OPEN: usize = "</｜DSML｜".len();
+
+/// Tokens that the grammar alone may admit where they cannot be.
+pub(crate) struct DelicateTokens {
+    /// Every token's bytes.
+    words: Vec<Vec<u8>>,
+    /// Those that may end a closing tag, as they hold a bar or a part of one.
+    bars: Vec<u32>,
+    /// Those that hold a whole one, or all of it but its beginning.
+    tags: Vec<u32>,
+    /// Those that open arrays and objects.
+    openers: Vec<u32>,
+    /// Those that may begin one more part of JSON, from outside and from inside of a string.
+    growers: [Vec<u32>; 2],
+}
+
+impl DelicateTokens {
+    pub(crate) fn new(tokenizer: &Tokenizer) -> DelicateTokens {
+        let ids = 0..tokenizer.n_vocab() as u32;
+        let words: Vec<Vec<u8>> = ids
+            .clone()
+            .map(|id| tokenizer.token_bytes(id).to_vec())
+            .collect();
+        let with = |is: &dyn Fn(&[u8]) -> bool| -> Vec<u32> {
+            ids.clone().filter(|id| is(&words[*id as usize])).collect()
+        };
+        let closes = |from: Closing, word: &[u8]| {
+            let mut closing = from;
+            word.iter().any(|byte| match closing.read(*byte) {
+                Read::Text(next) => {
+                    closing = next;
+                    false
+                }
+                Read::Closes | Read::Lookalike => true,
+            })
+        };
+        DelicateTokens {
+            bars: with(&|word| word.iter().any(|b| matches!(b, b'|' | 0xef | 0xbd | 0x9c))),
+            tags: with(&|word| closes(Closing::Nowhere, word) || closes(Closing::Less, word)),
+            openers: with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{'))),
+            growers: [
+                with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{' | b','))),
+                with(&|word| {
+                    let quote = word.iter().position(|b| *b == b'"');
+                    quote.is_some_and(|at| word[at..].contains(&b','))
+                }),
+            ],
+            words,
+        }
+    }
+
+    pub(crate) fn bytes(&self, token: u32) -> &[u8] {
+        &self.words[token as usize]
+    }
+
+    /// Tokens that may begin one more part of JSON.
+    pub(crate) fn growers(&self, in_string: bool) -> &[u32] {
+        &self.growers[usize::from(in_string)]
+    }
+}
 
 /// Reads a block of calls and says what may come next.
 pub struct CallReader {
-    vocabulary: Arc<CallVocabulary>,
-    tools: Arc<[ToolRules]>,
+    matcher: Matcher,
+    tokens: Arc<DelicateTokens>,
+    trie: TokEnv,
     begun: bool,
-    state: State,
-    /// The texts of which one is being written.
-    lines: Vec<Line>,
-    call: Call,
-    /// What was last said to be admitted, and where.
-    admitted: Option<(State, Arc<TokenSet>)>,
-}
-
-/// The call that is being written.
-#[derive(Default)]
-struct Call {
-    tool: usize,
-    /// Parameters given.
-    given: HashSet<String>,
-    /// The name of a parameter that the schema may not list, as far as it is written.
-    key: Vec<u8>,
-}
-
-/// One of the texts that may come, and what follows it.
-#[derive(Clone, Debug)]
-struct Line {
-    text: Vec<u8>,
-    then: Then,
-    /// The listed parameter that it gives.
-    gives: Option<usize>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Then {
-    /// The parameters of a tool.
-    Parameters { tool: usize },
-    /// The next parameter, or the end of the call.
-    NextParameter,
-    /// The next call, or the end of the block.
-    NextCall,
-    /// The name of a parameter.
-    Key,
-    /// A string.
-    Text,
-    /// One of the listed strings of a parameter.
-    Choice { parameter: usize },
-    /// Another value.
-    Json(Kinds),
-    /// Whatever follows a block.
-    Done,
-}
-
-/// Where the end of what was read is. Everything that a token can change is in here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// In the lines `first..end`, which are alike so far.
-    Line { first: u32, end: u32, at: u32 },
-    /// In the name of a parameter, whose end must begin a token.
-    Key { begins_token: bool, n_bytes: u32 },
-    /// Behind it.
-    KeyEnd,
-    /// In a string.
-    Text(Closing),
-    /// In another value.
-    Json(Json),
-    /// In the tag behind a value.
-    Close { at: u32 },
-    /// Behind the block.
-    Done,
+    place: Place,
+    /// What was last said to be admitted.
+    admitted: Option<Arc<TokenSet>>,
 }
 
 impl CallReader {
-    /// For the calls that a request may make; `None` when there are none.
-    pub fn new(vocabulary: Arc<CallVocabulary>, generation: &Generation) -> Option<CallReader> {
-        let tools: Arc<[ToolRules]> = ToolRules::of(generation).into();
-        if tools.is_empty() {
-            return None;
-        }
-        let mut reader = CallReader {
-            vocabulary,
-            tools,
-            begun: false,
-            state: State::Done,
-            lines: Vec::new(),
-            call: Call::default(),
-            admitted: None,
-        };
-        reader.choose(reader.names("tool_calls>\n<｜DSML｜"));
-        Some(reader)
-    }
-
     /// Whether a block has begun.
     pub fn has_begun(&self) -> bool {
         self.begun
     }
 
-    /// Tokens that may come next; `None` when any may.
-    pub fn admitted(&mut self) -> Option<Arc<TokenSet>> {
-        if self.state == State::Done {
-            return None;
+    /// Tokens that may come next; `None` when any may, as the block is over.
+    ///
+    /// # Errors
+    /// Why the grammar can no longer be followed: what it needs exceeds a limit.
+    pub fn admitted(&mut self) -> Result<Option<Arc<TokenSet>>, String> {
+        if self.matcher.is_stopped() && !self.matcher.is_error() {
+            return Ok(None);
         }
-        if let Some((state, set)) = &self.admitted
-            && *state == self.state
-        {
-            return Some(Arc::clone(set));
+        if let Some(set) = &self.admitted {
+            return Ok(Some(Arc::clone(set)));
         }
-        let read = |state, byte| self.read(state, byte);
-        let set = match self.state {
-            State::Text(closing) => self.vocabulary.readable_in_text(closing, self.state, read),
-            State::Json(json) if json.is_in_plain_text() => {
-                self.vocabulary.readable_in_string(self.state, read)
+        let mask = self.matcher.compute_mask().map_err(first_line)?;
+        let mut words = mask.as_slice().to_vec();
+        let mut check = |tokens: &[u32]| {
+            for &token in tokens {
+                let (word, bit) = (token as usize / 32, 1 << (token % 32));
+                if words[word] & bit != 0 {
+                    let mut place = self.place.clone();
+                    let mut bytes = self.tokens.words[token as usize].iter();
+                    if !bytes.all(|byte| place.read(*byte)) {
+                        words[word] &= !bit;
+                    }
+                }
             }
-            state => self.vocabulary.readable(state, read),
         };
-        self.admitted = Some((self.state, Arc::clone(&set)));
-        Some(set)
+        check(&self.tokens.tags);
+        if self.place.is_near_closing() {
+            check(&self.tokens.bars);
+        }
+        if self.place.is_deep() {
+            check(&self.tokens.openers);
+        }
+        let set = TokenSet::from_words(words);
+        if set.is_empty() {
+            return Err("nothing can follow".to_owned());
+        }
+        let set = Arc::new(set);
+        self.admitted = Some(Arc::clone(&set));
+        Ok(Some(set))
     }
 
-    /// Reads a token of the block; of the first one what stands behind `<｜DSML｜`. Whether it can be
-    /// read; if not, nothing that follows can.
-    pub fn push(&mut self, bytes: &[u8]) -> bool {
+    /// Reads a token of the block. Whether it can be read; if not, nothing that follows can.
+    pub fn push(&mut self, token: u32) -> bool {
         self.begun = true;
-        for &byte in bytes {
-            let key = matches!(self.state, State::Key { .. });
-            let mut next = self.read(self.state, byte);
-            if next.is_none() {
-                // A line may end here and another go on.
-                self.settle();
-                next = self.read(self.state, byte);
-            }
-            let Some(next) = next else {
-                return false;
-            };
-            if key && next != State::KeyEnd {
-                self.call.key.push(byte);
-            }
-            self.state = next;
-            if self.is_between() {
-                self.settle();
-            }
-        }
-        self.settle();
-        true
-    }
-
-    /// Whether the state is the end of something and of nothing longer.
-    fn is_between(&self) -> bool {
-        match self.state {
-            State::Line { first, end, at } => {
-                let lines = &self.lines[first as usize..end as usize];
-                lines.iter().all(|line| line.text.len() == at as usize)
-            }
-            State::Close { at } => at as usize == VALUE_CLOSE.len(),
-            State::KeyEnd => true,
-            _ => false,
-        }
-    }
-
-    /// Goes on from the end of a line, a name or a value.
-    fn settle(&mut self) {
-        let then = match self.state {
-            State::Line { first, at, .. } => {
-                let line = &self.lines[first as usize];
-                let ends = line.text.len() == at as usize;
-                let then = line.then;
-                if let Some(parameter) = line.gives.filter(|_| ends) {
-                    let rules = &self.tools[self.call.tool].parameters[parameter];
-                    self.call.given.insert(rules.key.clone());
-                }
-                ends.then_some(then)
-            }
-            State::Close { at } if at as usize == VALUE_CLOSE.len() => Some(Then::NextParameter),
-            State::Key { n_bytes, .. } => {
-                self.state = State::Key {
-                    begins_token: true,
-                    n_bytes,
-                };
-                // Whether the name may end here depends on what it is.
-                self.admitted = None;
-                None
-            }
-            State::KeyEnd => {
-                self.choose_flag();
-                None
-            }
-            _ => None,
-        };
-        if let Some(then) = then {
-            self.follow(then);
-        }
-    }
-
-    fn follow(&mut self, then: Then) {
-        match then {
-            Then::Parameters { tool } => {
-                self.call = Call {
-                    tool,
-                    ..Call::default()
-                };
-                self.choose_parameter();
-            }
-            Then::NextParameter => self.choose_parameter(),
-            Then::NextCall => {
-                let mut lines = self.names("<｜DSML｜");
-                lines.push(line("</｜DSML｜tool_calls>", Then::Done));
-                self.choose(lines);
-            }
-            Then::Key => {
-                self.call.key.clear();
-                self.state = State::Key {
-                    begins_token: true,
-                    n_bytes: 0,
-                };
-                self.admitted = None;
-            }
-            Then::Text => self.state = State::Text(Closing::default()),
-            Then::Json(kinds) => self.state = State::Json(Json::new(kinds)),
-            Then::Choice { parameter } => {
-                let value = &self.tools[self.call.tool].parameters[parameter].value;
-                let choices = value.choices.iter().flatten();
-                let lines = choices.map(|text| {
-                    let text = format!("{text}{VALUE_CLOSE}");
-                    line(&text, Then::NextParameter)
-                });
-                self.choose(lines.collect());
-            }
-            Then::Done => self.state = State::Done,
-        }
-    }
-
-    /// Begins one of these lines.
-    fn choose(&mut self, mut lines: Vec<Line>) {
-        lines.sort_by(|a, b| a.text.cmp(&b.text));
-        self.state = State::Line {
-            first: 0,
-            end: lines.len() as u32,
-            at: 0,
-        };
-        self.lines = lines;
         self.admitted = None;
+        let read = self.matcher.try_consume_tokens(&[token]);
+        let bytes = &self.tokens.words[token as usize];
+        read.is_ok_and(|n| n == 1) && bytes.iter().all(|byte| self.place.read(*byte))
     }
 
-    /// The opening tags of all tools, behind what stands before them.
-    fn names(&self, before: &str) -> Vec<Line> {
-        let mut lines = Vec::new();
-        for (tool, rules) in self.tools.iter().enumerate() {
-            let open = format!("{before}invoke name=\"{}\">\n", rules.name);
-            if rules.required.is_empty() {
-                // The two line breaks are one token.
-                let whole = format!("{open}\n</｜DSML｜invoke>\n");
-                lines.push(line(&whole, Then::NextCall));
-            }
-            lines.push(line(&open, Then::Parameters { tool }));
+    /// Reads text of the block, such as what stands behind `<｜DSML｜` in the token that ends it.
+    pub fn push_text(&mut self, text: &[u8]) -> bool {
+        self.begun = true;
+        let tokens = self.trie.tok_trie().greedy_tokenize(text);
+        tokens.into_iter().all(|token| self.push(token))
+    }
+}
+
+impl Schemas {
+    /// A reader of the calls that a request may make, `None` when there are none, and a line for
+    /// everything in the tools' schemas that is not enforced.
+    ///
+    /// # Errors
+    /// A strict tool whose schema cannot be enforced, with the JSON pointer of the place.
+    pub fn calls(
+        &self,
+        generation: &Generation,
+    ) -> Result<(Option<CallReader>, Vec<String>), Failure> {
+        let tools = rules::admitted(generation);
+        if tools.is_empty() {
+            return Ok((None, Vec::new()));
         }
-        lines
+        let mut warnings = Vec::new();
+        let mut schemas: Vec<Value> = Vec::new();
+        for tool in &tools {
+            schemas.push(self.bounded(tool, &mut warnings)?);
+            if matches!(tool.input, Some(InputGrammar::Lark(_))) {
+                let name = &tool.name;
+                warnings.push(format!("tools: the lark grammar of {name} is not enforced"));
+            }
+        }
+        let rules =
+            |tool: &Tool, schema: &Value| (ToolRules::new(tool, schema), !rules::is_strict(tool));
+        let all = tools
+            .iter()
+            .zip(&schemas)
+            .map(|(tool, schema)| rules(tool, schema));
+        let all: Vec<(ToolRules, bool)> = all.collect();
+        let matcher = match self.matcher(&grammar::write(&all)) {
+            Ok(matcher) => matcher,
+            // Which tool it is that cannot be enforced is found one by one.
+            Err(_) => {
+                let mut enforced = Vec::new();
+                for (tool, schema) in tools.iter().zip(schemas) {
+                    let mut alone = rules(tool, &schema);
+                    let grammar = grammar::write(std::slice::from_ref(&alone));
+                    if alone.0.input.is_some() && self.matcher(&grammar).is_err() {
+                        alone.0.input = None;
+                        let name = &tool.name;
+                        warnings.push(format!("tools: the grammar of {name} is not enforced"));
+                    }
+                    match self.matcher(&grammar::write(std::slice::from_ref(&alone))) {
+                        Ok(_) => enforced.push(alone),
+                        Err(reason) => {
+                            let schema = self.relax(tool, schema, &reason, &mut warnings)?;
+                            enforced.push(rules(tool, &schema));
+                        }
+                    }
+                }
+                self.matcher(&grammar::write(&enforced)).map_err(|reason| {
+                    refused(format!("tools: their schemas cannot be enforced: {reason}"))
+                })?
+            }
+        };
+        let reader = CallReader {
+            matcher,
+            tokens: self.delicate(),
+            trie: self.tok_env(),
+            begun: false,
+            place: Place::default(),
+            admitted: None,
+        };
+        Ok((Some(reader), warnings))
     }
 
-    /// Begins a parameter, or ends the call.
-    fn choose_parameter(&mut self) {
-        let rules = &self.tools[self.call.tool];
-        let given = &self.call.given;
-        let mut lines = Vec::new();
-        let before = "<｜DSML｜parameter name=\"";
-        let is_complete = rules.required.iter().all(|key| given.contains(key));
-        if rules.others && is_complete {
-            // Those that are listed are known by what is written.
-            lines.push(line(before, Then::Key));
-        } else {
-            for (parameter, rules) in rules.parameters.iter().enumerate() {
-                if !given.contains(&rules.key) {
-                    let key = rules.key.replace('"', "&quot;");
-                    let open = format!("{before}{key}\"");
-                    lines.extend(flags(&open, &rules.value, Some(parameter)));
+    /// A tool's schema without what would take too long to compile.
+    fn bounded(&self, tool: &Tool, warnings: &mut Vec<String>) -> Result<Value, Failure> {
+        let schema = tool.function["parameters"].clone();
+        let more = rules::unenforced(&schema).next();
+        if let Some(keyword) = more {
+            let place = format!("/{keyword}");
+            let reason = "only properties, required and additionalProperties are, for a whole tool";
+            warnings.push(self.unenforced(tool, &place, reason)?);
+        }
+        let (bounded, places) = crate::schema::bounded(schema);
+        for (place, reason) in places {
+            warnings.push(self.unenforced(tool, &place, &reason)?);
+        }
+        Ok(bounded)
+    }
+
+    /// A tool's schema without what cannot be enforced.
+    fn relax(
+        &self,
+        tool: &Tool,
+        schema: Value,
+        reason: &str,
+        warnings: &mut Vec<String>,
+    ) -> Result<Value, Failure> {
+        let (mut schema, places) = relaxed(self, schema, rules::is_strict(tool));
+        for (place, reason) in &places {
+            warnings.push(self.unenforced(tool, place, reason)?);
+        }
+        let is_enforced = |schema: &Value| {
+            let rules = (ToolRules::new(tool, schema), true);
+            self.matcher(&grammar::write(&[rules])).is_ok()
+        };
+        if places.is_empty() || !is_enforced(&schema) {
+            warnings.push(self.unenforced(tool, "/properties", reason)?);
+            if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+                for (_, property) in properties.iter_mut() {
+                    *property = Value::Bool(true);
                 }
             }
-        }
-        if is_complete {
-            lines.push(line("</｜DSML｜invoke>\n", Then::NextCall));
-            if given.is_empty() {
-                lines.push(line("\n</｜DSML｜invoke>\n", Then::NextCall));
+            if let Value::Object(members) = &mut schema {
+                members.remove("additionalProperties");
             }
         }
-        self.choose(lines);
+        Ok(schema)
     }
 
-    /// Says of what kind the value of a parameter is whose name was written freely.
-    fn choose_flag(&mut self) {
-        let key = String::from_utf8_lossy(&self.call.key).into_owned();
-        let parameters = &self.tools[self.call.tool].parameters;
-        let listed = parameters.iter().position(|rules| rules.key == key);
-        let lines = match listed {
-            Some(at) => flags("", &parameters[at].value, Some(at)),
-            None => flags("", &ValueRules::any(), None),
-        };
-        self.call.given.insert(key);
-        self.choose(lines);
-    }
-
-    /// The state behind one more byte, if it can have it.
-    fn read(&self, state: State, byte: u8) -> Option<State> {
-        match state {
-            State::Line { first, end, at } => self.read_line(first, end, at, byte),
-            State::Key {
-                begins_token,
-                n_bytes,
-            } => match byte {
-                b'"' if begins_token && self.is_new_key() => Some(State::KeyEnd),
-                // The last begins a fullwidth bar.
-                b'"' | b'<' | b'>' | b'&' | ..b' ' | 0xef => None,
-                _ if n_bytes as usize == MAX_KEY_BYTES => None,
-                _ => Some(State::Key {
-                    begins_token: false,
-                    n_bytes: n_bytes + 1,
-                }),
-            },
-            State::Text(closing) => match closing.read(byte) {
-                Read::Text(closing) => Some(State::Text(closing)),
-                Read::Closes => Some(State::Close {
-                    at: CLOSE_OPEN as u32,
-                }),
-                Read::Lookalike => None,
-            },
-            State::Json(json) => match json.read(byte) {
-                Some(json) => Some(State::Json(json)),
-                None if json.is_complete() => self.read(State::Close { at: 0 }, byte),
-                None => None,
-            },
-            State::Close { at } => {
-                let next = VALUE_CLOSE.as_bytes().get(at as usize);
-                (next == Some(&byte)).then_some(State::Close { at: at + 1 })
-            }
-            State::KeyEnd | State::Done => None,
+    /// The line that says so, where that is enough.
+    fn unenforced(&self, tool: &Tool, place: &str, reason: &str) -> Result<String, Failure> {
+        let name = &tool.name;
+        if rules::is_strict(tool) {
+            return Err(refused(format!(
+                "tools: what stands at {place} of the parameters of {name} cannot be enforced \
+                 ({reason}); leave it out, or leave out strict to have it ignored."
+            )));
         }
-    }
-
-    fn read_line(&self, first: u32, end: u32, at: u32, byte: u8) -> Option<State> {
-        let lines = &self.lines[first as usize..end as usize];
-        // A line that ends here stands before those that go on.
-        let byte_of = |line: &Line| line.text.get(at as usize).copied();
-        let from = lines.partition_point(|line| byte_of(line) < Some(byte));
-        let to = lines.partition_point(|line| byte_of(line) <= Some(byte));
-        if from < to {
-            return Some(State::Line {
-                first: first + from as u32,
-                end: first + to as u32,
-                at: at + 1,
-            });
-        }
-        // A tag's end and a value's beginning may be one token.
-        match lines.first() {
-            Some(line) if line.text.len() == at as usize => match line.then {
-                Then::Text => self.read(State::Text(Closing::default()), byte),
-                Then::Json(kinds) => self.read(State::Json(Json::new(kinds)), byte),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// Whether the name written so far is one that was not given before.
-    fn is_new_key(&self) -> bool {
-        let key = String::from_utf8_lossy(&self.call.key);
-        !key.is_empty() && !self.call.given.contains(key.as_ref())
+        Ok(format!(
+            "tools: what stands at {place} of the parameters of {name} is not enforced"
+        ))
     }
 }
 
-fn line(text: &str, then: Then) -> Line {
-    Line {
-        text: text.as_bytes().to_vec(),
-        then,
-        gives: None,
+fn refused(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::Unsupported,
+        message,
+        param: Some("tools".to_owned()),
     }
-}
-
-/// The ends of a parameter's tag.
-fn flags(open: &str, value: &ValueRules, parameter: Option<usize>) -> Vec<Line> {
-    let line = |text: &str, then| Line {
-        gives: parameter,
-        ..line(text, then)
-    };
-    let mut lines = Vec::new();
-    if value.string {
-        let then = match (&value.choices, parameter) {
-            (Some(_), Some(parameter)) => Then::Choice { parameter },
-            _ => Then::Text,
-        };
-        lines.push(line(&format!("{open} string=\"true\">"), then));
-    }
-    if !value.json.is_empty() {
-        let then = Then::Json(value.json);
-        lines.push(line(&format!("{open} string=\"false\">"), then));
-    }
-    lines
 }

@@ -46,11 +46,22 @@ pub struct Tool {
     pub name: String,
     /// The function object written into the prompt, keys in the order received.
     pub function: Value,
+    /// What its one text must follow, where the client says so.
+    pub input: Option<InputGrammar>,
     /// Not shown until a tool reference in the conversation names it.
     pub deferred: bool,
     /// What the protocol needs to give a call back in the form the client
     /// declared: custom tools, namespaces. Opaque to everything else.
     pub origin: Value,
+}
+
+/// A grammar that a text follows as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InputGrammar {
+    /// In the Lark language.
+    Lark(String),
+    /// A regular expression.
+    Regex(String),
 }
 
 /// Which tools the model may or must call.
@@ -124,6 +135,9 @@ pub struct Generation {
     pub affinity: Option<String>,
     /// Whether the prompt may go on from what is kept, and whether it and the reply are kept.
     pub use_cache: bool,
+    /// Whether the reasoning of all turns stays in the prompt, whatever the server's rule is: the
+    /// prompt is longer, and what was computed of it stands.
+    pub keeps_reasoning: bool,
 }
 
 impl Generation {
@@ -151,6 +165,7 @@ impl Generation {
             stream: false,
             affinity: None,
             use_cache: true,
+            keeps_reasoning: false,
         }
     }
 }
@@ -223,6 +238,9 @@ pub struct Timings {
     pub queue: Duration,
     /// Computing the prompt.
     pub prefill: Duration,
+    /// Prompt tokens computed in that time: those that were not cached, and fewer when the request
+    /// was given up before.
+    pub n_prefilled: usize,
     /// Generating.
     pub decode: Duration,
     /// Where the cached tokens came from: `none`, `memory` (the slot itself), `copy` (another

@@ -5,11 +5,13 @@
 //! into its own JSON and events. Wire types live in [`api`] and nowhere else.
 
 pub mod api;
+pub mod bookkeeper;
 pub mod calls;
 pub mod generation;
 pub mod http;
 pub mod id;
 pub mod log;
+pub mod memory;
 pub mod prompt;
 pub mod reply;
 pub mod schema;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::generation::{Endpoint, Failure, Finish, Timings, Usage};
+use crate::generation::{Endpoint, Failure, FailureKind, Finish, Timings, Usage};
 
 /// Characters of a client's name or session that are logged.
 const MAX_NAME_CHARS: usize = 64;
@@ -55,6 +55,41 @@ pub(crate) fn finish_name(finish: &Finish) -> &'static str {
     }
 }
 
+/// Why a request has no reply, in a word.
+fn kind_name(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Invalid => "invalid",
+        FailureKind::Unsupported => "unsupported",
+        FailureKind::UnsupportedContent => "unsupported_content",
+        FailureKind::ContextOverflow { .. } => "context_overflow",
+        FailureKind::Unauthorised => "unauthorised",
+        FailureKind::Forbidden => "forbidden",
+        FailureKind::NotFound => "not_found",
+        FailureKind::Conflict => "conflict",
+        FailureKind::Overloaded => "overloaded",
+        FailureKind::Internal => "internal",
+        FailureKind::Unavailable => "unavailable",
+    }
+}
+
+/// A text as one field of a line: a JSON string of printable ASCII.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            ' '..='~' => out.push(c),
+            _ => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    out.push_str(&format!("\\u{unit:04x}"));
+                }
+            }
+        }
+    }
+    out.push('"');
+    out
+}
+
 /// Items in a second; `None` when there is nothing to divide.
 pub(crate) fn rate(n: usize, duration: Duration) -> Option<f64> {
     let rate = n as f64 / duration.as_secs_f64();
@@ -71,18 +106,18 @@ pub enum Ending {
 }
 
 /// What is said of a request when it is over. It never holds text of the prompt or the reply.
-#[derive(Debug)]
-pub struct RequestLine<'a> {
+#[derive(Clone, Debug)]
+pub struct RequestLine {
     /// Its id.
-    pub request_id: &'a str,
+    pub request_id: String,
     /// Where it came in.
     pub endpoint: Endpoint,
     /// Who asked.
-    pub client: &'a Client,
+    pub client: Client,
     /// Its tokens.
     pub usage: Usage,
     /// Its time, and why what was computed was not cached.
-    pub timings: &'a Timings,
+    pub timings: Timings,
     /// Assistant messages of the prompt in the model's own tokens.
     pub n_replayed: usize,
     /// Assistant messages of the prompt rendered from text.
@@ -99,7 +134,7 @@ fn shown(rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
 }
 
-impl fmt::Display for RequestLine<'_> {
+impl fmt::Display for RequestLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Usage {
             n_prompt,
@@ -107,7 +142,7 @@ impl fmt::Display for RequestLine<'_> {
             n_generated,
             n_reasoning,
         } = self.usage;
-        let t = self.timings;
+        let t = &self.timings;
         write!(f, "{} {}", self.request_id, endpoint_name(self.endpoint))?;
         for (name, value) in [
             ("client", &self.client.name),
@@ -131,7 +166,7 @@ impl fmt::Display for RequestLine<'_> {
             self.n_replayed + self.n_rendered,
             seconds(t.queue),
             seconds(t.prefill),
-            shown(rate(n_prompt - n_cached, t.prefill)),
+            shown(rate(t.n_prefilled, t.prefill)),
             seconds(t.decode),
             shown(rate(n_generated.saturating_sub(1), t.decode)),
         )?;
@@ -140,12 +175,44 @@ impl fmt::Display for RequestLine<'_> {
                 write!(f, "finish={}", finish_name(finish))?;
             }
             Ending::Failed(failure) => {
-                write!(f, "failed={:?} {:?}", failure.kind, failure.message)?
+                let message = quoted(&failure.message);
+                write!(f, "failed={} message={message}", kind_name(failure.kind))?;
             }
         }
         if !t.cache_miss.is_empty() {
-            write!(f, " why={:?}", t.cache_miss)?;
+            write!(f, " why={}", quoted(&t.cache_miss))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_words_and_one_quoted_field_on_the_one_line() {
+        let failure = Failure {
+            kind: FailureKind::ContextOverflow {
+                n_prompt: 9,
+                n_context: 8,
+            },
+            message: "too \"long\"\nreq_2 finish=stop é😀".to_owned(),
+            param: None,
+        };
+        let line = RequestLine {
+            request_id: "req_1".to_owned(),
+            endpoint: Endpoint::Chat,
+            client: Client::default(),
+            usage: Usage::default(),
+            timings: Timings::default(),
+            n_replayed: 0,
+            n_rendered: 0,
+            ending: Ending::Failed(failure),
+        };
+        let line = line.to_string();
+        let expected = r#"failed=context_overflow message="too \"long\"\u000areq_2 finish=stop \u00e9\ud83d\ude00""#;
+        assert!(line.ends_with(expected), "{line}");
+        assert!(!line.contains('\n'));
     }
 }

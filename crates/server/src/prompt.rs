@@ -1,6 +1,6 @@
 //! A request's conversation to the tokens that the model continues.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ds4_text::{
     Effort, MarkerText, Message, Mode, Passage, Prompt, RenderOptions, Revision, Role, Start,
@@ -39,6 +39,8 @@ pub struct PromptRules {
 pub struct TokenPrompt {
     /// Its tokens.
     pub tokens: Vec<u32>,
+    /// Tokens of the context that are left for the reply.
+    pub n_left: usize,
     /// Lengths at which other conversations are likely to depart: the ends of the system text
     /// with its tools, and of what stands before the last message of the first turn.
     pub anchors: Vec<usize>,
@@ -85,20 +87,25 @@ struct Encoded {
 #[derive(Clone)]
 pub struct Prompter {
     tokenizer: Arc<Tokenizer>,
-    turns: Arc<Mutex<Turns>>,
+    turns: Arc<Turns>,
     rules: PromptRules,
     context: usize,
+    /// Bytes of the longest token.
+    max_token_bytes: usize,
 }
 
 impl Prompter {
     /// For a model with this tokenizer and so many tokens of context.
     pub fn new(
         tokenizer: Arc<Tokenizer>,
-        turns: Arc<Mutex<Turns>>,
+        turns: Arc<Turns>,
         rules: PromptRules,
         context: usize,
     ) -> Prompter {
+        let tokens = 0..tokenizer.n_vocab() as u32;
+        let lengths = tokens.map(|token| tokenizer.token_bytes(token).len());
         Prompter {
+            max_token_bytes: lengths.max().unwrap_or_default().max(1),
             tokenizer,
             turns,
             rules,
@@ -146,7 +153,7 @@ impl Prompter {
         let options = RenderOptions {
             mode: generation.thinking.mode,
             effort: self.effort(generation),
-            drop_thinking: !self.keeps_reasoning(messages),
+            drop_thinking: !(generation.keeps_reasoning || self.keeps_reasoning(messages)),
             revision: self.rules.revision,
             marker_text: self.rules.marker_text,
             ..RenderOptions::default()
@@ -175,6 +182,13 @@ impl Prompter {
     /// token.
     pub fn tokens(&self, generation: &Generation) -> Result<TokenPrompt, Failure> {
         let prompt = self.text(generation)?;
+        // What is far too long however its text is cut into tokens is not cut.
+        let n_least = prompt.text.len() / self.max_token_bytes;
+        if n_least > self.context.saturating_mul(2)
+            && !matches!(generation.prompt, PromptSource::Tokens(_))
+        {
+            return Err(overflow(generation.endpoint, n_least, self.context));
+        }
         let Encoded {
             tokens,
             n_replayed,
@@ -199,6 +213,7 @@ impl Prompter {
         let protocol = self.tokenizer.protocol();
         let anchors = anchors(&tokens, protocol.user, protocol.assistant);
         Ok(TokenPrompt {
+            n_left: self.context.saturating_sub(tokens.len()),
             tokens,
             anchors,
             start,
@@ -278,8 +293,6 @@ impl Prompter {
             let before = &prompt.text[..range.start];
             let turn = self
                 .turns
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .find(message, key, before.ends_with(markers::THINK_OPEN));
             let (Some(turn), Some(part)) = (turn, prompt.part(written..range.start)) else {
                 continue;

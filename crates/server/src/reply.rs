@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ds4_engine::{Constraint, FinishReason, TokenLogprobs, TokenSet};
+use ds4_engine::{Constraint, FinishReason, NotFinite, TokenLogprobs, TokenSet};
 use ds4_text::{EndReason, Event, Phase, ReplyParser, Start, Tokenizer, ToolSchemas, Utf8Stream};
 
 use crate::calls::{CallReader, MARKUP_OPEN};
@@ -25,6 +25,11 @@ const NAME_CLOSING: &str = "\">\n";
 const OPENING_BYTES: usize = 512;
 /// What closes a block behind a call.
 const BLOCK_CLOSING: &str = "\n</｜DSML｜tool_calls>";
+
+/// Tokens that are left beside those that end the content, when it is ended.
+const SPARE_TOKENS: usize = 3;
+/// Tokens that are left, beside twice those that end the content, when it begins nothing new.
+const LAST_TOKENS: usize = 48;
 
 /// What follows from a token.
 #[derive(Debug, Default)]
@@ -153,11 +158,55 @@ impl ReplyInProgress {
         if !self.in_reasoning {
             self.open_call(&mut step);
         }
+        self.close_in_time(&mut step);
         step
     }
 
+    /// Tokens that this reply may still have.
+    fn n_left(&self) -> usize {
+        let limit = self.generation.max_tokens.unwrap_or(usize::MAX);
+        let limit = limit.min(self.prompt.n_left);
+        limit.saturating_sub(self.tokens.len())
+    }
+
+    /// Ends content that follows a schema while there are tokens left to end it with, and reasoning
+    /// while there are any for the content.
+    fn close_in_time(&mut self, step: &mut Step) {
+        let is_calling = self.block.as_ref().is_some_and(CallReader::has_begun);
+        let n_left = self.n_left();
+        let Some(schema) = &mut self.schema else {
+            return;
+        };
+        if step.ends || is_calling || self.opened || n_left > 2 * schema.n_least() + LAST_TOKENS {
+            return;
+        }
+        if self.in_reasoning {
+            if n_left <= schema.n_least() + SPARE_TOKENS + 1 {
+                let close = self.tokenizer.protocol().think_close;
+                self.take_forced(&[close], step);
+                self.close_in_time(step);
+            }
+            return;
+        }
+        if self.parser.phase() != Phase::Content {
+            return;
+        }
+        if let Some(closing) = schema.closing()
+            && !closing.is_empty()
+            && n_left <= closing.len() + SPARE_TOKENS
+        {
+            for token in &closing {
+                schema.push(*token);
+            }
+            self.take_forced(&closing, step);
+        }
+    }
+
     /// What holds for the next token.
-    pub fn constraint(&mut self) -> Constraint {
+    ///
+    /// # Errors
+    /// What the content must follow can no longer be followed. The reply has no end then.
+    pub fn constraint(&mut self) -> Result<Constraint, Failure> {
         let phase = self.parser.phase();
         let protocol = self.tokenizer.protocol();
         let mut forbidden: Vec<u32> = protocol
@@ -173,37 +222,62 @@ impl ReplyInProgress {
         if self.generation.ignore_eos {
             forbidden.extend(stop_tokens(&self.tokenizer));
         }
+        let must_go_on =
+            self.schema.is_some() || matches!(self.generation.tool_choice, ToolChoice::Required(_));
+        if phase == Phase::Reasoning && must_go_on && !self.generation.ignore_eos {
+            // What was asked for comes behind the reasoning.
+            forbidden.extend(stop_tokens(&self.tokenizer));
+        }
+        let follows = self.schema.as_ref().is_some_and(SchemaReader::has_begun);
+        if follows && phase == Phase::Content && !forbidden.contains(&protocol.dsml) {
+            // In a string it would look like the beginning of a block.
+            forbidden.push(protocol.dsml);
+        }
         let allowed = match &mut self.block {
-            Some(block) if block.has_begun() => block.admitted(),
-            _ if phase == Phase::Content => self.schema_allows(!no_tools).map(Arc::new),
+            Some(block) if block.has_begun() => block.admitted().map_err(|reason| Failure {
+                kind: FailureKind::Unsupported,
+                message: format!("the reply's calls can no longer follow their schemas: {reason}"),
+                param: Some("tools".to_owned()),
+            })?,
+            _ if phase == Phase::Content => self.schema_allows(!no_tools)?.map(Arc::new),
             _ => None,
         };
-        Constraint {
+        Ok(Constraint {
             greedy: phase == Phase::Markup,
             forbidden,
             allowed,
-        }
+        })
     }
 
     /// Tokens that keep the content on its schema. A call may stand in the content's place.
-    fn schema_allows(&mut self, may_call: bool) -> Option<TokenSet> {
-        let schema = self.schema.as_mut()?;
+    fn schema_allows(&mut self, may_call: bool) -> Result<Option<TokenSet>, Failure> {
+        let n_left = self.n_left();
+        let Some(schema) = &mut self.schema else {
+            return Ok(None);
+        };
+        let ends_soon = n_left <= 2 * schema.n_least() + LAST_TOKENS;
+        let wanted = &self.generation.schema;
+        let lost = |reason: String| Failure {
+            kind: FailureKind::Unsupported,
+            message: format!("the reply can no longer follow its schema: {reason}"),
+            param: wanted.as_ref().map(|schema| schema.place.clone()),
+        };
         if may_call && !schema.has_begun() {
             let dsml = self.tokenizer.protocol().dsml;
             if self.text.ends_with('<') {
                 let mut only = TokenSet::empty(self.tokenizer.n_vocab());
                 only.insert(dsml);
-                return Some(only);
+                return Ok(Some(only));
             }
-            let mut set = schema.allowed()?;
+            let mut set = schema.allowed(ends_soon).map_err(lost)?;
             for text in ["\n", "\n\n", "<"] {
                 if let [token] = self.tokenizer.encode(text)[..] {
                     set.insert(token);
                 }
             }
-            return Some(set);
+            return Ok(Some(set));
         }
-        schema.allowed()
+        schema.allowed(ends_soon).map(Some).map_err(lost)
     }
 
     /// A token that was sampled.
@@ -234,6 +308,7 @@ impl ReplyInProgress {
         if was_reasoning && !self.in_reasoning && !step.ends {
             self.open_call(&mut step);
         }
+        self.close_in_time(&mut step);
         step
     }
 
@@ -261,7 +336,7 @@ impl ReplyInProgress {
         let end = match reason {
             FinishReason::Stop => EndReason::Stop,
             FinishReason::Length | FinishReason::ContextFull => EndReason::Length,
-            FinishReason::Cancelled => EndReason::Cancelled,
+            FinishReason::Cancelled | FinishReason::NotFinite => EndReason::Cancelled,
         };
         let parser = std::mem::replace(
             &mut self.parser,
@@ -277,7 +352,13 @@ impl ReplyInProgress {
         if self.stopped_at.is_none() {
             self.release_content(&mut step);
         }
-        let finish = if let Some(stop) = self.stopped_at.take() {
+        let finish = if reason == FinishReason::NotFinite {
+            Err(Failure {
+                kind: FailureKind::Internal,
+                message: NotFinite.to_string(),
+                param: None,
+            })
+        } else if let Some(stop) = self.stopped_at.take() {
             Ok(Finish::StopString(stop))
         } else if let Some(detail) = self.malformed.take() {
             let shown = self.generation.stream && !self.calls.is_empty();
@@ -304,7 +385,7 @@ impl ReplyInProgress {
             Ok(match reason {
                 FinishReason::Length => Finish::Length,
                 FinishReason::ContextFull => Finish::ContextFull,
-                FinishReason::Cancelled => Finish::Cancelled,
+                FinishReason::Cancelled | FinishReason::NotFinite => Finish::Cancelled,
                 FinishReason::Stop if self.calls.is_empty() => Finish::Stop,
                 FinishReason::Stop => Finish::ToolCalls,
             })
@@ -421,7 +502,7 @@ impl ReplyInProgress {
         };
         let bytes = self.tokenizer.token_bytes(token);
         let admitted = if block.has_begun() {
-            block.push(bytes)
+            block.push(token)
         } else {
             let n_before = self.tail.len();
             self.tail.extend_from_slice(bytes);
@@ -436,7 +517,7 @@ impl ReplyInProgress {
             };
             let admitted = begins.is_none_or(|at| {
                 let behind = at + MARKUP_OPEN.len();
-                block.push(&self.tail[behind..])
+                block.push_text(&self.tail[behind..])
             });
             let n_old = self.tail.len().saturating_sub(OPENING_BYTES);
             self.tail.drain(..n_old);

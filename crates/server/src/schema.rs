@@ -1,6 +1,6 @@
 //! Content that must follow a JSON schema.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ds4_engine::TokenSet;
 use ds4_text::Tokenizer;
@@ -9,18 +9,25 @@ use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, TokenParser};
 use serde_json::{Map, Value};
 
+use crate::calls::{DelicateTokens, json_spelling};
 use crate::generation::{Failure, FailureKind, OutputSchema};
 
 /// In front of the text of tokens that are no text: the grammar never admits them.
 const NO_TEXT: u8 = 0xff;
+/// Compiled grammars that are kept, as agents send the same tools with every turn.
+const MAX_KEPT: usize = 16;
 
-/// Compiles schemas for one vocabulary.
+/// Compiles schemas and grammars for one vocabulary.
 pub struct Schemas {
     factory: ParserFactory,
+    delicate: Arc<DelicateTokens>,
+    /// Grammars and what reads them, the one used last at the end.
+    kept: Mutex<Vec<(String, Matcher)>>,
 }
 
 impl Schemas {
-    /// For this vocabulary.
+    /// For this vocabulary. Tokens that end a reply or that no reply contains are never admitted;
+    /// other markers are text.
     ///
     /// # Errors
     /// What the vocabulary lacks.
@@ -34,17 +41,63 @@ impl Schemas {
                 word.clear();
             }
         }
-        for (token, text) in tokenizer.added_tokens() {
-            let mut word = vec![NO_TEXT];
-            word.extend_from_slice(text.as_bytes());
-            words[token as usize] = word;
+        let ends = crate::reply::stop_tokens(tokenizer);
+        for token in ends.into_iter().chain(tokenizer.never_sampled()) {
+            let word = &mut words[token as usize];
+            if word.first() != Some(&NO_TEXT) {
+                word.insert(0, NO_TEXT);
+            }
         }
         let info = TokRxInfo::new(words.len() as u32, tokenizer.protocol().eos);
         let trie = TokTrie::from(&info, &words);
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let mut factory = ParserFactory::new_simple(&env).map_err(|e| e.to_string())?;
         factory.quiet();
-        Ok(Schemas { factory })
+        let limits = factory.limits_mut();
+        limits.max_items_in_row = MAX_ITEMS_IN_ROW;
+        limits.step_max_items = MAX_ITEMS_IN_STEP;
+        limits.step_lexer_fuel = MAX_FUEL_IN_STEP;
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.verbose_errors = false;
+        Ok(Schemas {
+            factory,
+            delicate: Arc::new(DelicateTokens::new(tokenizer)),
+            kept: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn delicate(&self) -> Arc<DelicateTokens> {
+        Arc::clone(&self.delicate)
+    }
+
+    pub(crate) fn tok_env(&self) -> TokEnv {
+        self.factory.tok_env().clone()
+    }
+
+    /// What reads by a grammar in the Lark dialect, and can begin.
+    pub(crate) fn matcher(&self, lark: &str) -> Result<Matcher, String> {
+        let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock();
+        if let Some(at) = kept.iter().position(|(known, _)| known == lark) {
+            let found = kept.remove(at);
+            let matcher = found.1.deep_clone();
+            kept.push(found);
+            return Ok(matcher);
+        }
+        drop(kept);
+        let grammar = TopLevelGrammar::from_lark(lark.to_owned());
+        let parser = self.factory.create_parser(grammar);
+        let mut matcher = Matcher::new(Ok(parser.map_err(|e| first_line(format!("{e:#}")))?));
+        let mask = matcher.compute_mask().map_err(first_line)?;
+        if mask.is_zero() {
+            return Err("nothing can satisfy it".to_owned());
+        }
+        let mut kept = lock();
+        if kept.len() == MAX_KEPT {
+            kept.remove(0);
+        }
+        kept.push((lark.to_owned(), matcher.deep_clone()));
+        Ok(matcher)
     }
 
     /// A reader of content that must follow a schema, and a line for every keyword that was left
@@ -60,16 +113,25 @@ impl Schemas {
             message,
             param: Some(place.clone()),
         };
-        let reason = match self.parser(&wanted.schema) {
-            Ok(parser) => return Ok((SchemaReader::new(parser), Vec::new())),
-            Err(reason) => reason,
-        };
-        let faults = self.faults(&wanted.schema);
-        let Some(first) = faults.first() else {
-            let message = format!("{place}: the schema cannot be enforced: {reason}");
-            return Err(refused(message));
-        };
+        let mut faults = costly_multiples(&wanted.schema);
+        let mut reason = String::new();
+        if faults.is_empty() {
+            match self.reader(&wanted.schema) {
+                Ok(reader) => return Ok((reader, Vec::new())),
+                Err(first) => reason = first,
+            }
+            faults = self.faults(&wanted.schema);
+        }
+        if faults.is_empty() {
+            faults.push(Fault {
+                pointer: String::new(),
+                is_keyword: false,
+                is_costly: false,
+                reason,
+            });
+        }
         if wanted.strict {
+            let first = &faults[0];
             return Err(refused(format!(
                 "{place}: what stands at {} cannot be enforced ({}); leave it out, or set strict \
                  to false beside the schema to have it ignored.",
@@ -81,23 +143,45 @@ impl Schemas {
         for fault in &faults {
             fault.relax(&mut relaxed);
         }
-        let parser = self.parser(&relaxed).map_err(|reason| {
+        let mut reader = self.reader(&relaxed);
+        if reader.is_err() && faults.iter().all(|fault| fault.is_costly) {
+            // What else cannot be enforced is found now that looking for it is cheap.
+            let more = self.faults(&relaxed);
+            for fault in &more {
+                fault.relax(&mut relaxed);
+            }
+            faults.extend(more);
+            reader = self.reader(&relaxed);
+        }
+        let reader = reader.map_err(|reason| {
             refused(format!("{place}: the schema cannot be enforced: {reason}"))
         })?;
         let warnings = faults
             .iter()
             .map(|fault| format!("{place}: what stands at {} is not enforced", fault.place()));
-        Ok((SchemaReader::new(parser), warnings.collect()))
+        Ok((reader, warnings.collect()))
+    }
+
+    /// A reader that knows what may come first.
+    fn reader(&self, schema: &Value) -> Result<SchemaReader, String> {
+        let parser = self.parser(schema)?;
+        let mut reader = SchemaReader::new(parser, self.tok_env(), self.delicate());
+        // What nothing can begin is found here and not in the middle of a reply.
+        reader
+            .allowed(false)
+            .map_err(|_| "nothing can satisfy it".to_owned())?;
+        Ok(reader)
     }
 
     fn parser(&self, schema: &Value) -> Result<TokenParser, String> {
-        let grammar = TopLevelGrammar::from_json_schema(schema.clone());
+        let mut schema = schema.clone();
+        if let Value::Object(members) = &mut schema {
+            members.insert("x-guidance".to_owned(), json_spelling(false));
+        }
+        let grammar = TopLevelGrammar::from_json_schema(schema);
         let parser = self.factory.create_parser(grammar);
         // The rest of the message shows parts of the grammar.
-        parser.map_err(|e| {
-            let reason = format!("{e:#}");
-            reason.lines().next().unwrap_or_default().to_owned()
-        })
+        parser.map_err(|e| first_line(format!("{e:#}")))
     }
 
     /// The places of a schema that keep it from being enforced, as far as they can be told.
@@ -116,6 +200,17 @@ impl Schemas {
     }
 }
 
+/// Places in a grammar that one more character may have; more is an error of the reply.
+const MAX_ITEMS_IN_ROW: usize = 20_000;
+/// The same for all tokens that are tried for one place.
+const MAX_ITEMS_IN_STEP: usize = 400_000;
+/// Work on the automaton for all tokens that are tried for one place; a millisecond does 14,000.
+const MAX_FUEL_IN_STEP: u64 = 2_000_000;
+/// States of the automaton of a reply's strings and numbers, of 1 to 2 KiB each.
+const MAX_LEXER_STATES: usize = 50_000;
+/// Largest `multipleOf` that is enforced, in units of its last decimal: its automaton has as many
+/// states, and building it knows no other bound.
+const MAX_MULTIPLE: u64 = 10_000;
 /// Trials of one search for faults. Every trial compiles a part of the schema.
 const MAX_TRIALS: usize = 1_000;
 /// Bytes of JSON of a schema that is searched for faults; a longer one is refused as a whole.
@@ -127,6 +222,8 @@ struct Fault {
     pointer: String,
     /// Whether it is a keyword of a schema, or else a schema.
     is_keyword: bool,
+    /// Whether finding out more would take too long.
+    is_costly: bool,
     reason: String,
 }
 
@@ -218,9 +315,126 @@ impl FaultSearch<'_> {
             self.faults.push(Fault {
                 pointer,
                 is_keyword,
+                is_costly: false,
                 reason,
             });
         }
+    }
+}
+
+/// A schema without the keywords that would take too long to compile, and those: pointer and
+/// reason of each.
+pub(crate) fn bounded(mut schema: Value) -> (Value, Vec<(String, String)>) {
+    let faults = costly_multiples(&schema);
+    let places = take_out(faults, &mut schema);
+    (schema, places)
+}
+
+/// A schema without what cannot be enforced in it, and that: pointer and reason of each. Nothing is
+/// taken out of one that is `strict`.
+pub(crate) fn relaxed(
+    schemas: &Schemas,
+    mut schema: Value,
+    strict: bool,
+) -> (Value, Vec<(String, String)>) {
+    let faults = schemas.faults(&schema);
+    let places = match strict {
+        true => take_out(faults, &mut schema.clone()),
+        false => take_out(faults, &mut schema),
+    };
+    (schema, places)
+}
+
+fn take_out(faults: Vec<Fault>, schema: &mut Value) -> Vec<(String, String)> {
+    let mut places = Vec::new();
+    for fault in faults {
+        fault.relax(schema);
+        places.push((fault.place().to_owned(), fault.reason));
+    }
+    places
+}
+
+/// The `multipleOf` keywords whose automaton would be too large, alone or, where schemas can be
+/// merged, together with the others.
+fn costly_multiples(schema: &Value) -> Vec<Fault> {
+    let mut found = Multiples::default();
+    found.look_into(schema, String::new());
+    let mut product: u64 = 1;
+    let mut seen: Vec<u64> = Vec::new();
+    let mut faults = Vec::new();
+    for (pointer, multiple) in found.multiples {
+        let units = multiple.unwrap_or(u64::MAX);
+        let merged = match found.merges && !seen.contains(&units) {
+            true => product.saturating_mul(units),
+            false => units,
+        };
+        if merged > MAX_MULTIPLE {
+            faults.push(Fault {
+                pointer,
+                is_keyword: true,
+                is_costly: true,
+                reason: format!(
+                    "multiples of more than {MAX_MULTIPLE} units of the last decimal, those of \
+                     schemas that are merged taken together"
+                ),
+            });
+        } else if found.merges && !seen.contains(&units) {
+            product = merged;
+            seen.push(units);
+        }
+    }
+    faults
+}
+
+/// The `multipleOf` keywords of a schema.
+#[derive(Default)]
+struct Multiples {
+    /// Pointers, and the number in units of its last decimal, if that is small enough to tell.
+    multiples: Vec<(String, Option<u64>)>,
+    /// Whether keywords of several schemas can hold for one value.
+    merges: bool,
+}
+
+impl Multiples {
+    fn look_into(&mut self, value: &Value, pointer: String) {
+        match value {
+            Value::Object(members) => {
+                for (name, member) in members {
+                    match (name.as_str(), member) {
+                        // No schemas in there.
+                        ("const" | "enum" | "default" | "examples" | "example", _) => continue,
+                        ("multipleOf", Value::Number(number)) => {
+                            let at = format!("{pointer}/{name}");
+                            self.multiples.push((at, units(&number.to_string())));
+                        }
+                        ("allOf" | "anyOf" | "oneOf" | "$ref", _) => self.merges = true,
+                        _ => {}
+                    }
+                    self.look_into(member, format!("{pointer}/{}", escaped(name)));
+                }
+            }
+            Value::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    self.look_into(item, format!("{pointer}/{i}"));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A number's digits without its point, read as an integer.
+fn units(literal: &str) -> Option<u64> {
+    let (mantissa, exponent) = match literal.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, exponent.parse().ok()?),
+        None => (literal, 0i32),
+    };
+    let (whole, decimals) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let decimals = decimals.trim_end_matches('0');
+    let units: u64 = format!("{whole}{decimals}").parse().ok()?;
+    match u32::try_from(exponent.saturating_sub(decimals.len() as i32)) {
+        Ok(n_zeros) => units.checked_mul(10u64.checked_pow(n_zeros)?),
+        Err(_) => Some(units),
     }
 }
 
@@ -229,18 +443,93 @@ fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
+/// Most tokens of a way to the end that is looked for.
+const MAX_CLOSING: usize = 2048;
+/// Texts that lead to the end of JSON, the best first: outside of strings.
+const CLOSERS: [&str; 9] = ["}", "]", "null", "0", "false", "true", "\"", "1", "{"];
+
 /// Says which tokens keep the content on its schema.
 pub struct SchemaReader {
     matcher: Matcher,
+    env: TokEnv,
+    tokens: Arc<DelicateTokens>,
     begun: bool,
+    quotes: Quotes,
+    n_least: usize,
+}
+
+/// Whether the end of JSON text stands in a string.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quotes {
+    inside: bool,
+    escaped: bool,
+}
+
+impl Quotes {
+    fn read(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            match (self.inside, self.escaped, byte) {
+                (true, true, _) => self.escaped = false,
+                (true, false, b'\\') => self.escaped = true,
+                (_, _, b'"') => self.inside = !self.inside,
+                _ => {}
+            }
+        }
+    }
 }
 
 impl SchemaReader {
-    fn new(parser: TokenParser) -> SchemaReader {
-        SchemaReader {
+    fn new(parser: TokenParser, env: TokEnv, tokens: Arc<DelicateTokens>) -> SchemaReader {
+        let mut reader = SchemaReader {
             matcher: Matcher::new(Ok(parser)),
+            env,
+            tokens,
             begun: false,
+            quotes: Quotes::default(),
+            n_least: 0,
+        };
+        reader.n_least = reader.closing().map_or(0, |closing| closing.len());
+        reader
+    }
+
+    /// Tokens that some content takes, not many more than the shortest.
+    pub fn n_least(&self) -> usize {
+        self.n_least
+    }
+
+    /// Tokens that end the content, none where it may end; a short way, if not the shortest. `None`
+    /// when none was found.
+    pub fn closing(&self) -> Option<Vec<u32>> {
+        let trie = self.env.tok_trie();
+        let mut matcher = self.matcher.clone();
+        let mut quotes = self.quotes;
+        let mut closing = Vec::new();
+        while closing.len() <= MAX_CLOSING {
+            if matcher.is_accepting().ok()? {
+                return Some(closing);
+            }
+            let mut next = trie.greedy_tokenize(&matcher.compute_ff_bytes());
+            if next.is_empty() {
+                let mask = matcher.compute_mask().ok()?;
+                let is_admitted = |text: &&str| {
+                    let token = trie.token_id(text.as_bytes());
+                    token.filter(|token| mask.is_allowed(*token))
+                };
+                let known = match quotes.inside {
+                    true => is_admitted(&"\""),
+                    false => CLOSERS.iter().find_map(is_admitted),
+                };
+                let eos = trie.eos_token();
+                let any = || mask.iter().find(|token| *token != eos);
+                next.push(known.or_else(any)?);
+            }
+            matcher.consume_tokens(&next).ok()?;
+            for token in &next {
+                quotes.read(self.tokens.bytes(*token));
+            }
+            closing.extend(next);
         }
+        None
     }
 
     /// Whether content was read.
@@ -248,17 +537,65 @@ impl SchemaReader {
         self.begun
     }
 
-    /// Tokens that may come next, the end-of-sentence token where the content may end. `None`
-    /// when the reader has lost its way, which leaves the content free.
-    pub fn allowed(&mut self) -> Option<TokenSet> {
-        let mask = self.matcher.compute_mask_or_eos().ok()?;
-        Some(TokenSet::from_words(mask.as_slice().to_vec()))
+    /// Tokens that may come next, the end-of-sentence token where the content may end.
+    ///
+    /// # Errors
+    /// Why the schema can no longer be followed: what was read does not follow it, or what it needs
+    /// exceeds a limit. It is the same from then on.
+    ///
+    /// Where it `ends_soon`, those that begin more than must be there are left out.
+    pub fn allowed(&mut self, ends_soon: bool) -> Result<TokenSet, String> {
+        let mask = self.matcher.compute_mask_or_eos().map_err(first_line)?;
+        if mask.is_zero() {
+            return Err("nothing can follow".to_owned());
+        }
+        let mut words = mask.as_slice().to_vec();
+        if ends_soon {
+            for &token in self.tokens.growers(self.quotes.inside) {
+                words[token as usize / 32] &= !(1 << (token % 32));
+            }
+            if words.iter().all(|word| *word == 0) {
+                // They must be there.
+                words = mask.as_slice().to_vec();
+            }
+        }
+        Ok(TokenSet::from_words(words))
     }
 
     /// Reads a token of the content.
     pub fn push(&mut self, token: u32) {
         self.begun = true;
-        // A token that was not allowed ends the guidance; `allowed` says so.
+        self.quotes.read(self.tokens.bytes(token));
+        // A token that was not allowed is an error of what comes next; `allowed` says so.
         let _ = self.matcher.consume_token(token);
+    }
+}
+
+/// What went wrong, without the parts of a grammar behind it.
+pub(crate) fn first_line(error: impl std::fmt::Display) -> String {
+    let error = error.to_string();
+    error.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_multiple_counts_in_units_of_its_last_decimal() {
+        for (literal, expected) in [
+            ("7", Some(7)),
+            ("7919.0", Some(7919)),
+            ("0.25", Some(25)),
+            ("2.5e1", Some(25)),
+            ("2.5e3", Some(2500)),
+            ("1e-7", Some(1)),
+            ("1.20e+02", Some(120)),
+            ("1e300", None),
+            ("1e99999999999", None),
+            ("99999999999999999999999", None),
+        ] {
+            assert_eq!(units(literal), expected, "{literal}");
+        }
     }
 }

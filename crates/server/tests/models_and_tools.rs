@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use ds4_server::api::models::{ModelCard, list, one};
 use ds4_server::api::utility::{
-    Dialect, Source, applied_template, detokenized, parse_detokenize, parse_tokenize, tokenized,
+    Dialect, Source, Tokenize, applied_template, detokenized, parse_detokenize, parse_tokenize,
+    tokenized,
 };
 use ds4_server::api::{RequestContext, error};
 use ds4_server::generation::{Failure, FailureKind};
@@ -96,15 +97,23 @@ fn tokenize_reads_both_dialects() {
         (text.as_str(), *add_special, *parse_special),
         ("Ciao", false, true)
     );
-    let tokens: [(u32, &[u8]); 2] = [(7, b"Ci"), (9, b"\xf0\x9f")];
-    assert_eq!(tokenized(&request, &tokens, 100), json!({"tokens": [7, 9]}));
+    let tokenized = |request: &Tokenize, ids: &[u32]| -> serde_json::Value {
+        let bytes_of = |id| match id {
+            7 => b"Ci".as_slice(),
+            _ => b"\xf0\x9f",
+        };
+        let text = tokenized(request, ids, bytes_of, 100);
+        serde_json::from_str(&text).expect("JSON")
+    };
+    let tokens = [7, 9];
+    assert_eq!(tokenized(&request, &tokens), json!({"tokens": [7, 9]}));
 
     let request = read(json!({"content": "Ciao", "with_pieces": true})).unwrap();
     let pieces = json!({"tokens": [
         {"id": 7, "piece": "Ci"},
         {"id": 9, "piece": [0xf0, 0x9f]},
     ]});
-    assert_eq!(tokenized(&request, &tokens, 100), pieces);
+    assert_eq!(tokenized(&request, &tokens), pieces);
 
     let request = read(json!({"prompt": "Ciao"})).unwrap();
     assert!(matches!(
@@ -115,10 +124,12 @@ fn tokenize_reads_both_dialects() {
         }
     ));
     let counted = json!({"count": 2, "max_model_len": 100, "tokens": [7, 9]});
-    assert_eq!(tokenized(&request, &tokens, 100), counted);
+    assert_eq!(tokenized(&request, &tokens), counted);
 
     let messages = json!({"messages": [{"role": "user", "content": "Ciao"}]});
     assert!(matches!(read(messages).unwrap().source, Source::Chat(_)));
+    let long = read(json!({"content": "x".repeat((16 << 20) + 1)})).expect_err("too long");
+    assert!(long.message.contains("16 MiB"), "{long}");
     let nothing = read(json!({})).expect_err("no text");
     assert_eq!(nothing.param.as_deref(), Some("content"));
 }

@@ -18,6 +18,8 @@ use crate::simd::{LANES, Simd, SimdExt, dispatch};
 
 /// Order of the codes within 64 (Q8) or 256 (Q8K) elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+// Other machines than x86-64 take codes as they are.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 pub(crate) enum Order {
     /// As they are.
     Natural,

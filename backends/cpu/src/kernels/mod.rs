@@ -12,6 +12,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod float;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod scalar;
 
@@ -122,6 +124,8 @@ impl Kernel {
             Path::Avx512 => avx512::kernel(ty),
             #[cfg(target_arch = "x86_64")]
             Path::Avx2 => avx2::kernel(ty),
+            #[cfg(target_arch = "aarch64")]
+            Path::Neon => neon::kernel(ty),
             _ => scalar::kernel(ty),
         };
         quantised.unwrap_or_else(|| float::kernel(ty))

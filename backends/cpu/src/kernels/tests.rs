@@ -326,3 +326,26 @@ fn products_with_f32_activations_equal_those_of_decoded_weights() {
         }
     }
 }
+
+/// Rows and columns of the weights whose instructions are counted, and activation rows of a panel.
+const COUNTED: (usize, usize, usize) = (16, 2048, 32);
+
+/// Runs every kernel of the fastest path once, one activation row or a panel of them, for a counter
+/// outside: `.ci/arm-count` is one.
+#[test]
+#[ignore = "a counter of instructions runs it"]
+fn every_kernel_runs_once() {
+    let mut random = Random(0x5eed_5678_9abc_def1);
+    let cpu = cpus().last().expect("a path");
+    let (n_out, n_in, n_rows) = COUNTED;
+    for ty in quantised_types() {
+        let kernel = Kernel::new(cpu, ty, false);
+        let weights = random_weights(&mut random, ty, n_out * ty.row_bytes(n_in).unwrap());
+        for (way, row_dots) in ways(kernel) {
+            let n_rows = if way == "panel" { n_rows } else { 1 };
+            let x = random_rows(&mut random, n_rows, n_in);
+            let found = products(cpu, kernel, row_dots, ty, &weights, n_in, &x);
+            assert!(found.iter().flatten().all(|y| y.is_finite()), "{ty} {way}");
+        }
+    }
+}

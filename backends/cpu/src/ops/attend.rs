@@ -1,6 +1,6 @@
 use std::ops::Range;
 
-use ds4_model::{CompressedRows, Geometry, RowsImage};
+use ds4_model::{Attend, CompressedRows, Geometry, RowsImage};
 
 use super::panel::{Onto, PANEL_VECTORS, Rows, Target, add_products, fill_columns, fill_rows};
 use crate::backend::CpuBackend;
@@ -83,11 +83,7 @@ const FACTOR: usize = 2;
 pub(crate) fn attend(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    q: &Buffer,
-    kv: &Buffer,
-    ring: &Buffer,
-    compressed: &CompressedRows<'_, Buffer>,
-    sinks: &Weight,
+    inputs: &Attend<'_, Buffer, Weight>,
     out: &mut Buffer,
 ) {
     let out_width = out.width();
@@ -95,11 +91,11 @@ pub(crate) fn attend(
     let job = Job {
         geometry: &cpu.geometry,
         rows,
-        q,
-        kv,
-        ring,
-        compressed,
-        sinks: sinks.vector(),
+        q: inputs.q,
+        kv: inputs.kv,
+        ring: inputs.ring,
+        compressed: &inputs.compressed,
+        sinks: inputs.sinks.vector(),
         out: &out,
         out_width,
     };
@@ -206,7 +202,7 @@ struct Attended<'a> {
     window_start: usize,
     /// Position from which on rows are those of the batch.
     batch_start: usize,
-    /// One past the query's own position.
+    /// One past the last position that the query sees.
     window_end: usize,
     /// Row of the batch at `batch_start`.
     first_row: usize,
@@ -256,12 +252,15 @@ impl Job<'_> {
                 selected: None,
             };
         };
-        let window_end = rows.position[r] as usize + 1;
-        let window_start = window_end.saturating_sub(self.geometry.window);
+        // One past the last visible row of the batch, as a position.
+        let n_seen = rows.see_end[r] - rows.first_row[r];
+        let window_end = rows.segment_position(r) + n_seen as usize;
+        let window_start = rows.window_start[r] as usize;
         let (n_compressed, compressed, selected) = match self.compressed {
             CompressedRows::None => (0, None, None),
             CompressedRows::All { cache, ratio } => {
-                (rows.n_visible(r, *ratio), Some(cache.slot(slot)), None)
+                let rows_of_slot = cache.rows_from(rows.first_compressed(r, *ratio));
+                (rows.n_visible(r, *ratio), Some(rows_of_slot), None)
             }
             CompressedRows::Selected {
                 cache,
@@ -270,7 +269,8 @@ impl Job<'_> {
             } => {
                 let ids = selected.id_row(r);
                 let n = rows.n_visible(r, *ratio).min(ids.len());
-                (n, Some(cache.slot(slot)), Some(ids))
+                let rows_of_slot = cache.rows_from(rows.first_compressed(r, *ratio));
+                (n, Some(rows_of_slot), Some(ids))
             }
         };
         Attended {

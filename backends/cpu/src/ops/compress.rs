@@ -1,5 +1,4 @@
-use ds4_model::weights::Compressor;
-use ds4_model::{RopeTable, Rotation, RowsImage};
+use ds4_model::{Compress, RopeTable, Rotation, RowsImage};
 
 use super::add_position_bias::add_position_bias;
 use super::each_row;
@@ -18,14 +17,17 @@ use crate::weight::Weight;
 pub(crate) fn compress(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    compressor: &Compressor<Weight>,
-    rounded: bool,
-    kv: &Buffer,
-    gate: &mut Buffer,
-    pooled: &mut Buffer,
-    frontier: &mut Buffer,
-    cache: &mut Buffer,
+    operands: Compress<'_, Buffer, Weight>,
 ) {
+    let Compress {
+        compressor,
+        rounded,
+        kv,
+        gate,
+        pooled,
+        frontier,
+        cache,
+    } = operands;
     let (path, eps) = (cpu.cpu, cpu.geometry.rms_eps);
     let ratio = compressor.kind.ratio().expect("a compressed layer");
     let table = RopeTable::start_of(ratio);

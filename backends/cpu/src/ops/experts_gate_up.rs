@@ -1,4 +1,4 @@
-use ds4_model::{Routes, RowsImage};
+use ds4_model::{ExpertsGateUp, RowsImage};
 
 use super::gate_up::{gate_up_batch, swiglu};
 use super::set_real;
@@ -12,13 +12,16 @@ use crate::weight::Weight;
 pub(crate) fn experts_gate_up(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    gate: &Weight,
-    up: &Weight,
-    clamp: f32,
-    x: &Buffer,
-    routes: &Routes<Buffer>,
+    inputs: &ExpertsGateUp<'_, Buffer, Weight>,
     hidden: &mut Buffer,
 ) {
+    let ExpertsGateUp {
+        gate,
+        up,
+        clamp,
+        x,
+        routes,
+    } = *inputs;
     set_real(rows, &mut cpu.real);
     let n_experts = cpu.geometry.n_experts;
     cpu.uses

@@ -1,4 +1,4 @@
-use ds4_model::RowsImage;
+use ds4_model::{GateUp, RowsImage};
 
 use super::set_real;
 use crate::backend::CpuBackend;
@@ -13,12 +13,10 @@ use crate::weight::Weight;
 pub(crate) fn gate_up(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    gate: &Weight,
-    up: &Weight,
-    clamp: f32,
-    x: &Buffer,
+    inputs: &GateUp<'_, Buffer, Weight>,
     hidden: &mut Buffer,
 ) {
+    let GateUp { gate, up, clamp, x } = *inputs;
     set_real(rows, &mut cpu.real);
     let forms = cpu.activations.form(
         cpu.cpu,

@@ -1,5 +1,4 @@
-use ds4_model::RowsImage;
-use ds4_model::weights::HyperConnection;
+use ds4_model::{Entry, RowsImage};
 
 use super::hc_gates::finish_gates;
 use super::hc_mix::{Means, mix};
@@ -16,11 +15,11 @@ pub(crate) fn hc_pre_norm(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
     streams: &Buffer,
-    hc: &HyperConnection<Weight>,
-    norm: &Weight,
+    entry: Entry<'_, Weight>,
     gates: &mut Buffer,
     x: &mut Buffer,
 ) {
+    let Entry { hc, norm } = entry;
     let (path, geometry) = (cpu.cpu, &cpu.geometry);
     let (n_hc, eps, norm, width) = (geometry.n_hc, geometry.rms_eps, norm.vector(), x.width());
     let outs = Spread::new(x.floats_mut());

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use ds4_model::geometry::CSA_RATIO;
-use ds4_model::{BackendError, ElementType, Geometry, RowsImage};
+use ds4_model::{BackendError, ElementType, Geometry, IndexScores, RowsImage};
 use zerocopy::IntoBytes;
 
 use super::panel::{PANEL_VECTORS, Rows, fill_columns, tile};
@@ -63,12 +63,16 @@ impl Queries {
 pub(crate) fn index_scores(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    range: Range<usize>,
-    iq: &Buffer,
-    weights: &Buffer,
-    cache: &Buffer,
+    inputs: &IndexScores<'_, Buffer>,
     scores: &mut Buffer,
 ) {
+    let IndexScores {
+        tile,
+        queries: iq,
+        weights,
+        cache,
+    } = inputs;
+    let range = tile.rows.clone();
     let (path, geometry) = (cpu.cpu, &cpu.geometry);
     let (dim, n_heads) = (geometry.index_dim, geometry.n_index_heads);
     let scale = (dim as f32).powf(-0.5) * (n_heads as f32).powf(-0.5);
@@ -111,7 +115,6 @@ pub(crate) fn index_scores(
         queries.steps[..n].fill(0.0);
     }
 
-    let width = scores.width();
     let scores = Spread::new(scores.floats_mut());
     let job = Job {
         rows,
@@ -120,7 +123,7 @@ pub(crate) fn index_scores(
         cache,
         scores: &scores,
         first_row: range.start,
-        width,
+        width: tile.stride,
         dim,
         n_heads,
         scale,
@@ -272,14 +275,12 @@ fn task_scores<S: Simd>(s: S, job: &Job<'_>, group: Range<usize>, keys: Range<us
 /// The scores of a block of keys for a group of rows, one panel of keys after the other.
 #[inline(always)]
 fn task_on<S: Simd, const N: usize>(s: S, job: &Job<'_>, group: Range<usize>, keys: Range<usize>) {
-    let n_keys = job.cache.n_rows();
     let mut panel = [[0.0; LANES]; PANEL_VECTORS];
     let mut byte_keys = ByteKeys {
         panel: [[[[0; 4]; LANES]; N]; MAX_BYTE_CHANNELS / 4],
         steps: [[0.0; LANES]; N],
     };
     for first in keys.step_by(N * LANES) {
-        let keys = first..(first + N * LANES).min(n_keys);
         // What the panels hold: channels of a slot, and whether bytes hold the keys of a slot.
         let (mut unpacked, mut in_bytes) = (None, None);
         for r in group.clone() {
@@ -291,7 +292,9 @@ fn task_on<S: Simd, const N: usize>(s: S, job: &Job<'_>, group: Range<usize>, ke
                 continue;
             }
             // Keys that only later rows of the group see are unpacked with the others.
-            let rows: Cache<'_> = job.cache.slot(slot);
+            let base = job.rows.first_compressed(r, CSA_RATIO);
+            let rows: Cache<'_> = job.cache.rows_from(base);
+            let keys = first..(first + N * LANES).min(job.cache.n_rows() - base);
             let row = r - job.first_row;
             let mut sums = None;
             if S::HAS_BYTES && job.bytes && job.queries.steps[row * job.n_heads] != 0.0 {
@@ -435,7 +438,7 @@ fn byte_scores<S: Simd, const N: usize>(
 #[cfg(test)]
 mod tests {
     use ds4_model::rounding::index_round_row;
-    use ds4_model::{Backend, Place, RopeFrequencies, Shape};
+    use ds4_model::{Backend, Place, RopeFrequencies, ScoreTile, SegmentPlace, Shape};
 
     use super::*;
     use crate::backend::CpuOptions;
@@ -449,8 +452,9 @@ mod tests {
             simd: Some(path),
         };
         let mut cpu = CpuBackend::new(&g, options).expect("an available path");
-        let mut image = RowsImage::with_capacity(&g, 2);
-        image.push_segment(&RopeFrequencies::new(&g), 0, 4 * n_keys - 2, &[0, 0]);
+        let mut image = RowsImage::with_capacity(&g, 2, true);
+        let place = SegmentPlace::first(4 * n_keys - 2);
+        image.push_segment(&RopeFrequencies::new(&g), place, &[0, 0]);
         let mut rows = cpu.alloc_rows(2).expect("memory");
         cpu.write_rows(&mut rows, &image);
 
@@ -506,7 +510,16 @@ mod tests {
             floats(&weights),
         );
         let mut out = fill(ElementType::F32, Shape::rows(2, n_keys), Vec::new());
-        cpu.index_scores(&rows, 0..2, &iq, &weights, &cache, &mut out);
+        let inputs = IndexScores {
+            tile: ScoreTile {
+                rows: 0..2,
+                stride: n_keys,
+            },
+            queries: &iq,
+            weights: &weights,
+            cache: &cache,
+        };
+        cpu.index_scores(&rows, inputs, &mut out);
         if dispatch!(cpu.cpu, has_bytes() -> bool) {
             // The damage is to a head of the second row.
             let steps = &cpu.queries.steps[..2 * g.n_index_heads];

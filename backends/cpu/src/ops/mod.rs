@@ -3,6 +3,7 @@
 pub(crate) mod add;
 pub(crate) mod add_position_bias;
 pub(crate) mod attend;
+pub(crate) mod choose;
 pub(crate) mod compress;
 pub(crate) mod embed;
 pub(crate) mod experts_down;
@@ -33,6 +34,7 @@ pub(crate) mod select_rows;
 pub(crate) mod store_compressed;
 pub(crate) mod store_frontier;
 pub(crate) mod store_window;
+pub(crate) mod tap;
 pub(crate) mod top_k;
 
 use ds4_model::{ElementType, RowsImage};

@@ -1,4 +1,4 @@
-use ds4_model::{LayerKind, RowsImage};
+use ds4_model::{LayerKind, Pool, RowsImage};
 
 use super::each_row;
 use crate::backend::CpuBackend;
@@ -8,13 +8,16 @@ use crate::simd::{LANES, Simd, SimdExt, dispatch};
 pub(crate) fn pool(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    kind: LayerKind,
-    kv: &Buffer,
-    gate: &Buffer,
-    frontier: &Buffer,
+    inputs: &Pool<'_, Buffer>,
     pooled: &mut Buffer,
 ) {
     let path = cpu.cpu;
+    let Pool {
+        kind,
+        kv,
+        gate,
+        frontier,
+    } = *inputs;
     let job = Job {
         rows,
         kind,

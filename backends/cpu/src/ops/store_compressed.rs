@@ -13,14 +13,8 @@ pub(crate) fn store_compressed(
 ) {
     for r in real(rows) {
         if let Some(index) = rows.completes(r, ratio) {
-            store(
-                cpu.cpu,
-                cache,
-                rows.slot[r] as usize,
-                index,
-                0,
-                pooled.row(r),
-            );
+            let row = rows.first_compressed(r, ratio) + index;
+            store(cpu.cpu, cache, 0, row, 0, pooled.row(r));
         }
     }
 }

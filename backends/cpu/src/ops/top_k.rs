@@ -1,7 +1,5 @@
-use std::ops::Range;
-
-use ds4_model::RowsImage;
 use ds4_model::geometry::CSA_RATIO;
+use ds4_model::{RowsImage, ScoreTile};
 
 use crate::backend::CpuBackend;
 use crate::buffer::Buffer;
@@ -10,16 +8,17 @@ use crate::pool::Spread;
 pub(crate) fn top_k(
     cpu: &mut CpuBackend,
     rows: &RowsImage,
-    range: Range<usize>,
+    tile: &ScoreTile,
     scores: &Buffer,
     selected: &mut Buffer,
 ) {
     let k = selected.width();
     let selected = Spread::new(selected.ids_mut());
-    cpu.pool.run(range.len(), |i, _| {
-        let r = range.start + i;
+    let values = scores.floats();
+    cpu.pool.run(tile.rows.len(), |i, _| {
+        let r = tile.rows.start + i;
         if rows.slot(r).is_some() {
-            let scores = &scores.row(i)[..rows.n_visible(r, CSA_RATIO)];
+            let scores = &values[i * tile.stride..][..rows.n_visible(r, CSA_RATIO)];
             // SAFETY: tasks own different rows.
             let out = unsafe { selected.slice(r * k, k) };
             largest_ascending(scores, out);

@@ -5,14 +5,15 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Result;
-use rustyline::completion::Completer;
+use rustyline::completion::{Completer, FilenameCompleter, Pair};
 use rustyline::error::ReadlineError;
 use rustyline::highlight::Highlighter;
 use rustyline::hint::Hinter;
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Config, Context, Editor, Helper};
+use rustyline::{CompletionType, Config, Context, Editor, Helper};
 
+use super::command::NAMES;
 use super::multiline;
 use crate::console::Console;
 use crate::folders;
@@ -37,18 +38,20 @@ pub(super) struct Input {
 }
 
 impl Input {
-    /// Opens it, with the history of earlier conversations when there is one.
+    /// Opens it, with the history of earlier conversations when there is one; a private one leaves
+    /// no line in it.
     ///
     /// # Errors
     /// The terminal cannot be used.
-    pub(super) fn new(console: &Console) -> Result<Input> {
+    pub(super) fn new(console: &Console, is_private: bool) -> Result<Input> {
         let config = Config::builder()
             .max_history_size(MAX_HISTORY)?
             .auto_add_history(false)
             .bracketed_paste(true)
+            .completion_type(CompletionType::List)
             .build();
         let mut editor = Editor::with_config(config)?;
-        editor.set_helper(Some(Lines::default()));
+        editor.set_helper(Some(Lines::new()));
         let history = folders::state().map(|folder| folder.join("history"));
         if let Some(path) = history.as_ref().filter(|path| path.is_file())
             && let Err(error) = editor.load_history(path)
@@ -57,12 +60,13 @@ impl Input {
         }
         Ok(Input {
             editor,
-            history,
+            history: history.filter(|_| !is_private),
             prompt: "> ",
         })
     }
 
-    /// The next entry. Ctrl+C clears what was typed; on an empty line, twice in a row, it leaves.
+    /// The next entry. Ctrl+C clears what was typed; on an empty line, twice with nothing between,
+    /// it leaves.
     ///
     /// # Errors
     /// The terminal fails.
@@ -75,18 +79,31 @@ impl Input {
                     return Ok(Entry::Message(multiline::message(&text).into_owned()));
                 }
                 Err(ReadlineError::Interrupted) => {
-                    let was_empty = self.editor.helper().is_none_or(Lines::take_empty);
-                    if was_empty && interrupted {
+                    let (is_empty, was_touched) =
+                        self.editor.helper().map_or((true, false), Lines::take);
+                    if is_empty && interrupted && !was_touched {
                         return Ok(Entry::End);
                     }
-                    if was_empty {
+                    if is_empty {
                         let _ = writeln!(io::stderr(), "Ctrl+C again or Ctrl+D leaves");
                     }
-                    interrupted = was_empty;
+                    interrupted = is_empty;
                 }
                 Err(ReadlineError::Eof) => return Ok(Entry::End),
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// Asks a question that yes or no answers; anything but yes is no.
+    ///
+    /// # Errors
+    /// The terminal fails.
+    pub(super) fn confirm(&mut self, question: &str) -> Result<bool> {
+        match self.editor.readline(&format!("{question} [y/N] ")) {
+            Ok(answer) => Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")),
+            Err(ReadlineError::Interrupted | ReadlineError::Eof) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -108,14 +125,14 @@ impl Input {
 
 /// Creates a folder that only its owner reads.
 #[cfg(unix)]
-fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
+pub(super) fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700).create(path)
 }
 
 #[cfg(not(unix))]
-fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
+pub(super) fn private_folder(path: &std::path::Path) -> std::io::Result<()> {
     std::fs::create_dir_all(path)
 }
 
@@ -131,17 +148,28 @@ fn keep_private(_path: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells the editor when an entry goes on, and remembers whether there is one: an interrupted
-/// editor does not say.
-#[derive(Default)]
+/// Tells the editor when an entry goes on and what completes it, and remembers what was typed: an
+/// interrupted editor does not say.
 struct Lines {
+    /// The line has text now.
     has_text: Cell<bool>,
+    /// It had some since the last interruption.
+    was_touched: Cell<bool>,
+    files: FilenameCompleter,
 }
 
 impl Lines {
-    /// Whether nothing was typed since this was asked.
-    fn take_empty(&self) -> bool {
-        !self.has_text.take()
+    fn new() -> Lines {
+        Lines {
+            has_text: Cell::new(false),
+            was_touched: Cell::new(false),
+            files: FilenameCompleter::new(),
+        }
+    }
+
+    /// Whether the line is empty, and whether it was not since this was asked.
+    fn take(&self) -> (bool, bool) {
+        (!self.has_text.take(), self.was_touched.take())
     }
 }
 
@@ -161,14 +189,64 @@ impl Hinter for Lines {
     /// Gives no hint; the editor asks after every change.
     fn hint(&self, line: &str, _at: usize, _context: &Context<'_>) -> Option<String> {
         self.has_text.set(!line.is_empty());
+        self.was_touched
+            .set(self.was_touched.get() || !line.is_empty());
         None
     }
 }
 
+/// Commands whose argument is a file.
+const TAKE_FILES: [&str; 3] = ["/read ", "/save ", "/load "];
+
 impl Completer for Lines {
-    type Candidate = String;
+    type Candidate = Pair;
+
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        context: &Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        if TAKE_FILES.iter().any(|command| line.starts_with(command)) {
+            return self.files.complete(line, at, context);
+        }
+        Ok((0, commands_that_begin(&line[..at])))
+    }
+}
+
+/// The commands that what was typed may become.
+fn commands_that_begin(typed: &str) -> Vec<Pair> {
+    let Some(begin) = typed.strip_prefix('/') else {
+        return Vec::new();
+    };
+    let names = NAMES.into_iter().chain(["quit"]);
+    names
+        .filter(|name| name.starts_with(begin))
+        .map(|name| Pair {
+            display: format!("/{name}"),
+            replacement: format!("/{name}"),
+        })
+        .collect()
 }
 
 impl Highlighter for Lines {}
 
 impl Helper for Lines {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_begins_a_command_is_completed_and_nothing_else_is() {
+        let names = |typed: &str| -> Vec<String> {
+            let pairs = commands_that_begin(typed);
+            pairs.into_iter().map(|pair| pair.replacement).collect()
+        };
+        assert_eq!(names("/st"), ["/status"]);
+        assert_eq!(names("/re"), ["/retry", "/read", "/resume"]);
+        assert_eq!(names("/q"), ["/quit"]);
+        assert_eq!(names("st"), [""; 0]);
+        assert_eq!(names("/x"), [""; 0]);
+    }
+}

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context as _, Result};
-use ds4_engine::{FinishReason, TokenLogprobs};
+use ds4_engine::{FinishReason, Timings, TokenLogprobs};
 use ds4_text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::console::Console;
 use crate::conversation::{Conversation, Turn};
-use crate::model::{Model, Progress, ReplyOptions, closing_line};
+use crate::model::{Model, Outcome, Progress, ReplyOptions, closing_line};
 use crate::options::{AskOptions, Logprobs, sampling};
 use crate::prompt_input::PromptInput;
 use crate::reply_writer::{ReasoningStyle, ReplyWriter};
@@ -36,14 +36,54 @@ pub(crate) fn answer(
 ) -> Result<Answered> {
     let conversation = conversation(options, prompt)?;
     let mut model = open(options, console)?;
-    generate(
-        options,
-        &mut model,
-        &conversation,
-        None,
-        console,
-        &mut |_, _| {},
-    )
+    let (model, none) = (&mut model, &mut |_: u32, _: &TokenLogprobs| {});
+    let writer: Box<dyn Shown> = match options.json {
+        true => Box::new(Silent),
+        false => Box::new(reply_writer(options, console)),
+    };
+    let outcome = generate(options, model, &conversation, None, console, writer, none)?;
+    if options.json {
+        let mut text = serde_json::to_string_pretty(&document(model, &outcome))?;
+        text.push('\n');
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()?;
+    }
+    Ok(ended(&outcome))
+}
+
+/// The answer as one document.
+fn document(model: &Model, outcome: &Outcome) -> Value {
+    let Timings {
+        n_prompt,
+        n_cached,
+        n_decoded,
+        prefill,
+        decode,
+        ..
+    } = outcome.timings;
+    let reason = match outcome.reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ContextFull => "context_full",
+        FinishReason::Cancelled => "interrupted",
+        FinishReason::NotFinite => "not_finite",
+    };
+    json!({
+        "model": model.engine().name(),
+        "content": outcome.reply.content,
+        "reasoning": outcome.reply.reasoning,
+        "finish_reason": reason,
+        "ctx": model.context(),
+        "prompt_tokens": n_prompt,
+        "cached_tokens": n_cached,
+        "computed_tokens": outcome.timings.n_prefilled(),
+        "generated_tokens": n_decoded,
+        "prefill_ms": prefill.as_secs_f64() * 1e3,
+        "prefill_tps": outcome.timings.prefill_rate(),
+        "decode_ms": decode.as_secs_f64() * 1e3,
+        "decode_tps": outcome.timings.decode_rate(),
+    })
 }
 
 /// Prints the ids and pieces of the rendered prompt, one token a line.
@@ -87,12 +127,14 @@ pub(crate) fn dump_logprobs(
         .tokens
         .len();
     let mut steps = Vec::new();
-    let ended = generate(
+    let writer = Box::new(reply_writer(options, console));
+    let outcome = generate(
         options,
         &mut model,
         &conversation,
         Some(logprobs.top_k),
         console,
+        writer,
         &mut |token, opinion| steps.push(step(&tokenizer, steps.len(), token, opinion)),
     )?;
     let report = json!({
@@ -109,7 +151,7 @@ pub(crate) fn dump_logprobs(
         file.flush()
     };
     write().with_context(failed)?;
-    Ok(ended)
+    Ok(ended(&outcome))
 }
 
 fn conversation(options: &AskOptions, prompt: &PromptInput) -> Result<Conversation> {
@@ -131,15 +173,70 @@ fn open(options: &AskOptions, console: &Console) -> Result<Model> {
     )
 }
 
-/// Runs one reply to stdout; `each` sees every token with the model's opinion, if asked for.
+/// What is shown of a reply while it is generated.
+trait Shown {
+    /// More reasoning.
+    fn reasoning(&mut self, text: &str) -> io::Result<()>;
+    /// More content.
+    fn content(&mut self, text: &str) -> io::Result<()>;
+    /// The end.
+    fn finish(self: Box<Self>) -> io::Result<()>;
+}
+
+impl<W: Write> Shown for ReplyWriter<W> {
+    fn reasoning(&mut self, text: &str) -> io::Result<()> {
+        ReplyWriter::reasoning(self, text)
+    }
+
+    fn content(&mut self, text: &str) -> io::Result<()> {
+        ReplyWriter::content(self, text)
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        ReplyWriter::finish(*self)
+    }
+}
+
+/// Nothing: the answer is written when it is complete.
+struct Silent;
+
+impl Shown for Silent {
+    fn reasoning(&mut self, _text: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn content(&mut self, _text: &str) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn reply_writer(options: &AskOptions, console: &Console) -> ReplyWriter<io::StdoutLock<'static>> {
+    let style = ReasoningStyle::new(console, options.show_reasoning);
+    ReplyWriter::new(io::stdout().lock(), style, console.stdout_is_terminal)
+        .wrapped(console.width())
+}
+
+fn ended(outcome: &Outcome) -> Answered {
+    match outcome.reason {
+        FinishReason::Cancelled => Answered::Interrupted,
+        _ => Answered::Complete,
+    }
+}
+
+/// Runs one reply; `each` sees every token with the model's opinion, if asked for.
 fn generate(
     options: &AskOptions,
     model: &mut Model,
     conversation: &Conversation,
     n_logprobs: Option<usize>,
     console: &Console,
+    mut writer: Box<dyn Shown>,
     each: &mut dyn FnMut(u32, &TokenLogprobs),
-) -> Result<Answered> {
+) -> Result<Outcome> {
     let prompt = model.prompt(&conversation.messages(), options.settings.thinking)?;
     if prompt.lowered {
         console.report(&lowered_note(
@@ -152,8 +249,6 @@ fn generate(
         max_tokens: options.max_tokens,
         n_logprobs,
     };
-    let style = ReasoningStyle::new(console, options.show_reasoning);
-    let mut writer = ReplyWriter::new(io::stdout().lock(), style, console.stdout_is_terminal);
     let outcome = model.reply(&prompt, &reply_options, &mut |progress| {
         match progress {
             Progress::Prefill { n_done, n_total } => show_prefill(console, n_done, n_total),
@@ -170,20 +265,20 @@ fn generate(
     console.end_progress();
     writer.finish()?;
     console.report(&closing_line(&outcome));
-    Ok(match outcome.reason {
-        FinishReason::Cancelled => Answered::Interrupted,
-        _ => Answered::Complete,
-    })
+    Ok(outcome)
 }
 
 /// Shows how far the prompt is; the line goes when it is complete.
 pub(crate) fn show_prefill(console: &Console, n_done: usize, n_total: usize) {
-    if n_done < n_total {
-        console.progress(&format!(
-            "reading {} of {}",
-            units::count(n_done as u64),
-            units::plural(n_total, "token")
-        ));
+    let line = format!(
+        "reading {} of {}",
+        units::count(n_done as u64),
+        units::plural(n_total, "token")
+    );
+    if n_done == 0 {
+        console.begin_progress(&line);
+    } else if n_done < n_total {
+        console.progress(&line);
     } else {
         console.end_progress();
     }

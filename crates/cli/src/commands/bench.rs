@@ -1,25 +1,30 @@
 //! `ds4 bench`: prefill and decode at growing contexts.
 
+use std::fmt;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use ds4_engine::{Batch, Engine, Outputs};
+use ds4_engine::{Batch, Engine, Outputs, Wanted};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
+use serde::Serialize;
+use serde_json::json;
 
 use crate::args::BenchArgs;
 use crate::commands::inspect::weight_bytes_per_token;
 use crate::console::Console;
-use crate::model::{open_engine_of, open_file};
+use crate::model::{name_of, open_engine_of, open_file};
 use crate::options::EngineOptions;
 use crate::units;
+use crate::version;
 
 /// The tokens are the same in every run.
 const SEED: u64 = 1;
 
-/// Runs the command: one line of CSV for every context. At each, the cache is filled up to it
-/// from where the last one ended, then tokens are decoded one at a time and cut off again.
+/// Runs the command: one line of CSV for every context, or one JSON document. At each, the cache is filled up to it
+/// from where the last one ended, then tokens are decoded one at a time, in as many copies as asked,
+/// and cut off again.
 ///
 /// # Errors
 /// The model cannot be opened or run, or a context does not fit.
@@ -31,18 +36,23 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         bail!("--contexts names none");
     };
     let options = EngineOptions::new(&args.engine)?;
-    if let Some(banner) = options.model.banner() {
-        console.note(&banner);
-    }
     let gguf = open_file(&options.model)?;
+    let started = Instant::now();
     let mut engine = open_engine_of(&gguf, &options, console, |open| {
         open.context = Some(longest + args.tokens);
+        open.n_slots = args.sequences;
         open.chunk = args.chunk;
+        open.timed = args.timed;
     })?;
+    let load_ms = started.elapsed().as_secs_f64() * 1e3;
+    let chunk = engine.shape().max_rows;
+    console.announce(&options.model, engine.name());
     console.report(&format!("memory: {}", engine.plan()));
+    let token_bytes = weight_bytes_per_token(&gguf, engine.geometry());
     console.report(&format!(
-        "a decoded token reads {} of weights",
-        units::bytes(weight_bytes_per_token(&gguf, engine.geometry()))
+        "loaded in {:.2} s; a decoded token reads {} of weights",
+        load_ms / 1e3,
+        units::bytes(token_bytes)
     ));
 
     let mut tokens = RandomTokens {
@@ -50,39 +60,137 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         n_vocab: engine.geometry().n_vocab as u32,
     };
     // The first steps touch pages and wake threads; they are not measured.
+    console.begin_progress("warming up");
+    let mut silent = |_| {};
     append(
         &mut engine,
-        &tokens.take(args.chunk.min(longest)),
-        args.chunk,
+        &tokens.take(chunk.min(longest)),
+        chunk,
+        &mut silent,
     )?;
-    append(&mut engine, &tokens.take(1), 1)?;
-    engine.clear(0);
+    decode(&mut engine, args.sequences, &tokens.take(2), &mut silent)?;
+    for slot in 0..args.sequences {
+        engine.clear(slot);
+    }
+    engine.take_kernel_times();
+    console.end_progress();
 
-    writeln!(
-        out,
-        "context,prefill_tokens,prefill_ms,prefill_tps,decode_tokens,decode_ms,decode_tps"
-    )?;
-    for context in contexts {
-        console.progress(&format!("context {}", units::count(context as u64)));
-        let prompt = tokens.take(context - engine.len(0));
-        let prefill = append(&mut engine, &prompt, args.chunk)?;
-        let frontier = engine.frontier(0)?;
-        let decode = append(&mut engine, &tokens.take(args.tokens), 1)?;
-        engine.restore(0, &frontier)?;
-        console.end_progress();
+    if !args.json {
         writeln!(
             out,
-            "{context},{},{:.3},{:.2},{},{:.3},{:.2}",
-            prompt.len(),
-            prefill.as_secs_f64() * 1e3,
-            prompt.len() as f64 / prefill.as_secs_f64(),
-            args.tokens,
-            decode.as_secs_f64() * 1e3,
-            args.tokens as f64 / decode.as_secs_f64(),
+            "context,prefill_tokens,prefill_ms,prefill_tps,decode_tokens,decode_ms,decode_tps"
         )?;
-        out.flush()?;
+    }
+    let mut rows = Vec::new();
+    for context in contexts {
+        let prompt = tokens.take(context - engine.len(0));
+        let is_doing = |what: &str, n: usize| {
+            let (at, n) = (units::count(context as u64), units::count(n as u64));
+            let what = what.to_owned();
+            move |done: usize| format!("context {at}: {what} {} of {n}", units::count(done as u64))
+        };
+        let line = is_doing("prefill", prompt.len());
+        console.begin_progress(&line(0));
+        let mut show = |done| console.progress(&line(done));
+        let prefill = append(&mut engine, &prompt, chunk, &mut show)?;
+        let prefill_kernels = engine.take_kernel_times();
+        let frontier = engine.frontier(0)?;
+        for slot in 1..args.sequences {
+            engine.fork(0, slot);
+        }
+        let line = is_doing("decode", args.tokens);
+        let mut show = |done| console.progress(&line(done));
+        let new = tokens.take(args.tokens);
+        let time = decode(&mut engine, args.sequences, &new, &mut show)?;
+        let decode_kernels = engine.take_kernel_times();
+        let n_decoded = args.tokens * args.sequences;
+        engine.restore(0, &frontier)?;
+        console.end_progress();
+        let row = Row {
+            context,
+            prefill_tokens: prompt.len(),
+            prefill_ms: prefill.as_secs_f64() * 1e3,
+            prefill_tps: prompt.len() as f64 / prefill.as_secs_f64(),
+            decode_tokens: n_decoded,
+            decode_ms: time.as_secs_f64() * 1e3,
+            decode_tps: n_decoded as f64 / time.as_secs_f64(),
+        };
+        if !args.json {
+            writeln!(out, "{row}")?;
+            out.flush()?;
+        }
+        if let Some(peak) = engine.memory_bandwidth().filter(|_| args.sequences == 1) {
+            let achieved = token_bytes as f64 * row.decode_tps;
+            console.report(&format!(
+                "context {context}: decode reads {:.0} GB/s of weights, {:.0} % of the device's {:.0}",
+                achieved / 1e9,
+                achieved / peak * 100.0,
+                peak / 1e9
+            ));
+        }
+        for (what, kernels) in [("prefill", prefill_kernels), ("decode", decode_kernels)] {
+            if !kernels.is_empty() {
+                console.report(&kernel_table(&format!("{what} at {context}"), &kernels));
+            }
+        }
+        rows.push(row);
+    }
+    if args.json {
+        let document = json!({
+            "version": version::SHORT,
+            "target": version::TARGET,
+            "model": engine.name(),
+            "file": name_of(&options.model).display().to_string(),
+            "weight_bytes_per_token": weight_bytes_per_token(&gguf, engine.geometry()),
+            "chunk": chunk,
+            "sequences": args.sequences,
+            "load_ms": load_ms,
+            "rows": rows,
+        });
+        serde_json::to_writer_pretty(&mut *out, &document)?;
+        writeln!(out)?;
     }
     Ok(())
+}
+
+/// Kernels with their launches, time and share of all, longest first.
+fn kernel_table(title: &str, kernels: &[(String, u64, f64)]) -> String {
+    let all: f64 = kernels.iter().map(|(_, _, ms)| ms).sum();
+    let mut table = format!("{title}: {all:.2} ms in kernels");
+    for (name, launches, ms) in kernels {
+        let share = ms / all * 100.0;
+        table += &format!("\n  {name:24} {launches:8} {ms:12.3} ms {share:6.1} %");
+    }
+    table
+}
+
+/// What was measured at one context.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Row {
+    context: usize,
+    prefill_tokens: usize,
+    prefill_ms: f64,
+    prefill_tps: f64,
+    decode_tokens: usize,
+    decode_ms: f64,
+    decode_tps: f64,
+}
+
+impl fmt::Display for Row {
+    /// A line of CSV.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{},{},{:.3},{:.2},{},{:.3},{:.2}",
+            self.context,
+            self.prefill_tokens,
+            self.prefill_ms,
+            self.prefill_tps,
+            self.decode_tokens,
+            self.decode_ms,
+            self.decode_tps,
+        )
+    }
 }
 
 struct RandomTokens {
@@ -98,13 +206,40 @@ impl RandomTokens {
     }
 }
 
-/// Appends tokens in steps of so many rows and returns the time. Logits are computed where a
-/// generation would: at the end, and at every token that is decoded.
-fn append(engine: &mut Engine, tokens: &[u32], n_rows: usize) -> Result<Duration> {
+/// Decodes tokens one at a time, the same in each of the first slots, and returns the time; `on` is
+/// told after every step how many were decoded.
+fn decode(
+    engine: &mut Engine,
+    n_slots: usize,
+    tokens: &[u32],
+    on: &mut dyn FnMut(usize),
+) -> Result<Duration> {
+    let started = Instant::now();
+    for (i, token) in tokens.iter().enumerate() {
+        let mut batch = Batch::new();
+        for slot in 0..n_slots {
+            let wanted = Wanted::Candidates { temperature: 1.0 };
+            batch.push_wanting(slot, &[*token], Outputs::Last, wanted);
+        }
+        engine.step(&batch)?;
+        on(i + 1);
+    }
+    Ok(started.elapsed())
+}
+
+/// Appends tokens in steps of so many rows and returns the time; `on` is told after every step
+/// how many were appended. Logits are computed where a
+/// generation would: at the end.
+fn append(
+    engine: &mut Engine,
+    tokens: &[u32],
+    n_rows: usize,
+    on: &mut dyn FnMut(usize),
+) -> Result<Duration> {
     let started = Instant::now();
     let n_steps = tokens.len().div_ceil(n_rows);
     for (i, chunk) in tokens.chunks(n_rows).enumerate() {
-        let outputs = if i + 1 == n_steps || n_rows == 1 {
+        let outputs = if i + 1 == n_steps {
             Outputs::Last
         } else {
             Outputs::None
@@ -112,6 +247,7 @@ fn append(engine: &mut Engine, tokens: &[u32], n_rows: usize) -> Result<Duration
         let mut batch = Batch::new();
         batch.push(0, chunk, outputs);
         engine.step(&batch)?;
+        on((i * n_rows + chunk.len()).min(tokens.len()));
     }
     Ok(started.elapsed())
 }

@@ -6,9 +6,9 @@ use std::io::Write;
 
 use anyhow::{Context as _, Result};
 use ds4_formats::GgmlType;
-use ds4_formats::gguf::{Gguf, TensorSpec};
+use ds4_formats::gguf::{self, Gguf, TensorSpec};
 use ds4_model::{
-    CacheRounding, Component, Geometry, LayerKind, SessionShape, WeightRole, requirements, weights,
+    Component, Geometry, LayerKind, Limits, SessionShape, WeightRole, requirements, weights,
 };
 use serde_json::{Map, Value, json};
 
@@ -194,12 +194,16 @@ impl Report {
 
     /// Bytes of everything besides the weights, for one slot of `context` tokens.
     fn session_bytes(geometry: &Geometry, context: usize) -> u64 {
-        session(context).plan(geometry).total_bytes() as u64
+        session(context)
+            .plan(geometry, &Limits::default())
+            .total_bytes() as u64
     }
 
     /// Bytes of cache that `n` tokens of context add.
     fn cache_bytes(geometry: &Geometry, context: usize) -> u64 {
-        session(context).plan(geometry).slots_bytes as u64
+        session(context)
+            .plan(geometry, &Limits::default())
+            .slots_bytes as u64
     }
 
     /// Bytes that each token of context adds, exact over whole compressed rows.
@@ -402,7 +406,7 @@ impl Report {
         let metadata: Map<String, Value> = gguf
             .metadata()
             .iter()
-            .map(|(key, value)| (key.to_owned(), Value::from(value.summary())))
+            .map(|(key, value)| (key.to_owned(), metadata_json(value)))
             .collect();
         let mut report = json!({
             "file": args.file.display().to_string(),
@@ -456,6 +460,59 @@ impl Report {
     }
 }
 
+/// Elements of a metadata array that is listed whole; of a longer one so many are.
+const MAX_LISTED: usize = 256;
+/// Elements of a longer array that are listed.
+const N_FIRST: usize = 8;
+
+/// A metadata value with its type. A long array, such as a vocabulary, is its length and its
+/// first elements.
+fn metadata_json(value: &gguf::Value) -> Value {
+    use gguf::Value as V;
+    match value {
+        V::U8(v) => json!(v),
+        V::I8(v) => json!(v),
+        V::U16(v) => json!(v),
+        V::I16(v) => json!(v),
+        V::U32(v) => json!(v),
+        V::I32(v) => json!(v),
+        V::F32(v) => json!(v),
+        V::Bool(v) => json!(v),
+        V::String(v) => json!(v),
+        V::U64(v) => json!(v),
+        V::I64(v) => json!(v),
+        V::F64(v) => json!(v),
+        V::Array(array) => array_json(array),
+    }
+}
+
+fn array_json(array: &gguf::Array) -> Value {
+    use gguf::Array as A;
+    let listed = match array.len() <= MAX_LISTED {
+        true => array.len(),
+        false => N_FIRST,
+    };
+    let first = match array {
+        A::U8(v) => json!(v[..listed]),
+        A::I8(v) => json!(v[..listed]),
+        A::U16(v) => json!(v[..listed]),
+        A::I16(v) => json!(v[..listed]),
+        A::U32(v) => json!(v[..listed]),
+        A::I32(v) => json!(v[..listed]),
+        A::F32(v) => json!(v[..listed]),
+        A::Bool(v) => json!(v[..listed]),
+        A::String(v) => json!(v[..listed]),
+        A::U64(v) => json!(v[..listed]),
+        A::I64(v) => json!(v[..listed]),
+        A::F64(v) => json!(v[..listed]),
+        A::Array(v) => v[..listed].iter().map(array_json).collect(),
+    };
+    match listed == array.len() {
+        true => first,
+        false => json!({"n": array.len(), "first": first}),
+    }
+}
+
 fn print_tensors(gguf: &Gguf, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "\ntensors")?;
     let width = gguf.tensors().map(|t| t.name.len()).max().unwrap_or(0);
@@ -477,12 +534,8 @@ fn print_tensors(gguf: &Gguf, out: &mut dyn Write) -> Result<()> {
 /// The session that the memory figures are of.
 fn session(context: usize) -> SessionShape {
     SessionShape {
-        n_slots: 1,
-        capacity: context,
-        max_rows: CHUNK,
         max_outputs: 1,
-        rewind_rows: ds4_model::session::REWIND_ROWS,
-        rounding: CacheRounding::Official,
+        ..SessionShape::uniform(1, context, CHUNK)
     }
 }
 

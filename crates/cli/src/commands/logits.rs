@@ -41,7 +41,7 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console, out: &mut dyn Write) -> 
         .min(tokens.len());
     let mut engine = open_engine(&options, console, |open| {
         open.context = Some(tokens.len());
-        open.chunk = longest;
+        open.chunk = Some(longest);
         open.max_outputs = Some(longest);
         if args.no_cache_rounding {
             open.rounding = CacheRounding::Off;
@@ -97,7 +97,7 @@ fn chunks<'a, T>(list: &'a [T], sizes: &'a [usize]) -> impl Iterator<Item = &'a 
 }
 
 /// Index of the largest value, the lowest of equal ones.
-fn likeliest(row: &[f32]) -> usize {
+pub(crate) fn likeliest(row: &[f32]) -> usize {
     let mut best = 0;
     for (i, value) in row.iter().enumerate() {
         if *value > row[best] {
@@ -107,7 +107,11 @@ fn likeliest(row: &[f32]) -> usize {
     best
 }
 
-fn read_ids(path: &Path) -> Result<Vec<u32>> {
+/// The token ids in a file.
+///
+/// # Errors
+/// It cannot be read or holds something else.
+pub(crate) fn read_ids(path: &Path) -> Result<Vec<u32>> {
     let text = read_text_file(path)?;
     parse_ids(&text).with_context(|| path.display().to_string())
 }

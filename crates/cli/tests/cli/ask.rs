@@ -109,7 +109,12 @@ fn the_answer_is_alone_on_stdout_and_greedy_answers_repeat() {
     assert!(first.answer().ends_with('\n'));
     assert!(!first.answer().contains('\x1b'), "{first:?}");
     assert_eq!(first.answer(), ask().answer());
-    let closing: Vec<&str> = first.stderr.lines().collect();
+    let closing = first.lines();
+    let model = first.stderr.lines().next().unwrap_or_default();
+    assert!(
+        model.starts_with("model: ") && model.ends_with(", speaking.gguf"),
+        "{first:?}"
+    );
     assert_eq!(closing.len(), 1, "{first:?}");
     for words in [
         "prefill 9 tokens at",
@@ -155,10 +160,111 @@ fn a_prompt_comes_from_a_flag_a_file_or_stdin() {
         let ran = speaker.ds4.run_with(args.iter().chain(&rest), b"Hello");
         ran.answer().to_owned()
     };
-    let expected = from(&["-p", "Hello"]);
+    // The empty device, which holds nothing to be read with it.
+    let alone = |args: &[&str]| {
+        let ran = speaker.ds4.run(args.iter().chain(&rest));
+        ran.answer().to_owned()
+    };
+    let expected = alone(&["-p", "Hello"]);
+    assert_eq!(alone(&["Hello"]), expected);
+    assert_eq!(alone(&["run", "Hello"]), expected);
     assert_eq!(from(&["--prompt-file", "prompt.txt"]), expected);
     assert_eq!(from(&["--prompt-file", "-"]), expected);
+    assert_eq!(from(&["-p", "-"]), expected);
+    assert_eq!(from(&["-"]), expected);
     assert_eq!(from(&[]), expected);
+    assert_eq!(
+        from(&["-p", "and this"]),
+        alone(&["-p", "Hello\n\nand this"]),
+        "what stands on stdin goes before the question"
+    );
+    assert_eq!(
+        speaker
+            .ds4
+            .run_with(["-p", "Hello"].iter().chain(&rest), b"\n")
+            .answer(),
+        expected,
+        "nothing stands there"
+    );
+}
+
+#[test]
+fn an_answer_as_json_has_its_counts_and_times() {
+    let speaker = Speaker::new();
+    let args = ["-p", "Hello", "--nothink", "--temp", "0", "-n", "8", "-q"];
+    let plain = speaker.ask(&args);
+    let ran = speaker.ask(&[&args[..], &["--json"]].concat());
+    let answer: Value = serde_json::from_str(ran.answer()).expect("JSON");
+    assert_eq!(answer["model"], "a random speaker");
+    let content = answer["content"].as_str().expect("text");
+    assert_eq!(
+        content.trim_end_matches('\n'),
+        plain.answer().trim_end_matches('\n')
+    );
+    assert_eq!(answer["reasoning"], "");
+    assert_eq!(answer["finish_reason"], "length");
+    for (name, expected) in [
+        ("ctx", 1024),
+        ("prompt_tokens", 9),
+        ("cached_tokens", 0),
+        ("computed_tokens", 9),
+        ("generated_tokens", 8),
+    ] {
+        assert_eq!(answer[name], expected, "{name}");
+    }
+    for name in ["prefill_ms", "prefill_tps", "decode_ms", "decode_tps"] {
+        assert!(answer[name].as_f64().expect("a number") > 0.0, "{name}");
+    }
+    speaker
+        .ask(&["--json"])
+        .refused(&["standard input is empty"]);
+}
+
+#[test]
+fn flags_of_other_programs_are_taken_or_answered_by_what_to_say() {
+    let speaker = Speaker::new();
+    let short = ["-p", "Hello", "--nothink", "--temp", "0", "-n", "4"];
+    let with = |flags: &[&str]| speaker.ask(&[&short[..], flags].concat());
+    let plain = with(&[]).answer().to_owned();
+    assert_eq!(with(&["--cpu"]).answer(), plain);
+    let layers = with(&["-ngl", "99", "--mtp", "draft.gguf"]);
+    assert_eq!(layers.answer(), plain);
+    assert!(
+        layers.stderr.contains("-ngl is without effect"),
+        "{layers:?}"
+    );
+    assert!(
+        layers.stderr.contains("--mtp is without effect"),
+        "{layers:?}"
+    );
+    let contradiction = with(&["--cpu", "--backend", "reference"]);
+    assert_eq!(contradiction.status, Some(2), "{contradiction:?}");
+    let endless = ["Hello", "--nothink", "-n", "-1", "-c", "300", "--seed", "1"];
+    let endless = speaker
+        .ds4
+        .run(endless.iter().chain(&["-m", "speaking.gguf"]));
+    endless.answer();
+}
+
+#[test]
+fn a_command_misspelt_and_a_file_in_place_of_a_question_are_answered_by_what_was_meant() {
+    let speaker = Speaker::new();
+    speaker
+        .ask(&["inspct"])
+        .refused(&["inspct", "ds4 inspect", "-p inspct"]);
+    speaker.ask(&["serv"]).refused(&["ds4 serve"]);
+    speaker.ask(&["model.gguf"]).refused(&["-m model.gguf"]);
+    speaker
+        .ds4
+        .run(["chat", "Hello"])
+        .refused(&["ds4 chat takes no question"]);
+    let served = speaker.ds4.run(["serve", "--no-such-flag"]);
+    if cfg!(feature = "server") {
+        assert_eq!(served.status, Some(2), "{served:?}");
+        assert!(served.stderr.contains("ds4-server"), "{served:?}");
+    } else {
+        served.refused(&["--features full"]);
+    }
 }
 
 #[test]
@@ -233,14 +339,25 @@ fn logprobs_are_written_for_every_step_and_belong_to_the_answer() {
 fn without_a_model_the_built_in_one_answers_or_the_error_says_how_to_get_one() {
     let ds4 = Ds4::new();
     let ran = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "-v", "--temp", "0"]);
-    let download = "hf download antirez/deepseek-v4-gguf";
+    let download = match cfg!(feature = "pull") {
+        true => "ds4 pull q2",
+        false => "hf download antirez/deepseek-v4-gguf",
+    };
     let model = ds4_conformance::golden::project_root().join("models/ds4-small-q8_0.gguf");
     if cfg!(feature = "builtin-model") && model.is_file() {
         assert!(!ran.answer().trim().is_empty(), "{ran:?}");
         assert!(ran.stderr.contains("small built-in model"), "{ran:?}");
         assert!(ran.stderr.contains(download), "{ran:?}");
-        let quiet = ds4.run(["-p", "Hello", "--nothink", "-n", "8", "--temp", "0", "-q"]);
-        assert_eq!(quiet.answer(), ran.stdout);
+        let args = ["-p", "Hello", "--nothink", "-n", "8", "--temp", "0"];
+        let plain = ds4.run(args);
+        assert_eq!(plain.answer(), ran.stdout);
+        let model = plain.stderr.lines().next().unwrap_or_default();
+        assert!(
+            model.starts_with("model: ds4 small built-in model") && model.contains("-m FILE"),
+            "also without a terminal: {plain:?}"
+        );
+        let quiet = ds4.run(args.iter().chain(&["-q"]));
+        assert_eq!((quiet.answer(), quiet.stderr.as_str()), (ran.answer(), ""));
     } else {
         ran.refused(&["no model", "-m FILE", "$DS4_MODEL", download]);
     }
@@ -273,9 +390,52 @@ fn the_variable_and_the_models_folder_name_a_model_and_the_banner_says_so() {
     let by_folder = speaker.ds4.run(args);
     assert_eq!(by_folder.answer(), by_variable.answer());
     assert!(
-        by_folder.stderr.contains("the first in the models folder"),
+        by_folder
+            .stderr
+            .contains("in the models folder, the first by name"),
         "{by_folder:?}"
     );
+    // What lies here comes before what lies at home.
+    std::fs::create_dir(home.join("gguf")).expect("a writable home");
+    std::fs::copy(folder.join("speaking.gguf"), home.join("gguf/one.gguf")).expect("a copy");
+    let here = speaker.ds4.run(args);
+    assert!(
+        here.stderr.contains("gguf/one.gguf, in the folder gguf"),
+        "{here:?}"
+    );
+    std::fs::rename(home.join("gguf/one.gguf"), home.join("ds4flash.gguf")).expect("a name");
+    let here = speaker.ds4.run(args);
+    assert!(
+        here.stderr.contains("ds4flash.gguf, in the working folder"),
+        "{here:?}"
+    );
+    assert_eq!(here.answer(), by_variable.answer());
+}
+
+#[test]
+fn an_error_names_the_variable_that_named_the_file() {
+    let ds4 = Ds4::new();
+    std::fs::write(ds4.home().join("page.gguf"), "a page of a web site").expect("a writable home");
+    for file in ["none.gguf", "page.gguf"] {
+        let output = ds4
+            .command(["-p", "Hello"])
+            .env("DS4_MODEL", file)
+            .output()
+            .expect("ds4 starts");
+        Ran::of(output).refused(&["$DS4_MODEL", file]);
+    }
+}
+
+#[test]
+fn a_context_longer_than_the_models_is_lowered_with_a_warning() {
+    let speaker = Speaker::new();
+    let args = ["-p", "Hello", "--nothink", "-n", "4", "-m", "speaking.gguf"];
+    let ran = speaker.ds4.run(args.iter().chain(&["--ctx", "100000"]));
+    ran.answer();
+    let warning = ran.lines()[0];
+    for words in ["100000", "a random speaker", "4,096"] {
+        assert!(warning.contains(words), "{words:?}: {ran:?}");
+    }
 }
 
 #[test]

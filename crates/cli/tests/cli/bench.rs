@@ -55,3 +55,30 @@ fn every_context_is_a_line_of_csv_that_counts_its_own_increment() {
         ran.stderr
     );
 }
+
+#[test]
+fn as_json_the_same_is_one_document_with_the_model() {
+    let ds4 = Ds4::new();
+    let model = project_root().join("testdata/forward/no-sliding/model.gguf");
+    let model = model.to_str().expect("a readable path");
+    let ran = ds4.run([
+        "bench",
+        "-m",
+        model,
+        "--contexts",
+        "8,16",
+        "-n",
+        "2",
+        "--json",
+    ]);
+    let report: serde_json::Value = serde_json::from_str(ran.answer()).expect("JSON");
+    assert_eq!(report["file"], model);
+    assert!(report["weight_bytes_per_token"].as_u64().expect("a number") > 0);
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 2);
+    assert_eq!(
+        (&rows[1]["context"], &rows[1]["prefill_tokens"]),
+        (&16.into(), &8.into())
+    );
+    assert!(rows[0]["decode_tps"].as_f64().expect("a number") > 0.0);
+}

@@ -28,6 +28,11 @@ impl Terminal {
     fn new(args: &[&str]) -> Terminal {
         let ds4 = Ds4::new();
         speaking_model::write(ds4.home());
+        Terminal::in_home(ds4, args)
+    }
+
+    /// Another one where one was before.
+    fn in_home(ds4: Ds4, args: &[&str]) -> Terminal {
         let pty = openpty(None, None).expect("a terminal");
         let stdio = || Stdio::from(pty.slave.try_clone().expect("another handle"));
         let mut command = ds4.command(["-m", "speaking.gguf"].iter().chain(args));
@@ -135,9 +140,21 @@ fn a_conversation_grows_is_saved_and_goes_on_from_its_file() {
     terminal.enter("/status");
     terminal.see("in 0 messages");
     terminal.enter("/load talk.json");
+    terminal.see("> first");
+    terminal.see("> two");
     terminal.see("4 messages; thinking off");
     terminal.enter("/save again.json");
-    terminal.see("again.json");
+    terminal.see("4 messages in again.json");
+    // Its own file is replaced without a question, another is not.
+    terminal.enter("/save again.json");
+    terminal.see("4 messages in again.json");
+    terminal.enter("/save talk.json");
+    terminal.see("talk.json is there already. Overwrite it? [y/N] ");
+    terminal.press("n\r");
+    terminal.enter("/save talk.json");
+    terminal.see("Overwrite it? [y/N] ");
+    terminal.press("y\r");
+    terminal.see("4 messages in talk.json");
     terminal.enter("/ctx 2048");
     terminal.see("a context of 2,048 tokens");
     terminal.enter("/think");
@@ -146,6 +163,111 @@ fn a_conversation_grows_is_saved_and_goes_on_from_its_file() {
     let home = terminal.ends();
     let read = |name: &str| std::fs::read(home.home().join(name)).expect("a saved file");
     assert_eq!(read("talk.json"), read("again.json"));
+}
+
+#[test]
+fn messages_are_answered_again_taken_back_and_asked_under_another_system_text() {
+    let mut terminal = Terminal::new(&SHORT);
+    terminal.enter("first");
+    terminal.see("prefill 9 tokens");
+    terminal.enter("/retry");
+    // The prompt is in the cache.
+    let closing = terminal.see("decode");
+    assert!(!closing.contains(", 0 cached"), "{closing:?}");
+    terminal.enter("second");
+    terminal.see("decode");
+    terminal.enter("/undo");
+    terminal.see("taken back: second");
+    terminal.enter("/save talk.json");
+    terminal.see("2 messages in talk.json");
+    terminal.enter("/system Be brief.");
+    terminal.see("the system text is set");
+    terminal.enter("/system");
+    terminal.see("Be brief.");
+    terminal.enter("/temp 0.5");
+    terminal.see("temperature 0.5, top-k 0, top-p 1, min-p 0.05");
+    terminal.enter("/seed 7");
+    terminal.see("min-p 0.05, seed 7");
+    // Tab completes what is unambiguous.
+    terminal.see("> ");
+    terminal.press("/stat\t\r");
+    terminal.see("thinking  off");
+    terminal.enter("/quit");
+    terminal.ends();
+}
+
+#[test]
+fn a_turn_after_thinking_computes_only_what_is_new() {
+    let args = ["--ctx", "2048", "-n", "40", "--think", "--seed", "3"];
+    let mut terminal = Terminal::new(&args);
+    terminal.enter("first");
+    let closing = terminal.see(" t/s, 0 cached; decode ");
+    assert!(closing.contains("prefill 9 tokens"), "{closing:?}");
+    let n_said: usize = number(&terminal.see(" token"));
+    for (i, message) in ["second", "third"].iter().enumerate() {
+        terminal.enter(message);
+        let closing = terminal.see("decode ");
+        let (_, computed) = closing.split_once("prefill ").expect("a closing line");
+        let n_computed = number(computed);
+        // The last token that was said, end of sentence, user, the message, assistant, think.
+        assert!(n_computed <= message.len() + 5, "{closing:?}");
+        let (_, cached) = closing.rsplit_once("t/s, ").expect("a closing line");
+        assert!(number(cached) >= 9 + i + n_said - 1, "{closing:?}");
+    }
+    terminal.see("> ");
+    terminal.press("\x04");
+    terminal.ends();
+}
+
+#[test]
+fn the_last_conversation_goes_on_from_its_state_on_disk() {
+    let args = ["--ctx", "4096", "-n", "12", "--temp", "0", "--nothink"];
+    let mut terminal = Terminal::new(&args);
+    // Long enough to be worth keeping.
+    terminal.enter(&"word ".repeat(150));
+    terminal.see("decode");
+    terminal.enter("/quit");
+    let home = terminal.ends();
+    let mut terminal = Terminal::in_home(home, &args);
+    terminal.see("/resume goes on with the last conversation, 2 messages");
+    terminal.enter("/resume");
+    terminal.see("> word word");
+    terminal.see("2 messages; thinking off");
+    terminal.enter("on");
+    let closing = terminal.see("decode ");
+    let (_, computed) = closing.split_once("prefill ").expect("a closing line");
+    assert!(number(computed) < 20, "{closing:?}");
+    terminal.enter("/quit");
+    let home = terminal.ends();
+    let folder = home.home().join(".local/state/ds4/last");
+    let mode = std::fs::metadata(&folder).expect("a folder").permissions();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&mode);
+    assert_eq!(mode & 0o777, 0o700, "what was said is for its owner");
+}
+
+#[test]
+fn a_private_conversation_leaves_nothing_behind() {
+    let mut terminal = Terminal::new(&[&SHORT[..], &["--private"]].concat());
+    terminal.enter("first");
+    terminal.see("decode");
+    terminal.enter("/resume");
+    terminal.see("--private");
+    terminal.enter("/quit");
+    let home = terminal.ends();
+    assert!(!home.home().join(".local/state").exists());
+}
+
+/// The number that a text begins with, thousands separated.
+#[track_caller]
+fn number(text: &str) -> usize {
+    let digits: String = text
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == ',')
+        .filter(|c| *c != ',')
+        .collect();
+    digits
+        .parse()
+        .unwrap_or_else(|_| panic!("a number begins {text:?}"))
 }
 
 #[test]
@@ -160,13 +282,19 @@ fn what_goes_wrong_is_said_and_the_conversation_goes_on() {
     write("short.txt", b"a file");
     for (line, words) in [
         ("/sing", "there is no command /sing"),
+        ("/stauts", "did you mean /status?"),
+        ("/temp 9", "temperature"),
+        ("/retry", "there is nothing to answer again"),
+        ("/undo", "there is no message to take back"),
+        ("/resume", "there is no conversation to go on with"),
         ("/ctx", "/ctx needs a number"),
         ("/read none.txt", "cannot read none.txt"),
         ("/read latin1.txt", "not UTF-8"),
         ("/read long.txt", "the context holds 1,024"),
         ("/load none.json", "none.json"),
         ("/save no/such/folder/x.json", "cannot write"),
-        ("/ctx 99999999", "99999999"),
+        ("/ctx 99999999", "opened with 4,096 tokens"),
+        ("/ctx 1k", "a context of 1,024 tokens"),
     ] {
         terminal.enter(line);
         terminal.see(words);
@@ -187,6 +315,12 @@ fn what_goes_wrong_is_said_and_the_conversation_goes_on() {
     terminal.press("abc\x03");
     terminal.see("> ");
     terminal.press("\x03");
+    terminal.see("again or Ctrl+D leaves");
+    terminal.see("> ");
+    // Not twice in a row: something was typed between.
+    terminal.press("x");
+    terminal.see("x");
+    terminal.press("\x7f\x03");
     terminal.see("again or Ctrl+D leaves");
     terminal.see("> ");
     terminal.press("\x03");

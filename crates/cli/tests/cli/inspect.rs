@@ -64,6 +64,10 @@ fn the_published_2_bit_layout_has_the_bytes_of_the_published_file() {
     assert_eq!(report["kind"], "model");
     assert_eq!(report["n_tensors"], 1328);
     assert_eq!(report["refused"], Value::Null);
+    let metadata = &report["metadata"];
+    assert_eq!(metadata["deepseek4.block_count"], 43, "a number");
+    assert_eq!(metadata["general.architecture"], "deepseek4", "a text");
+    assert!(metadata["deepseek4.attention.compress_ratios"].is_array());
     // Sums over the published tensor list, every tensor exact.
     let bytes = |name: &str| {
         let components = report["components"].as_array().expect("a list");

@@ -5,10 +5,19 @@ mod bad_input;
 mod bench;
 #[cfg(unix)]
 mod chat;
+mod checkpoint;
+mod definitions;
+mod documents;
+mod eval;
+mod imatrix;
 mod inspect;
 mod kv;
 mod logits;
 mod program;
+#[cfg(feature = "pull")]
+mod pull;
+mod quantize;
 mod text;
+mod verify;
 
 use ds4_conformance::speaking_model;

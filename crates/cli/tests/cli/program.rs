@@ -87,11 +87,17 @@ impl Ran {
         &self.stdout
     }
 
+    /// What stderr says besides which model is open.
+    pub(crate) fn lines(&self) -> Vec<&str> {
+        let lines = self.stderr.lines();
+        lines.filter(|line| !line.starts_with("model: ")).collect()
+    }
+
     /// Checks that the run failed with one line on stderr that has these words in it.
     #[track_caller]
     pub(crate) fn refused(&self, words: &[&str]) {
         assert_eq!(self.status, Some(1), "{self:?}");
-        let lines: Vec<&str> = self.stderr.lines().collect();
+        let lines = self.lines();
         assert_eq!(lines.len(), 1, "one line of error: {self:?}");
         assert!(lines[0].starts_with("ds4: "), "{self:?}");
         for word in words {

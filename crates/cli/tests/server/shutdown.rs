@@ -122,8 +122,13 @@ fn running_requests_may_finish_within_the_grace() {
 
 #[test]
 fn a_second_signal_ends_a_server_at_once() {
-    for (signal, status) in [(Signal::SIGINT, 130), (Signal::SIGTERM, 143)] {
-        let mut server = Running::start(None, &["--shutdown-grace", "3600", "--ctx", "65536"]);
+    for (signal, status) in [
+        (Signal::SIGINT, 130),
+        (Signal::SIGTERM, 143),
+        (Signal::SIGHUP, 129),
+    ] {
+        let grace = u64::MAX.to_string();
+        let mut server = Running::start(None, &["--shutdown-grace", &grace, "--ctx", "65536"]);
         let mut body = endless("hi");
         body["max_tokens"] = json!(60_000);
         let mut stream = open(server.address, "/v1/chat/completions", &body).expect("open");
@@ -137,9 +142,38 @@ fn a_second_signal_ends_a_server_at_once() {
 
 #[test]
 fn a_server_without_requests_stops_with_success() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
         let mut server = Running::start(None, &[]);
         server.signal(signal);
         assert!(server.ended().success(), "{signal}");
     }
+}
+
+#[test]
+fn a_file_that_is_changed_while_it_is_served_ends_the_server_with_a_word() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = folder.path().join("model.gguf");
+    let built_in = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models");
+    let found = std::fs::read_dir(built_in).expect("the models");
+    let found = found.map(|entry| entry.expect("an entry").path());
+    let found = found.filter(|path| path.extension().is_some_and(|e| e == "gguf"));
+    std::fs::copy(found.min().expect("a model"), &model).expect("copied");
+    let path = model.to_str().expect("text");
+
+    // Another file in its place is another file.
+    let mut server = Running::start(None, &["-m", path]);
+    let other = folder.path().join("other.gguf");
+    std::fs::copy(&model, &other).expect("copied");
+    std::fs::rename(&other, &model).expect("replaced");
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5});
+    let answer = post(server.address, "/v1/chat/completions", &body).expect("an answer");
+    assert_eq!(answer.0, 200);
+    server.signal(Signal::SIGTERM);
+    assert!(server.ended().success());
+
+    let mut server = Running::start(None, &["-m", path]);
+    let file = std::fs::OpenOptions::new().append(true).open(&model);
+    std::io::Write::write_all(&mut file.expect("a file"), b"x").expect("written");
+    server.await_log("was changed while it is served");
+    assert!(server.ended().success());
 }

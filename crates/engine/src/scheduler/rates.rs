@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use super::MIXED_CHUNK;
+
 /// Tokens that a stored state must be ahead of the slots to be read, however fast that
 /// would be.
 pub const MIN_LOAD_GAIN: usize = 64;
 /// Bytes a second at which states are read, until one was read.
 pub const READ_RATE: f64 = (256 << 20) as f64;
+/// Fewest prompt tokens of a step, however slow the device.
+pub const MIN_PREFILL_ROWS: usize = 16;
 /// Rows of a step from which on it says how fast prompts are computed.
 const MIN_ROWS: usize = 32;
 /// Weight of the last step in the rate of prefill.
@@ -19,6 +23,8 @@ const N_LOADS: usize = 8;
 pub(super) struct Rates {
     /// Tokens a second, a mean in which a step counts less with every later one.
     prefill: Option<f64>,
+    /// The same of prompt tokens beside decoding sequences, whose rows cost little more.
+    mixed: Option<f64>,
     /// Bytes a second of the last loads. The best of them counts: what else the
     /// machine did slows a load down, and nothing speeds it up.
     loads: [f64; N_LOADS],
@@ -28,11 +34,34 @@ pub(super) struct Rates {
 impl Rates {
     /// A step of prompt tokens alone.
     pub(super) fn note_prefill(&mut self, n_tokens: usize, time: Duration) {
-        if n_tokens >= MIN_ROWS && !time.is_zero() {
-            let rate = n_tokens as f64 / time.as_secs_f64();
-            let before = self.prefill.unwrap_or(rate);
-            self.prefill = Some(before + WEIGHT * (rate - before));
+        if n_tokens >= MIN_ROWS {
+            note(&mut self.prefill, n_tokens, time);
         }
+    }
+
+    /// A step of `n_tokens` prompt tokens beside others.
+    pub(super) fn note_mixed(&mut self, n_tokens: usize, time: Duration) {
+        if n_tokens >= MIN_PREFILL_ROWS {
+            note(&mut self.mixed, n_tokens, time);
+        }
+    }
+
+    /// How long computing so many prompt tokens takes, once that is known.
+    pub(super) fn prefill_time(&self, n_tokens: usize) -> Option<Duration> {
+        let seconds = n_tokens as f64 / self.prefill?;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+
+    /// Prompt tokens of a step that takes no longer than this.
+    pub(super) fn prefill_rows(&self, time: Option<Duration>) -> usize {
+        let known = self.prefill.zip(time);
+        known.map_or(usize::MAX, |(rate, time)| rows_in(rate, time))
+    }
+
+    /// The same of a step in which others are decoding.
+    pub(super) fn mixed_rows(&self, time: Option<Duration>) -> usize {
+        let known = self.mixed.zip(time);
+        known.map_or(MIXED_CHUNK, |(rate, time)| rows_in(rate, time))
     }
 
     /// A state that was read and put into a slot.
@@ -58,9 +87,36 @@ impl Rates {
     }
 }
 
+fn note(mean: &mut Option<f64>, n_tokens: usize, time: Duration) {
+    if !time.is_zero() {
+        let rate = n_tokens as f64 / time.as_secs_f64();
+        let before = mean.unwrap_or(rate);
+        *mean = Some(before + WEIGHT * (rate - before));
+    }
+}
+
+fn rows_in(rate: f64, time: Duration) -> usize {
+    ((rate * time.as_secs_f64()) as usize).max(MIN_PREFILL_ROWS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_has_as_many_rows_as_its_time_allows() {
+        let mut rates = Rates::default();
+        assert_eq!(rates.prefill_rows(Some(SECOND)), usize::MAX);
+        assert_eq!(rates.mixed_rows(Some(SECOND)), MIXED_CHUNK);
+        rates.note_prefill(400, SECOND);
+        rates.note_mixed(100, SECOND);
+        assert_eq!(rates.prefill_rows(Some(SECOND / 2)), 200);
+        assert_eq!(rates.mixed_rows(Some(SECOND / 2)), 50);
+        assert_eq!(rates.mixed_rows(Some(SECOND / 100)), MIN_PREFILL_ROWS);
+        assert_eq!(rates.prefill_rows(Some(Duration::MAX)), usize::MAX);
+        assert_eq!(rates.prefill_rows(None), usize::MAX);
+        assert_eq!(rates.mixed_rows(None), MIXED_CHUNK);
+    }
 
     const SECOND: Duration = Duration::from_secs(1);
 

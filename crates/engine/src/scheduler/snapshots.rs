@@ -5,7 +5,7 @@
 //! just before the next one, where the ratio-128 groups are longest. At their limits
 //! all kinds together take 428 MiB on average.
 
-use ds4_model::Frontier;
+use ds4_model::{Frontier, Geometry, RowKind, SessionShape, SlotContents};
 
 /// Distance of the places where a snapshot is small: there the ratio-128 groups are
 /// empty.
@@ -46,6 +46,31 @@ impl Place {
             Place::Interval | Place::Recent => 16,
         }
     }
+}
+
+/// The most bytes that the snapshots of one slot take, whatever they may take.
+pub(crate) fn most_snapshot_bytes(geometry: &Geometry, shape: &SessionShape) -> usize {
+    let contents = SlotContents::new(geometry, shape.rounding);
+    let rings = |len: usize| {
+        let layers = contents.layers.iter();
+        let rows = layers.flat_map(|layer| {
+            let kinds = RowKind::of(*layer).iter().filter(|kind| kind.is_ring());
+            kinds.map(|kind| {
+                contents.needed(*layer, *kind, len).len() * contents.row_bytes(*layer, *kind)
+            })
+        });
+        rows.sum::<usize>()
+    };
+    // Just before a multiple of 128 tokens the rings are fullest.
+    let largest = rings(shape.longest() / SNAPSHOT_STRIDE * SNAPSHOT_STRIDE + SNAPSHOT_STRIDE - 1);
+    let kinds = [
+        Place::Recent,
+        Place::Interval,
+        Place::TurnEnd,
+        Place::PromptEnd,
+        Place::Anchor,
+    ];
+    largest * kinds.map(Place::limit).iter().sum::<usize>()
 }
 
 /// Lengths that one sequence passed in one step.

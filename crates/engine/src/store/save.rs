@@ -7,13 +7,9 @@ use crate::engine::Engine;
 
 /// A slot whose rows can be read.
 pub trait RowSource {
-    /// Rows in logical order: positions of a ring, indices of compressed rows.
-    fn read_rows(
-        &mut self,
-        layer: usize,
-        kind: RowKind,
-        range: std::ops::Range<usize>,
-    ) -> Result<StoredRows, BackendError>;
+    /// Rows in logical order, several groups at a time: positions of a ring, numbers of
+    /// compressed rows.
+    fn read_groups(&mut self, groups: &[crate::Group]) -> Result<Vec<StoredRows>, BackendError>;
 }
 
 /// A slot of an engine.
@@ -26,34 +22,27 @@ pub struct SlotRows<'a> {
 }
 
 impl RowSource for SlotRows<'_> {
-    fn read_rows(
-        &mut self,
-        layer: usize,
-        kind: RowKind,
-        range: std::ops::Range<usize>,
-    ) -> Result<StoredRows, BackendError> {
-        self.engine.read_rows(self.slot, layer, kind, range)
+    fn read_groups(&mut self, groups: &[crate::Group]) -> Result<Vec<StoredRows>, BackendError> {
+        self.engine.read_groups(self.slot, groups)
     }
 }
 
 impl RowSource for &SlotState {
-    fn read_rows(
-        &mut self,
-        layer: usize,
-        kind: RowKind,
-        range: std::ops::Range<usize>,
-    ) -> Result<StoredRows, BackendError> {
-        let layers = match kind {
-            RowKind::Compressed | RowKind::Index => &self.rows,
-            RowKind::Window | RowKind::Frontier | RowKind::IndexFrontier => &self.rings,
+    fn read_groups(&mut self, groups: &[crate::Group]) -> Result<Vec<StoredRows>, BackendError> {
+        let read = |(layer, kind, range): &crate::Group| {
+            let layers = match kind.is_ring() {
+                false => &self.rows,
+                true => &self.rings,
+            };
+            let stored = layers
+                .get(*layer)
+                .and_then(|rows| rows.iter().find(|(found, _)| found == kind));
+            match stored {
+                Some((_, stored)) => rows_of(stored, *layer, *kind, range.clone()),
+                None => Err(no_rows(*layer, *kind, range.clone())),
+            }
         };
-        let stored = layers
-            .get(layer)
-            .and_then(|rows| rows.iter().find(|(found, _)| *found == kind));
-        match stored {
-            Some((_, stored)) => rows_of(stored, layer, kind, range),
-            None => Err(no_rows(layer, kind, range)),
-        }
+        groups.iter().map(read).collect()
     }
 }
 
@@ -115,10 +104,15 @@ pub(crate) fn read_groups(
     source: &mut dyn RowSource,
     groups: Vec<Group>,
 ) -> Result<Vec<(Group, Vec<u8>)>, SaveError> {
+    let wanted: Vec<crate::Group> = groups
+        .iter()
+        .map(|group| (group.layer, group.kind, group.range.clone()))
+        .collect();
+    let rows = source.read_groups(&wanted)?;
     groups
         .into_iter()
-        .map(|group| {
-            let stored = source.read_rows(group.layer, group.kind, group.range.clone())?;
+        .zip(rows)
+        .map(|(group, stored)| {
             let format = group.format;
             if (stored.element, stored.width, stored.bytes.len())
                 != (format.element, format.width, group.n_bytes())

@@ -94,7 +94,7 @@ fn open(golden: &Golden, backend: BackendKind, n_slots: usize) -> Engine {
     options.n_threads = Some(1);
     options.context = Some(CONTEXT);
     options.n_slots = n_slots;
-    options.chunk = 192;
+    options.chunk = Some(192);
     Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens")
 }
 
@@ -273,6 +273,7 @@ fn check_histories(backend: BackendKind, n_cases: u32) {
             options: SchedulerOptions {
                 snapshot_bytes,
                 idle_save: Duration::from_secs(u64::from(!rests_at_once) << 40),
+                ..SchedulerOptions::default()
             },
             scheduler: None,
             conversations: Vec::new(),

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use ds4_conformance::network::argmax;
 use ds4_engine::{
-    Batch, Constraint, Engine, FinishReason, OpenError, Outputs, RequestError, Reuse, Scheduler,
-    SequenceId, TokenSet,
+    Batch, Constraint, Engine, FinishReason, OpenError, Outputs, Request, RequestError, Reuse,
+    SamplingOptions, Scheduler, SequenceId, TokenSet,
 };
+use ds4_formats::gguf::Gguf;
 
 use crate::harness::{
-    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, with_store,
+    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, until_it_runs,
+    with_store,
 };
 
 #[test]
@@ -112,8 +114,7 @@ fn a_cancelled_prefill_stops_within_a_chunk_and_is_not_lost() {
     let mut scheduler = Scheduler::new(open(&golden, 1, 270));
     let prompt = &golden.tokens[..260];
     let id = scheduler.submit(greedy(prompt, 4)).unwrap();
-    // It gets its slot, then its first chunk.
-    scheduler.tick().unwrap();
+    // It gets its slot, and its first chunk is under way.
     scheduler.tick().unwrap();
     scheduler.cancel(id);
     let mut replies = Replies::new();
@@ -323,7 +324,6 @@ fn a_retry_goes_on_in_the_slot_of_a_first_try_that_is_given_up() {
     let mut scheduler = Scheduler::new(open(&golden, 2, 512));
     let first = scheduler.submit(greedy(&prompt, 9)).unwrap();
     scheduler.tick().unwrap();
-    scheduler.tick().unwrap();
     let retries: Vec<SequenceId> = (0..2)
         .map(|_| scheduler.submit(greedy(&prompt, 9)).unwrap())
         .collect();
@@ -384,8 +384,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
     longer.extend_from_slice(&golden.tokens[..9]);
     let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&longer, 5)).unwrap();
-    scheduler.tick().unwrap();
-    let reuse = scheduler.reuse(id).expect("it runs");
+    let reuse = until_it_runs(&mut scheduler, id);
     // The last token of the reply was never computed.
     assert_eq!(reuse.n_loaded, prompt.len() + reply.len() - 1, "{reuse:?}");
     assert_eq!(reuse.n_cached, reuse.n_loaded);
@@ -396,8 +395,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
 
     // What is in a slot already is not read again.
     let id = scheduler.submit(greedy(&longer, 2)).unwrap();
-    scheduler.tick().unwrap();
-    assert_eq!(scheduler.reuse(id).expect("it runs").n_loaded, 0);
+    assert_eq!(until_it_runs(&mut scheduler, id).n_loaded, 0);
 }
 
 #[test]
@@ -465,4 +463,71 @@ fn an_exported_slot_goes_on_in_another_engine() {
     let mut batch = Batch::new();
     batch.push(0, &reply[5..], Outputs::Last);
     assert_eq!(found, argmax(a.step(&batch).unwrap()));
+}
+
+#[test]
+fn tokens_that_are_forced_are_scheduled_however_small_the_chunk() {
+    let golden = model();
+    let mut options = options(1, 250);
+    options.chunk = Some(1);
+    let engine = Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens");
+    let mut scheduler = Scheduler::new(engine);
+    let prompt = &golden.tokens[..5];
+    let id = scheduler.submit(greedy(prompt, 20)).unwrap();
+    let mut replies = Replies::new();
+    run_until(&mut scheduler, id, 2, &mut replies);
+    let forced = &golden.tokens[100..107];
+    scheduler.force(id, forced);
+    // A step computes one of them: bounded, where it once never ended.
+    for _ in 0..60 {
+        collect(scheduler.tick().unwrap(), &mut replies);
+    }
+    let (said, end) = &replies[&id];
+    assert_eq!(end.expect("it ended").0, FinishReason::Length);
+    let n_before = 2;
+    let mut whole = [prompt, &said[..n_before], forced].concat();
+    let expected = by_hand(&mut open(&golden, 1, 250), &whole, said.len() - n_before);
+    assert_eq!(said[n_before..], expected);
+    whole.extend_from_slice(&said[n_before..]);
+    assert_eq!(whole.len(), prompt.len() + 20);
+}
+
+#[test]
+fn absurd_sampling_values_cost_the_others_nothing() {
+    let golden = model();
+    let absurd = SamplingOptions {
+        repetition_penalty: 1e-40,
+        presence_penalty: -2.0,
+        seed: Some(1),
+        ..SamplingOptions::default()
+    };
+    let mut scheduler = Scheduler::new(open(&golden, 2, 250));
+    let extreme = Request {
+        sampling: absurd,
+        ..greedy(&golden.tokens[..9], 12)
+    };
+    let extreme = scheduler.submit(extreme).unwrap();
+    let other = scheduler.submit(greedy(&golden.tokens[..7], 12)).unwrap();
+    let replies = run(&mut scheduler);
+    assert_eq!(replies[&extreme].1.unwrap().0, FinishReason::Length);
+    let expected = by_hand(&mut open(&golden, 1, 250), &golden.tokens[..7], 12);
+    assert_eq!(replies[&other].0, expected);
+}
+
+#[test]
+fn a_model_whose_logits_are_no_numbers_ends_the_request_and_says_so() {
+    let golden = model();
+    let spec = golden.gguf.spec("output_norm.weight").expect("a norm");
+    let path = golden.gguf.shards()[0].path.clone().expect("a file");
+    let mut bytes = std::fs::read(path).expect("readable");
+    bytes[spec.offset as usize..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let gguf = Gguf::parse(bytes.into()).expect("the table is as it was");
+    let engine = Engine::from_gguf(&gguf, &options(1, 250), &mut |_| {}).expect("opens");
+    let mut scheduler = Scheduler::new(engine);
+    for _ in 0..2 {
+        let id = scheduler.submit(greedy(&golden.tokens[..9], 12)).unwrap();
+        let replies = run(&mut scheduler);
+        assert_eq!(replies[&id].1.unwrap().0, FinishReason::NotFinite);
+        assert!(replies[&id].0.is_empty());
+    }
 }

@@ -20,7 +20,7 @@ fn open_engine(
     options.rounding = rounding;
     options.n_threads = Some(2);
     options.context = Some(context);
-    options.chunk = 256;
+    options.chunk = Some(256);
     options.n_slots = n_slots;
     Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens")
 }
@@ -195,7 +195,7 @@ fn no_cut_of_a_prompt_changes_a_row() {
             options.backend = backend;
             options.n_threads = Some(2);
             options.context = Some(n_tokens);
-            options.chunk = chunk;
+            options.chunk = Some(chunk);
             let mut engine = Engine::from_gguf(&golden.gguf, &options, &mut |_| {}).expect("opens");
             for part in prompt.chunks(chunk) {
                 step(&mut engine, 0, part);

@@ -113,8 +113,8 @@ fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
 #[test]
 #[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
 fn rates_of_the_codec() {
+    use ds4_engine::RowKind;
     use ds4_engine::store::{Encoding, RowFormat, RowGrid};
-    use ds4_engine::{RowKind, store::RowSource};
     use ds4_model::ElementType;
     let mut source = Synthetic::new(&Geometry::flash(), 7);
     for (kind, width, grid) in [
@@ -130,7 +130,7 @@ fn rates_of_the_codec() {
             width,
             grid,
         };
-        let rows = source.read_rows(2, kind, 0..4096).unwrap().bytes;
+        let rows = source.rows(2, kind, 0..4096).bytes;
         let mib = (rows.len() * 20) as f64 / f64::from(1 << 20);
         let mut encoded = Vec::new();
         let mut encoding = Encoding::Planes;
@@ -157,14 +157,7 @@ fn rates_of_the_codec() {
 #[ignore = "measures: cargo test --release -p ds4-engine --test store measure -- --ignored --nocapture"]
 fn a_snapshot_and_a_copied_beginning_at_full_size() {
     let geometry = Geometry::flash();
-    let shape = SessionShape {
-        n_slots: 2,
-        capacity: 16_384,
-        max_rows: 1,
-        max_outputs: 1,
-        rewind_rows: 64,
-        rounding: CacheRounding::Official,
-    };
+    let shape = SessionShape::uniform(2, 16_384, 1);
     let mut backend = CpuBackend::new(&geometry, CpuOptions::default()).expect("a processor");
     let mut session = Session::open(&mut backend, shape).expect("room for two slots");
     let mut rows = Synthetic::new(&geometry, 7);

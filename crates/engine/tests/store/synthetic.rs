@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use ds4_engine::Group;
 use ds4_engine::store::{
     Codec, CompatInputs, CompatKey, RowSource, SlotLayout, Store, StoreOptions, WeightsFingerprint,
 };
@@ -71,7 +72,7 @@ impl Synthetic {
         let mut rows = Vec::new();
         for (layer, kind) in self.geometry.layers.clone().into_iter().enumerate() {
             let n = Geometry::n_compressed(kind, len);
-            let mut read = |row: RowKind, range| (row, self.read_rows(layer, row, range).unwrap());
+            let mut read = |row: RowKind, range| (row, self.rows(layer, row, range));
             let mut ring = vec![read(RowKind::Window, window.clone())];
             let mut append_only = Vec::new();
             match kind {
@@ -95,32 +96,42 @@ impl Synthetic {
     }
 }
 
-impl RowSource for Synthetic {
-    fn read_rows(
+impl Synthetic {
+    /// Rows of one layer and kind.
+    pub(crate) fn rows(
         &mut self,
         layer: usize,
         kind: RowKind,
         range: std::ops::Range<usize>,
-    ) -> Result<StoredRows, BackendError> {
+    ) -> StoredRows {
         let bytes: Vec<u8> = range
             .clone()
             .flat_map(|number| self.row(layer, kind, number))
             .collect();
         self.n_rows_read += range.len();
-        let (element, empty_width) = match kind {
-            RowKind::Frontier | RowKind::IndexFrontier => (ElementType::F32, 0),
-            _ => (ElementType::Bf16, 0),
+        let element = match kind {
+            RowKind::Frontier | RowKind::IndexFrontier => ElementType::F32,
+            _ => ElementType::Bf16,
         };
         let width = match range.len() {
-            0 => self.row(layer, kind, 0).len() / element.n_bytes() + empty_width,
+            0 => self.row(layer, kind, 0).len() / element.n_bytes(),
             n => bytes.len() / n / element.n_bytes(),
         };
-        Ok(StoredRows {
+        StoredRows {
             element,
             width,
             first: range.start,
             bytes,
-        })
+        }
+    }
+}
+
+impl RowSource for Synthetic {
+    fn read_groups(&mut self, groups: &[Group]) -> Result<Vec<StoredRows>, BackendError> {
+        let rows = groups
+            .iter()
+            .map(|(layer, kind, range)| self.rows(*layer, *kind, range.clone()));
+        Ok(rows.collect())
     }
 }
 

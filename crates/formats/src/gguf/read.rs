@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Error, Quote, optional};
 use super::metadata::{Array, Metadata, Value};
 use super::{MAGIC, alignment, split};
-use crate::{Bytes, GgmlType, ShapeError, Tensor};
+use crate::{Bytes, GgmlType, Origin, ShapeError, Tensor};
 
 /// How deep arrays may be nested in arrays: an array of numbers has depth 1.
 pub const MAX_ARRAY_DEPTH: usize = 4;
@@ -207,6 +207,10 @@ impl Gguf {
             ty: spec.ty,
             ne: spec.ne.clone(),
             data: self.data(spec),
+            origin: self.shards[spec.shard].path.as_deref().map(|path| Origin {
+                file: path.into(),
+                offset: spec.offset,
+            }),
         })
     }
 

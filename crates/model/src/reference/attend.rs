@@ -1,25 +1,21 @@
 use super::{Buffer, Weight, dot, real};
-use crate::backend::CompressedRows;
 use crate::geometry::Geometry;
+use crate::operands::{Attend, CompressedRows};
 use crate::rows::RowsImage;
 
 pub(super) fn attend(
     geometry: &Geometry,
     rows: &RowsImage,
-    q: &Buffer,
-    kv: &Buffer,
-    ring: &Buffer,
-    compressed: &CompressedRows<'_, Buffer>,
-    sinks: &Weight,
+    inputs: &Attend<'_, Buffer, Weight>,
     out: &mut Buffer,
 ) {
     let dim = geometry.head_dim;
     let scale = (dim as f32).powf(-0.5);
     for r in real(rows) {
-        let attended = attended_rows(geometry, rows, r, kv, ring, compressed);
-        let heads = q.row(r).chunks_exact(dim);
+        let attended = attended_rows(rows, r, inputs);
+        let heads = inputs.q.row(r).chunks_exact(dim);
         let outs = out.row_mut(r).chunks_exact_mut(dim);
-        for ((q, o), sink) in heads.zip(outs).zip(sinks.vector()) {
+        for ((q, o), sink) in heads.zip(outs).zip(inputs.sinks.vector()) {
             let z: Vec<f32> = attended.iter().map(|row| dot(q, row) * scale).collect();
             let max = z.iter().fold(*sink, |m, z| m.max(*z));
             let mut weight = (sink - max).exp();
@@ -41,30 +37,27 @@ pub(super) fn attend(
 /// Window rows in order of position, then compressed rows. Recent tokens stand
 /// in both; they are not de-duplicated.
 fn attended_rows<'a>(
-    geometry: &Geometry,
     rows: &RowsImage,
     r: usize,
-    kv: &'a Buffer,
-    ring: &'a Buffer,
-    compressed: &CompressedRows<'a, Buffer>,
+    inputs: &Attend<'a, Buffer, Weight>,
 ) -> Vec<&'a [f32]> {
+    let Attend { kv, ring, .. } = inputs;
     let slot = rows.slot[r] as usize;
-    let position = rows.position[r] as usize;
     let batch_start = rows.segment_position(r);
-    let window = (position + 1).saturating_sub(geometry.window)..position + 1;
-    let mut attended: Vec<&[f32]> = window
-        .map(|p| {
-            if p >= batch_start {
-                kv.row(rows.first_row[r] as usize + (p - batch_start))
-            } else {
-                ring.slot_row(slot, p % ring.n_rows())
-            }
-        })
+    let first_row = rows.first_row[r] as usize;
+    let window_start = rows.window_start[r] as usize;
+    let older = window_start..batch_start;
+    let mut attended: Vec<&[f32]> = older
+        .map(|p| ring.slot_row(slot, p % ring.n_rows()))
         .collect();
-    match compressed {
+    let first_seen = first_row + window_start.saturating_sub(batch_start);
+    attended.extend((first_seen..rows.see_end[r] as usize).map(|row| kv.row(row)));
+    match &inputs.compressed {
         CompressedRows::None => {}
         CompressedRows::All { cache, ratio } => {
-            attended.extend((0..rows.n_visible(r, *ratio)).map(|c| cache.slot_row(slot, c)));
+            let first = rows.first_compressed(r, *ratio);
+            let visible = first..first + rows.n_visible(r, *ratio);
+            attended.extend(visible.map(|c| cache.cached(c)));
         }
         CompressedRows::Selected {
             cache,
@@ -72,7 +65,8 @@ fn attended_rows<'a>(
             selected,
         } => {
             let ids = selected.ids(r).iter().take(rows.n_visible(r, *ratio));
-            attended.extend(ids.map(|c| cache.slot_row(slot, *c as usize)));
+            let first = rows.first_compressed(r, *ratio);
+            attended.extend(ids.map(|c| cache.cached(first + *c as usize)));
         }
     }
     attended

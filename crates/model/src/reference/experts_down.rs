@@ -1,5 +1,5 @@
 use super::{Buffer, Weight, dot, real};
-use crate::backend::Routes;
+use crate::operands::Routes;
 use crate::rows::RowsImage;
 
 pub(super) fn experts_down(

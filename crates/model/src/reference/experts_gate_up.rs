@@ -1,16 +1,19 @@
 use super::{Buffer, Weight, dot, real, swiglu};
-use crate::backend::Routes;
+use crate::operands::ExpertsGateUp;
 use crate::rows::RowsImage;
 
 pub(super) fn experts_gate_up(
     rows: &RowsImage,
-    gate: &Weight,
-    up: &Weight,
-    clamp: f32,
-    x: &Buffer,
-    routes: &Routes<Buffer>,
+    inputs: &ExpertsGateUp<'_, Buffer, Weight>,
     hidden: &mut Buffer,
 ) {
+    let ExpertsGateUp {
+        gate,
+        up,
+        clamp,
+        x,
+        routes,
+    } = *inputs;
     let n_hidden = gate.n_out();
     let (mut wg, mut wu) = (vec![0.0; gate.n_in()], vec![0.0; up.n_in()]);
     for r in real(rows) {

@@ -1,14 +1,9 @@
 use super::{Buffer, Weight, dot, real, swiglu};
+use crate::operands::GateUp;
 use crate::rows::RowsImage;
 
-pub(super) fn gate_up(
-    rows: &RowsImage,
-    gate: &Weight,
-    up: &Weight,
-    clamp: f32,
-    x: &Buffer,
-    hidden: &mut Buffer,
-) {
+pub(super) fn gate_up(rows: &RowsImage, inputs: &GateUp<'_, Buffer, Weight>, hidden: &mut Buffer) {
+    let GateUp { gate, up, clamp, x } = *inputs;
     let (mut wg, mut wu) = (vec![0.0; gate.n_in()], vec![0.0; up.n_in()]);
     for i in 0..gate.n_out() {
         gate.decode(i, &mut wg);

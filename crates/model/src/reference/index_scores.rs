@@ -1,29 +1,27 @@
-use std::ops::Range;
-
 use super::{Buffer, dot, real};
 use crate::geometry::{CSA_RATIO, Geometry};
+use crate::operands::IndexScores;
 use crate::rows::RowsImage;
 
 pub(super) fn index_scores(
     geometry: &Geometry,
     rows: &RowsImage,
-    range: Range<usize>,
-    iq: &Buffer,
-    weights: &Buffer,
-    cache: &Buffer,
+    inputs: &IndexScores<'_, Buffer>,
     scores: &mut Buffer,
 ) {
+    let tile = &inputs.tile;
     let dim = geometry.index_dim;
     let scale = (dim as f32).powf(-0.5) * (geometry.n_index_heads as f32).powf(-0.5);
-    for r in real(rows).filter(|r| range.contains(r)) {
-        let slot = rows.slot[r] as usize;
-        let out = scores.row_mut(r - range.start);
+    for r in real(rows).filter(|r| tile.rows.contains(r)) {
+        let first = rows.first_compressed(r, CSA_RATIO);
+        let out = &mut scores.floats[(r - tile.rows.start) * tile.stride..][..tile.stride];
         for (c, score) in out[..rows.n_visible(r, CSA_RATIO)].iter_mut().enumerate() {
-            let key = cache.slot_row(slot, c);
-            *score = iq
+            let key = inputs.cache.cached(first + c);
+            *score = inputs
+                .queries
                 .row(r)
                 .chunks_exact(dim)
-                .zip(weights.row(r))
+                .zip(inputs.weights.row(r))
                 .map(|(head, w)| w * scale * dot(head, key).max(0.0))
                 .sum();
         }

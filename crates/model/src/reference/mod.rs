@@ -7,6 +7,7 @@
 mod add;
 mod add_position_bias;
 mod attend;
+mod choose;
 mod embed;
 mod experts_down;
 mod experts_gate_up;
@@ -31,6 +32,7 @@ mod select_rows;
 mod store_compressed;
 mod store_frontier;
 mod store_window;
+mod tap;
 mod top_k;
 
 use std::ops::Range;
@@ -38,13 +40,12 @@ use std::ops::Range;
 use ds4_formats::small_float::{bf16_from_f32, bf16_to_f32};
 use ds4_formats::{GgmlType, Tensor, quant};
 
-use crate::backend::{
-    Backend, BackendError, CompressedRows, ElementType, Place, Rotation, Routes, Shape, WeightRole,
-};
-use crate::geometry::{Geometry, LayerKind};
+use crate::backend::Backend;
+use crate::geometry::Geometry;
+use crate::operands::*;
 use crate::rope::RopeTable;
 use crate::rows::RowsImage;
-use crate::weights::HyperConnection;
+use crate::weights::{HyperConnection, Requirement};
 
 /// The scalar backend. Ops run when they are called.
 #[derive(Debug)]
@@ -110,8 +111,61 @@ impl Buffer {
         }
     }
 
+    /// Row `row` of compressed or index rows.
+    fn cached(&self, row: usize) -> &[f32] {
+        self.slot_row(0, row)
+    }
+
     fn ids(&self, row: usize) -> &[u32] {
         &self.ids[self.index(0, row)]
+    }
+
+    fn write(&mut self, at: Place, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let start = self.index(at.slot, at.row).start;
+        match self.element {
+            ElementType::F32 => {
+                for (x, b) in self.floats[start..].iter_mut().zip(bytes.chunks_exact(4)) {
+                    *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+            ElementType::Bf16 => {
+                for (x, b) in self.floats[start..].iter_mut().zip(bytes.chunks_exact(2)) {
+                    *x = bf16_to_f32(u16::from_le_bytes([b[0], b[1]]));
+                }
+            }
+            ElementType::U32 => {
+                for (x, b) in self.ids[start..].iter_mut().zip(bytes.chunks_exact(4)) {
+                    *x = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                }
+            }
+        }
+    }
+
+    fn read(&self, at: Place, bytes: &mut [u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let start = self.index(at.slot, at.row).start;
+        match self.element {
+            ElementType::F32 => {
+                for (b, x) in bytes.chunks_exact_mut(4).zip(&self.floats[start..]) {
+                    b.copy_from_slice(&x.to_le_bytes());
+                }
+            }
+            ElementType::Bf16 => {
+                for (b, x) in bytes.chunks_exact_mut(2).zip(&self.floats[start..]) {
+                    b.copy_from_slice(&bf16_from_f32(*x).to_le_bytes());
+                }
+            }
+            ElementType::U32 => {
+                for (b, x) in bytes.chunks_exact_mut(4).zip(&self.ids[start..]) {
+                    b.copy_from_slice(&x.to_le_bytes());
+                }
+            }
+        }
     }
 
     fn ids_mut(&mut self, row: usize) -> &mut [u32] {
@@ -205,12 +259,12 @@ impl Backend for Reference {
         &self.geometry
     }
 
-    fn upload(&mut self, role: WeightRole, tensor: Tensor) -> Result<Weight, BackendError> {
-        let floats = match role {
+    fn upload(&mut self, need: &Requirement, tensor: Tensor) -> Result<Weight, BackendError> {
+        let floats = match need.role {
             WeightRole::Vector => tensor.to_f32(),
             _ => Vec::new(),
         };
-        debug_assert_eq!(role == WeightRole::Ids, tensor.ty == GgmlType::I32);
+        debug_assert_eq!(need.role == WeightRole::Ids, tensor.ty == GgmlType::I32);
         Ok(Weight { tensor, floats })
     }
 
@@ -228,56 +282,25 @@ impl Backend for Reference {
     }
 
     fn alloc_rows(&mut self, capacity: usize) -> Result<RowsImage, BackendError> {
-        Ok(RowsImage::with_capacity(&self.geometry, capacity))
+        Ok(RowsImage::with_capacity(&self.geometry, capacity, true))
     }
 
     fn write_rows(&mut self, rows: &mut RowsImage, image: &RowsImage) {
         rows.copy_from(image);
     }
 
-    fn write(&mut self, buffer: &mut Buffer, at: Place, bytes: &[u8]) -> Result<(), BackendError> {
-        let start = buffer.index(at.slot, at.row).start;
-        match buffer.element {
-            ElementType::F32 => {
-                for (x, b) in buffer.floats[start..].iter_mut().zip(bytes.chunks_exact(4)) {
-                    *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
-            }
-            ElementType::Bf16 => {
-                for (x, b) in buffer.floats[start..].iter_mut().zip(bytes.chunks_exact(2)) {
-                    *x = bf16_to_f32(u16::from_le_bytes([b[0], b[1]]));
-                }
-            }
-            ElementType::U32 => {
-                for (x, b) in buffer.ids[start..].iter_mut().zip(bytes.chunks_exact(4)) {
-                    *x = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
+    fn write_many(&mut self, parts: &mut [WritePart<'_, Buffer>]) -> Result<(), BackendError> {
+        for part in parts {
+            for (at, bytes) in &part.pieces {
+                part.buffer.write(*at, bytes);
             }
         }
         Ok(())
     }
 
-    fn read(&mut self, buffer: &Buffer, at: Place, bytes: &mut [u8]) -> Result<(), BackendError> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let start = buffer.index(at.slot, at.row).start;
-        match buffer.element {
-            ElementType::F32 => {
-                for (b, x) in bytes.chunks_exact_mut(4).zip(&buffer.floats[start..]) {
-                    b.copy_from_slice(&x.to_le_bytes());
-                }
-            }
-            ElementType::Bf16 => {
-                for (b, x) in bytes.chunks_exact_mut(2).zip(&buffer.floats[start..]) {
-                    b.copy_from_slice(&bf16_from_f32(*x).to_le_bytes());
-                }
-            }
-            ElementType::U32 => {
-                for (b, x) in bytes.chunks_exact_mut(4).zip(&buffer.ids[start..]) {
-                    b.copy_from_slice(&x.to_le_bytes());
-                }
-            }
+    fn read_many(&mut self, parts: &mut [ReadPart<'_, Buffer>]) -> Result<(), BackendError> {
+        for part in parts {
+            part.buffer.read(part.at, part.bytes);
         }
         Ok(())
     }
@@ -292,7 +315,11 @@ impl Backend for Reference {
         }
     }
 
-    fn submit(&mut self) -> Result<(), BackendError> {
+    fn launch(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), BackendError> {
         Ok(())
     }
 
@@ -326,6 +353,14 @@ impl Backend for Reference {
         h: &mut Buffer,
     ) {
         hc_head::hc_head(&self.geometry, rows, streams, hc, h);
+    }
+
+    fn tap(&mut self, rows: &RowsImage, streams: &Buffer, at: usize, taps: &mut Buffer) {
+        tap::tap(&self.geometry, rows, streams, at, taps);
+    }
+
+    fn choose(&mut self, rows: &RowsImage, logits: &Buffer, choice: &mut Choice<Buffer>) {
+        choose::choose(rows, logits, choice);
     }
 
     fn select_rows(&mut self, rows: &RowsImage, x: &Buffer, out: &mut Buffer) {
@@ -385,16 +420,8 @@ impl Backend for Reference {
         add_position_bias::add_position_bias(rows, ape, ratio, gate);
     }
 
-    fn pool(
-        &mut self,
-        rows: &RowsImage,
-        kind: LayerKind,
-        kv: &Buffer,
-        gate: &Buffer,
-        frontier: &Buffer,
-        pooled: &mut Buffer,
-    ) {
-        pool::pool(rows, kind, kv, gate, frontier, pooled);
+    fn pool(&mut self, rows: &RowsImage, inputs: Pool<'_, Buffer>, pooled: &mut Buffer) {
+        pool::pool(rows, &inputs, pooled);
     }
 
     fn store_compressed(
@@ -420,36 +447,18 @@ impl Backend for Reference {
     fn index_scores(
         &mut self,
         rows: &RowsImage,
-        range: Range<usize>,
-        iq: &Buffer,
-        weights: &Buffer,
-        cache: &Buffer,
+        inputs: IndexScores<'_, Buffer>,
         scores: &mut Buffer,
     ) {
-        index_scores::index_scores(&self.geometry, rows, range, iq, weights, cache, scores);
+        index_scores::index_scores(&self.geometry, rows, &inputs, scores);
     }
 
-    fn top_k(
-        &mut self,
-        rows: &RowsImage,
-        range: Range<usize>,
-        scores: &Buffer,
-        selected: &mut Buffer,
-    ) {
-        top_k::top_k(rows, range, scores, selected);
+    fn top_k(&mut self, rows: &RowsImage, tile: ScoreTile, scores: &Buffer, selected: &mut Buffer) {
+        top_k::top_k(rows, &tile, scores, selected);
     }
 
-    fn attend(
-        &mut self,
-        rows: &RowsImage,
-        q: &Buffer,
-        kv: &Buffer,
-        ring: &Buffer,
-        compressed: CompressedRows<'_, Buffer>,
-        sinks: &Weight,
-        out: &mut Buffer,
-    ) {
-        attend::attend(&self.geometry, rows, q, kv, ring, &compressed, sinks, out);
+    fn attend(&mut self, rows: &RowsImage, inputs: Attend<'_, Buffer, Weight>, out: &mut Buffer) {
+        attend::attend(&self.geometry, rows, &inputs, out);
     }
 
     fn router_scores(&mut self, rows: &RowsImage, scores: &mut Buffer) {
@@ -479,14 +488,10 @@ impl Backend for Reference {
     fn experts_gate_up(
         &mut self,
         rows: &RowsImage,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
-        routes: &Routes<Buffer>,
+        inputs: ExpertsGateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        experts_gate_up::experts_gate_up(rows, gate, up, clamp, x, routes, hidden);
+        experts_gate_up::experts_gate_up(rows, &inputs, hidden);
     }
 
     fn experts_down(
@@ -503,12 +508,9 @@ impl Backend for Reference {
     fn gate_up(
         &mut self,
         rows: &RowsImage,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
+        inputs: GateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        gate_up::gate_up(rows, gate, up, clamp, x, hidden);
+        gate_up::gate_up(rows, &inputs, hidden);
     }
 }

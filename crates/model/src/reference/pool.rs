@@ -1,15 +1,15 @@
 use super::{Buffer, real};
 use crate::geometry::LayerKind;
+use crate::operands::Pool;
 use crate::rows::RowsImage;
 
-pub(super) fn pool(
-    rows: &RowsImage,
-    kind: LayerKind,
-    kv: &Buffer,
-    gate: &Buffer,
-    frontier: &Buffer,
-    pooled: &mut Buffer,
-) {
+pub(super) fn pool(rows: &RowsImage, inputs: &Pool<'_, Buffer>, pooled: &mut Buffer) {
+    let Pool {
+        kind,
+        kv,
+        gate,
+        frontier,
+    } = *inputs;
     let ratio = kind.ratio().expect("a compressed layer");
     let (d, dim) = (pooled.width(), kv.width());
     for r in real(rows) {

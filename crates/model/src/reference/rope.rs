@@ -1,6 +1,6 @@
 use super::{Buffer, real};
-use crate::backend::Rotation;
 use crate::geometry::Geometry;
+use crate::operands::Rotation;
 use crate::rope::RopeTable;
 use crate::rows::RowsImage;
 

@@ -1,5 +1,5 @@
 use super::{Buffer, Weight, real};
-use crate::backend::Routes;
+use crate::operands::Routes;
 use crate::rows::RowsImage;
 
 pub(super) fn route_hash(

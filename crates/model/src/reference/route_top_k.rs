@@ -1,7 +1,7 @@
 use super::route_hash::mixing_weights;
 use super::top_k::largest;
 use super::{Buffer, Weight, real};
-use crate::backend::Routes;
+use crate::operands::Routes;
 use crate::rows::RowsImage;
 
 pub(super) fn route_top_k(

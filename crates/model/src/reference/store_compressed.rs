@@ -9,7 +9,8 @@ pub(super) fn store_compressed(
 ) {
     for r in real(rows) {
         if let Some(index) = rows.completes(r, ratio) {
-            cache.store(rows.slot[r] as usize, index, 0, pooled.row(r));
+            let row = rows.first_compressed(r, ratio) + index;
+            cache.store(0, row, 0, pooled.row(r));
         }
     }
 }

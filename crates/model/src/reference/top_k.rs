@@ -1,14 +1,14 @@
-use std::ops::Range;
-
 use super::{Buffer, real};
 use crate::geometry::CSA_RATIO;
+use crate::operands::ScoreTile;
 use crate::rows::RowsImage;
 
-pub(super) fn top_k(rows: &RowsImage, range: Range<usize>, scores: &Buffer, selected: &mut Buffer) {
+pub(super) fn top_k(rows: &RowsImage, tile: &ScoreTile, scores: &Buffer, selected: &mut Buffer) {
     let k = selected.width();
-    for r in real(rows).filter(|r| range.contains(r)) {
+    for r in real(rows).filter(|r| tile.rows.contains(r)) {
         let n_visible = rows.n_visible(r, CSA_RATIO);
-        let mut chosen = largest(&scores.row(r - range.start)[..n_visible], k);
+        let row = &scores.floats[(r - tile.rows.start) * tile.stride..];
+        let mut chosen = largest(&row[..n_visible], k);
         chosen.sort_unstable();
         for (out, index) in selected.ids_mut(r).iter_mut().zip(chosen) {
             *out = index as u32;

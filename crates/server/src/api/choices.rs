@@ -412,7 +412,7 @@ fn response_format(format: &Fields) -> Result<OutputFormat, Failure> {
     }
 }
 
-/// A schema, as an object or as the text of one, strict unless `strict` beside it says otherwise.
+/// A schema, as an object or as the text of one, strict where `strict` beside it says so.
 pub(crate) fn schema(owner: &Fields, name: &str) -> Result<Option<OutputSchema>, Failure> {
     let schema = match owner.get(name) {
         None => return Ok(None),
@@ -422,7 +422,7 @@ pub(crate) fn schema(owner: &Fields, name: &str) -> Result<Option<OutputSchema>,
     match schema {
         Some(schema @ Value::Object(_)) => Ok(Some(OutputSchema {
             schema,
-            strict: owner.flag("strict", true)?,
+            strict: owner.flag("strict", false)?,
             place: owner.path_of(name),
         })),
         _ => Err(owner.mismatch(name, "a JSON schema")),

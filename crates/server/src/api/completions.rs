@@ -105,6 +105,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         stream: fields.flag("stream", false)?,
         affinity: choices::affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: false,
     };
     let reply = ReplyShape {
         envelope: Envelope::new("cmpl-", model, context),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::api::fields::Fields;
 use crate::api::invalid;
-use crate::generation::{Failure, FailureKind, Tool};
+use crate::generation::{Failure, FailureKind, InputGrammar, Tool};
 
 /// Most tools of a request.
 const MAX_TOOLS: usize = 512;
@@ -86,6 +86,21 @@ pub(crate) fn found_text(names: &[String], declared: &[Tool]) -> String {
 
 /// The member of a custom tool's arguments that holds its raw input.
 pub(crate) const INPUT: &str = "input";
+
+/// What the raw text of a custom tool must follow: `syntax` and `definition`.
+pub(crate) fn input_grammar(grammar: Option<&Fields>) -> Result<Option<InputGrammar>, Failure> {
+    let Some(grammar) = grammar else {
+        return Ok(None);
+    };
+    let Some(definition) = grammar.optional_str("definition")? else {
+        return Ok(None);
+    };
+    match grammar.optional_str("syntax")? {
+        None | Some("lark") => Ok(Some(InputGrammar::Lark(definition.to_owned()))),
+        Some("regex") => Ok(Some(InputGrammar::Regex(definition.to_owned()))),
+        Some(other) => Err(grammar.unknown_word("syntax", other, "lark or regex")),
+    }
+}
 
 /// The function that stands in the prompt for a custom tool, which takes raw text: it has one
 /// string. `grammar` has the text of the grammar that the input follows, if there is one.

@@ -7,6 +7,9 @@ use crate::api::chat;
 use crate::api::fields::{Fields, PathStyle};
 use crate::generation::{Failure, Generation};
 
+/// Bytes of a text to tokenize: several times what the longest context holds.
+const MAX_TEXT_BYTES: usize = 16 << 20;
+
 /// Which server's form a request has, and its answer gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dialect {
@@ -70,6 +73,15 @@ pub fn parse_tokenize(body: &Value, context: &RequestContext) -> Result<Tokenize
             fields.flag("add_special", false)?,
         ),
     };
+    if text.len() > MAX_TEXT_BYTES {
+        let name = if dialect == Dialect::Vllm {
+            "prompt"
+        } else {
+            "content"
+        };
+        let expected = format!("at most {} MiB of text", MAX_TEXT_BYTES >> 20);
+        return Err(fields.mismatch(name, &expected));
+    }
     Ok(Tokenize {
         source: Source::Text {
             text: text.to_owned(),
@@ -81,25 +93,39 @@ pub fn parse_tokenize(body: &Value, context: &RequestContext) -> Result<Tokenize
     })
 }
 
-/// The answer to [`Tokenize`]: ids, or ids with their bytes, of which those that are no text by
-/// themselves are given as numbers.
-pub fn tokenized(request: &Tokenize, tokens: &[(u32, &[u8])], n_context: usize) -> Value {
-    let ids = tokens.iter().map(|&(id, bytes)| match request.with_pieces {
-        false => id.into(),
-        true => match std::str::from_utf8(bytes) {
-            Ok(piece) => json!({"id": id, "piece": piece}),
-            Err(_) => json!({"id": id, "piece": bytes}),
-        },
-    });
-    let ids: Vec<Value> = ids.collect();
-    match request.dialect {
-        Dialect::LlamaCpp => json!({"tokens": ids}),
-        Dialect::Vllm => json!({
-            "count": ids.len(),
-            "max_model_len": n_context,
-            "tokens": ids,
-        }),
+/// Writes the answer to [`Tokenize`], JSON text: ids, or ids with their bytes, of which those that
+/// are no text by themselves are given as numbers.
+pub fn tokenized<'a>(
+    request: &Tokenize,
+    ids: &[u32],
+    bytes_of: impl Fn(u32) -> &'a [u8],
+    n_context: usize,
+) -> String {
+    let mut out = match request.dialect {
+        Dialect::LlamaCpp => "{\"tokens\":[".to_owned(),
+        Dialect::Vllm => {
+            let n = ids.len();
+            format!("{{\"count\":{n},\"max_model_len\":{n_context},\"tokens\":[")
+        }
+    };
+    for (i, &id) in ids.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        match request.with_pieces {
+            false => out.push_str(&id.to_string()),
+            true => {
+                let bytes = bytes_of(id);
+                let piece = match std::str::from_utf8(bytes) {
+                    Ok(piece) => json!({"id": id, "piece": piece}),
+                    Err(_) => json!({"id": id, "piece": bytes}),
+                };
+                out.push_str(&piece.to_string());
+            }
+        }
     }
+    out.push_str("]}");
+    out
 }
 
 /// Reads a request to `/v1/chat/completions/control`: the id of the reply, or of the request,

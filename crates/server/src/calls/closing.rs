@@ -112,6 +112,11 @@ impl Closing {
         Read::Text(next)
     }
 
+    /// Whether one more token may make a tag of it: not before its slash.
+    pub(super) fn is_near(self) -> bool {
+        !matches!(self, Closing::Nowhere | Closing::Less)
+    }
+
     /// Whether a whole text can stand in a value.
     pub(super) fn admits(text: &str) -> bool {
         let mut closing = Closing::default();

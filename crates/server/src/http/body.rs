@@ -1,6 +1,5 @@
 //! Reading a request's body, within its limits.
 
-use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::error::HttpError;
 use super::options::ServerOptions;
 use crate::generation::FailureKind;
+use crate::memory;
 
 /// Bodies of the largest size that may be in memory at once, until a prompt is made of them.
 const FULL_BODIES: usize = 4;
@@ -21,28 +21,35 @@ const FULL_BODIES: usize = 4;
 const LONG_BODY_BYTES: usize = 64 << 10;
 
 /// What a request takes of the room for bodies; dropping it gives it back.
-pub(crate) struct Room(
-    #[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>,
-);
+pub(crate) struct Room(Option<OwnedSemaphorePermit>);
 
 /// A body that was read.
 pub(crate) struct JsonBody {
     value: Value,
     room: Room,
+    is_long: bool,
 }
 
 impl JsonBody {
+    /// Makes something of the body, where that holds up no other request.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Value) -> T) -> T {
+        match self.is_long {
+            true => tokio::task::block_in_place(|| read(&self.value)),
+            false => read(&self.value),
+        }
+    }
+
     /// Forgets what was read. What was made of it still takes the room.
     pub(crate) fn into_room(self) -> Room {
-        self.room
-    }
-}
-
-impl Deref for JsonBody {
-    type Target = Value;
-
-    fn deref(&self) -> &Value {
-        &self.value
+        let JsonBody {
+            value,
+            room,
+            is_long,
+        } = self;
+        if is_long {
+            tokio::task::block_in_place(|| drop(value));
+        }
+        room
     }
 }
 
@@ -67,12 +74,43 @@ impl BodyReader {
     /// A body as JSON, whatever its content type says.
     pub(crate) async fn json(&self, body: Body) -> Result<JsonBody, HttpError> {
         let (bytes, room) = self.bytes(body).await?;
-        let is_short = bytes.len() <= LONG_BODY_BYTES;
-        let parse = move || {
-            let value = parse(&bytes)?;
-            Ok(JsonBody { value, room })
+        let is_long = bytes.len() > LONG_BODY_BYTES;
+        let Some(mut room) = room.0 else {
+            return Err(HttpError::new(
+                FailureKind::Invalid,
+                "the body is not JSON: it is empty",
+            ));
         };
-        if is_short {
+        let all = self.max_bytes.saturating_mul(FULL_BODIES);
+        let more = Arc::clone(&self.room);
+        let full = self.full();
+        let parse = move || {
+            // What comes of it takes the more room the smaller its parts are.
+            let n_bytes = memory::of_text(&bytes);
+            if n_bytes.saturating_add(bytes.len()) > all {
+                return Err(HttpError::of_http(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "request_too_large",
+                    format!(
+                        "the body has so many small parts that reading it would take {} MiB, more \
+                         than the {} MiB there are for all bodies, {FULL_BODIES} times \
+                         --max-body-mb",
+                        n_bytes >> 20,
+                        all >> 20
+                    ),
+                ));
+            }
+            let taken = u32::try_from(n_bytes).ok();
+            let taken = taken.and_then(|n| more.try_acquire_many_owned(n).ok());
+            room.merge(taken.ok_or(full)?);
+            let value = parse(&bytes)?;
+            Ok(JsonBody {
+                value,
+                room: Room(Some(room)),
+                is_long,
+            })
+        };
+        if !is_long {
             return parse();
         }
         let parsed = tokio::task::spawn_blocking(parse);
@@ -131,16 +169,18 @@ impl BodyReader {
             let room = Arc::clone(&self.room);
             room.try_acquire_many_owned(n).ok()
         });
-        room.ok_or_else(|| {
-            HttpError::new(
-                FailureKind::Unavailable,
-                format!(
-                    "the bodies that are being read fill the {} MiB there are for them, {FULL_BODIES} \
-                     times --max-body-mb; try again later",
-                    self.max_bytes.saturating_mul(FULL_BODIES) >> 20
-                ),
-            )
-        })
+        room.ok_or_else(|| self.full())
+    }
+
+    fn full(&self) -> HttpError {
+        HttpError::new(
+            FailureKind::Unavailable,
+            format!(
+                "the bodies that are being read fill the {} MiB there are for them, {FULL_BODIES} \
+                 times --max-body-mb; try again later",
+                self.max_bytes.saturating_mul(FULL_BODIES) >> 20
+            ),
+        )
     }
 
     fn too_large(&self) -> HttpError {
@@ -156,6 +196,8 @@ impl BodyReader {
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, HttpError> {
+    // Some editors put a mark of the byte order before what they save.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     let invalid = |e: &dyn std::fmt::Display| {
         HttpError::new(FailureKind::Invalid, format!("the body is not JSON: {e}"))
     };
@@ -179,6 +221,7 @@ fn parse(bytes: &[u8]) -> Result<Value, HttpError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::wire::Wire;
 
     #[tokio::test]
     async fn bodies_that_are_read_at_once_share_a_limit() {
@@ -194,6 +237,42 @@ mod tests {
         held.pop();
         assert!(reader.bytes(Body::from("0123456789")).await.is_ok());
         assert!(reader.bytes(Body::from("0123456789a")).await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_body_takes_the_room_of_what_comes_of_it_and_gives_it_back() {
+        let reader = BodyReader::new(&ServerOptions {
+            max_body_bytes: 1 << 20,
+            ..ServerOptions::default()
+        });
+        let of = |n: usize| Body::from(format!("[{}1]", "1,".repeat(n)));
+        // A text of 400 KiB whose values take 37 MiB.
+        let refused = reader.json(of(200_000)).await.err().expect("too large");
+        let status = refused
+            .response(&Wire::new("/", &Default::default()))
+            .status();
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        // Of values that take 2 MiB, there is room for one.
+        let held = reader
+            .json(of(12_000))
+            .await
+            .unwrap_or_else(|_| panic!("no room"));
+        let refused = reader.json(of(12_000)).await.err().expect("no room");
+        let status = refused
+            .response(&Wire::new("/", &Default::default()))
+            .status();
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        drop(held.into_room());
+        assert!(reader.json(of(12_000)).await.is_ok());
+        let long = format!("{{\"content\":\"{}\"}}", "x".repeat(1 << 19));
+        let first = reader
+            .json(Body::from(long.clone()))
+            .await
+            .unwrap_or_else(|_| panic!("no room"));
+        assert!(reader.json(Body::from(long)).await.is_ok());
+        drop(first);
+        let marked = reader.json(Body::from("\u{feff}{\"a\":1}")).await;
+        assert!(marked.is_ok(), "a byte order mark is no part of it");
     }
 
     #[test]

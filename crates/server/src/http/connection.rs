@@ -100,7 +100,7 @@ impl BoundServer {
         }
         drop(self.listener);
         let grace = server.shut_down();
-        let _ = tokio::time::timeout(grace + DRAIN, graceful.shutdown()).await;
+        let _ = tokio::time::timeout(grace.saturating_add(DRAIN), graceful.shutdown()).await;
     }
 }
 

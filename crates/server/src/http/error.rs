@@ -79,7 +79,12 @@ impl HttpError {
 
 /// A JSON answer with status 200.
 pub(crate) fn json(value: &Value) -> Response {
-    let mut response = Response::new(Body::from(value.to_string()));
+    json_text(value.to_string())
+}
+
+/// The same of JSON that is written already.
+pub(crate) fn json_text(text: String) -> Response {
+    let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),

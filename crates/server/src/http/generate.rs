@@ -33,6 +33,11 @@ const HEADER_WAIT: Duration = Duration::from_millis(100);
 /// The header that says what of a prompt was cached, and why not more.
 const CACHE_HEADER: &str = "x-ds4-cache";
 
+/// The header that says what of the request is not done.
+const WARNINGS_HEADER: &str = "x-ds4-warnings";
+/// Longest value of that.
+const MAX_WARNINGS_CHARS: usize = 1000;
+
 /// How a reply is written, by protocol.
 #[derive(Clone)]
 pub(super) enum Shape {
@@ -158,28 +163,38 @@ pub(super) async fn answer(
 ) -> Result<Response, HttpError> {
     let n_prompt_started = Instant::now();
     let preparer = Arc::clone(&ready);
+    let mut constraints = (None, None, Vec::new());
+    if constrains(&generation) {
+        let compile = move || {
+            let constraints = preparer.constraints(&generation)?;
+            Ok((generation, constraints))
+        };
+        (generation, constraints) = ready.compilations.run(compile).await?;
+    }
+    let (schema, calls, mut warnings) = constraints;
+    let preparer = Arc::clone(&ready);
     let truncates = shape.truncates();
     let prepared = tokio::task::spawn_blocking(move || {
         // Until the prompt is known to fit, it takes as much as the body that it came from.
         let _room = room;
-        let (schema, mut warnings) = match &generation.schema {
-            Some(schema) => {
-                let (reader, warnings) = preparer.schemas()?.compile(schema)?;
-                (Some(reader), warnings)
-            }
-            None => (None, Vec::new()),
-        };
-        let calls = preparer.call_reader(&generation);
         let prompt = preparer.prompt(&mut generation, truncates, &mut warnings)?;
-        Ok::<_, Failure>((generation, prompt, schema, calls, warnings))
+        Ok::<_, Failure>((generation, prompt, warnings))
     });
-    let (generation, prompt, schema, calls, warnings) = prepared.await.map_err(|_| {
+    let (generation, prompt, warnings) = prepared.await.map_err(|_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
         )
     })??;
-    // They may name parts of a schema, which is prompt text, so they do not stand in the log.
+    // They may name parts of a schema, which is prompt text, so the log has their number only.
+    let warned = warnings_header(&warnings);
+    if warned.is_some() {
+        let note = format!(
+            "{} parts of schemas and tools are not enforced",
+            warnings.len()
+        );
+        server.note(wire, &note);
+    }
     shape.warn(warnings);
     let generation = Arc::new(generation);
     server.metrics.render_ms(n_prompt_started.elapsed());
@@ -192,39 +207,54 @@ pub(super) async fn answer(
         schema,
         calls,
     })?;
-    if generation.stream {
-        Ok(stream(server, ready, shape, events, ticket).await)
+    let mut response = if generation.stream {
+        stream(server, ready, shape, events, ticket).await
     } else if server.options().nonstream_keepalive {
-        padded(server, ready, wire.clone(), shape, events, ticket).await
+        padded(server, ready, wire.clone(), shape, events, ticket).await?
     } else {
-        whole(&server, &ready, &shape, events, ticket).await
+        whole(&server, &ready, &shape, events, ticket).await?
+    };
+    if let Some(warned) = warned {
+        let name = header::HeaderName::from_static(WARNINGS_HEADER);
+        response.headers_mut().insert(name, warned);
     }
+    Ok(response)
+}
+
+/// What of a request is not done, for a header: printable, and as much of it as is reasonable.
+fn warnings_header(warnings: &[String]) -> Option<HeaderValue> {
+    let text = warnings.join("; ");
+    let printable = text.chars().map(|c| match c {
+        ' '..='~' => c,
+        _ => '?',
+    });
+    let text: String = printable.take(MAX_WARNINGS_CHARS).collect();
+    (!text.is_empty()).then(|| HeaderValue::from_str(&text).ok())?
+}
+
+/// Whether anything holds for the tokens of a reply that must be compiled.
+fn constrains(generation: &Generation) -> bool {
+    generation.schema.is_some() || !generation.tools.is_empty()
 }
 
 /// Tokens of a request's prompt, however many; where the oldest turns of one that is too long are
-/// dropped, what is left.
+/// dropped, what is left. `room` is what its body takes.
 pub(super) async fn count(
     ready: &Arc<Ready>,
     mut generation: Generation,
     truncates: bool,
+    room: Room,
 ) -> Result<usize, HttpError> {
     let preparer = Arc::clone(ready);
-    let n = tokio::task::spawn_blocking(move || {
+    let counted = ready.utility.run(move || {
+        let _room = room;
         if truncates {
             let prompt = preparer.prompt(&mut generation, truncates, &mut Vec::new())?;
             return Ok(prompt.tokens.len());
         }
-        let tokens = preparer.prompter.encode(&generation)?;
-        Ok::<_, Failure>(tokens.len())
-    })
-    .await;
-    let failed = |_| {
-        HttpError::new(
-            FailureKind::Internal,
-            "rendering the prompt failed by a bug",
-        )
-    };
-    Ok(n.map_err(failed)??)
+        Ok(preparer.prompter.encode(&generation)?.len())
+    });
+    counted.await
 }
 
 async fn whole(

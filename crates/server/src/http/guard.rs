@@ -51,8 +51,13 @@ impl Guard {
                 format!("the headers are longer than {MAX_HEADER_BYTES} bytes"),
             ));
         }
-        let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-        if self.loopback && host.is_some_and(|host| !self.is_own_host(host)) {
+        // One that is no text names nothing that is ours.
+        let host = headers
+            .get(header::HOST)
+            .map(|host| host.to_str().unwrap_or_default());
+        // Where a key is asked for, a page that has taken over a name learns nothing.
+        let is_open_to_pages = self.loopback || self.keys.is_empty();
+        if is_open_to_pages && host.is_some_and(|host| !self.is_own_host(host)) {
             return Err(HttpError::new(
                 FailureKind::Forbidden,
                 "the Host header names neither an address nor localhost; --allowed-host admits it",
@@ -96,7 +101,7 @@ impl Guard {
         put(header::VARY, "Origin");
         put(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            "x-request-id, request-id, retry-after, x-ds4-cache",
+            "x-request-id, request-id, retry-after, x-ds4-cache, x-ds4-warnings",
         );
         if let Some(wanted) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
             put(
@@ -124,20 +129,30 @@ impl Guard {
         match &self.cors {
             Cors::Off => None,
             Cors::Any => Some("*".to_owned()),
-            Cors::Origins(origins) => origins
-                .iter()
-                .any(|o| o == origin)
-                .then(|| origin.to_owned()),
+            Cors::Origins(origins) => {
+                let admits = |admitted: &String| match admitted.strip_suffix(":*") {
+                    // Any port, or none.
+                    Some(admitted) => origin.strip_prefix(admitted).is_some_and(is_port),
+                    None => admitted == origin,
+                };
+                origins.iter().any(admits).then(|| origin.to_owned())
+            }
         }
     }
 
     fn is_own_host(&self, host: &str) -> bool {
-        let name = match host.strip_prefix('[') {
-            Some(v6) => v6.split(']').next().unwrap_or_default(),
-            None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-        };
+        if let Some(v6) = host.strip_prefix('[') {
+            let Some((address, port)) = v6.split_once(']') else {
+                return false;
+            };
+            return address.parse::<std::net::Ipv6Addr>().is_ok() && is_port(port);
+        }
+        let (name, port) = host.split_at(host.find(':').unwrap_or(host.len()));
+        if !is_port(port) {
+            return false;
+        }
         name.eq_ignore_ascii_case("localhost")
-            || name.parse::<std::net::IpAddr>().is_ok()
+            || name.parse::<std::net::Ipv4Addr>().is_ok()
             || self
                 .allowed_hosts
                 .iter()
@@ -157,6 +172,14 @@ impl Guard {
             self.keys.contains(&guess)
         };
         bearer.is_some_and(is_known) || own.is_some_and(is_known)
+    }
+}
+
+/// Whether a text is what stands behind a name: nothing, or a colon and a port.
+fn is_port(text: &str) -> bool {
+    match text.strip_prefix(':') {
+        Some(port) => port.parse::<u16>().is_ok(),
+        None => text.is_empty(),
     }
 }
 
@@ -192,6 +215,12 @@ mod tests {
             (vec![("host", "box.example:80")], true),
             (vec![("host", "evil.example")], false),
             (vec![("host", "localhost.evil.example:8000")], false),
+            (vec![("host", "[::1].evil.example")], false),
+            (vec![("host", "[::1]:evil.example")], false),
+            (vec![("host", "[::1")], false),
+            (vec![("host", "127.0.0.1:80:evil.example")], false),
+            (vec![("host", "localhost:99999")], false),
+            (vec![("host", "")], false),
             (
                 vec![
                     ("host", "localhost:8000"),
@@ -216,6 +245,42 @@ mod tests {
         });
         assert!(admits(&[("origin", "http://ui.example")]));
         assert!(!admits(&[("origin", "http://ui.example.evil")]));
+        let admits = guard(ServerOptions {
+            cors: Cors::Origins(vec!["http://localhost:*".to_owned()]),
+            ..ServerOptions::default()
+        });
+        for (origin, expected) in [
+            ("http://localhost", true),
+            ("http://localhost:5173", true),
+            ("http://localhost:5173.evil.example", false),
+            ("http://localhost.evil.example", false),
+            ("https://localhost:5173", false),
+        ] {
+            assert_eq!(admits(&[("origin", origin)]), expected, "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_checked_wherever_no_key_is_asked_for_and_one_that_is_no_text_is_foreign() {
+        let foreign =
+            HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("evil.example"))]);
+        let bytes = HeaderValue::from_bytes(b"127.0.0.1\xff").expect("a header");
+        let no_text = HeaderMap::from_iter([(header::HOST, bytes)]);
+        let check = |options: &ServerOptions, loopback, headers: &HeaderMap| {
+            let guard = Guard::new(options, loopback);
+            guard.check(&Method::GET, "/health", headers).is_ok()
+        };
+        let open = ServerOptions::default();
+        let keyed = ServerOptions {
+            api_keys: vec!["key".to_owned()],
+            ..ServerOptions::default()
+        };
+        for headers in [&foreign, &no_text] {
+            assert!(!check(&open, true, headers));
+            assert!(!check(&open, false, headers));
+            assert!(!check(&keyed, true, headers));
+            assert!(check(&keyed, false, headers));
+        }
     }
 
     #[test]

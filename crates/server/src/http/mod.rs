@@ -9,6 +9,7 @@
 //! then begins at once, before the prompt is computed, and never falls silent for long.
 
 mod body;
+mod compile;
 mod confine;
 mod connection;
 mod error;
@@ -20,6 +21,7 @@ mod options;
 mod page;
 mod routes;
 mod socket;
+mod utility;
 mod wire;
 
 pub use connection::{BoundServer, bind};

@@ -14,28 +14,31 @@ use ds4_engine::store::TurnLog;
 use ds4_text::{Prompt, Tokenizer};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tower::ServiceExt as _;
+use tower::{Layer as _, ServiceExt as _};
+use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
-use crate::calls::{CallReader, CallVocabulary};
+use crate::calls::CallReader;
 use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
 use crate::log::endpoint_name;
 use crate::prompt::{Prompter, TokenPrompt};
-use crate::schema::Schemas;
+use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
+use crate::worker::{Health, STALLED_AFTER, SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
+use super::compile::Compilations;
 use super::confine::{Panicked, confine};
-use super::error::{HttpError, json as json_response};
+use super::error::{HttpError, json as json_response, json_text};
 use super::generate::{self, Shape};
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::notices::Notices;
 use super::options::{ModelFacts, ServerOptions};
 use super::page;
+use super::utility::Utility;
 use super::wire::{Wire, canonical_path};
 
 /// Responses kept for clients that refer to them.
@@ -55,6 +58,8 @@ const READ_HEADERS: [&str; 8] = [
 ];
 
 type Answer = Result<Response, HttpError>;
+/// What the content and the calls of a reply must follow, and what of it is not enforced.
+type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
 
 /// Everything that needs a loaded model.
 pub(super) struct Ready {
@@ -63,16 +68,36 @@ pub(super) struct Ready {
     facts: ModelFacts,
     /// Names what a seed's effect depends on.
     fingerprint: String,
-    /// Made when the first schema comes: it takes a while.
+    /// Made when the first schema or tool comes: it takes a while.
     schemas: OnceLock<Result<Schemas, String>>,
-    /// Made when the first tool is declared.
-    calls: OnceLock<Arc<CallVocabulary>>,
+    pub(super) compilations: Compilations,
+    /// Where prompts are counted, and texts made tokens of and back.
+    pub(super) utility: Utility,
     stored: Mutex<responses::MemoryStore>,
 }
 
 impl Ready {
+    /// What keeps a reply's content on its schema and its calls well-formed, and what of the schema
+    /// is not enforced.
+    ///
+    /// # Errors
+    /// A schema that cannot be enforced.
+    pub(super) fn constraints(&self, generation: &Generation) -> Result<Constraints, Failure> {
+        let schemas = self.schemas()?;
+        let (calls, mut warnings) = schemas.calls(generation)?;
+        let schema = match &generation.schema {
+            Some(schema) => {
+                let (reader, more) = schemas.compile(schema)?;
+                warnings.extend(more);
+                Some(reader)
+            }
+            None => None,
+        };
+        Ok((schema, calls, warnings))
+    }
+
     /// What compiles schemas.
-    pub(super) fn schemas(&self) -> Result<&Schemas, Failure> {
+    fn schemas(&self) -> Result<&Schemas, Failure> {
         let schemas = self
             .schemas
             .get_or_init(|| Schemas::new(self.prompter.tokenizer()));
@@ -81,15 +106,6 @@ impl Ready {
             message: format!("this model's vocabulary cannot follow schemas: {reason}"),
             param: None,
         })
-    }
-
-    /// What keeps a request's calls well-formed, if it may make any.
-    pub(super) fn call_reader(&self, generation: &Generation) -> Option<CallReader> {
-        if generation.tools.is_empty() {
-            return None;
-        }
-        let make = || Arc::new(CallVocabulary::new(self.prompter.tokenizer()));
-        CallReader::new(Arc::clone(self.calls.get_or_init(make)), generation)
     }
 
     /// The prompt of a request. Where `truncates` says so, the oldest turns of one that is too long
@@ -177,16 +193,17 @@ impl Server {
         turn_log: Option<TurnLog>,
     ) -> std::io::Result<()> {
         let turns = Turns::new(self.options.max_call_ids, DEFAULT_MAX_BYTES);
-        let turns = Arc::new(Mutex::new(match turn_log {
+        let turns = Arc::new(match turn_log {
             Some(log) => turns.with_log(log),
             None => turns,
-        }));
+        });
         let options = WorkerOptions {
             n_slots: facts.n_slots,
             max_queue: self.options.max_queue,
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            stalled_after: STALLED_AFTER,
             trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
@@ -196,7 +213,8 @@ impl Server {
             fingerprint: fingerprint(&facts),
             facts,
             schemas: OnceLock::new(),
-            calls: OnceLock::new(),
+            compilations: Compilations::default(),
+            utility: Utility::default(),
             stored: Mutex::new(responses::MemoryStore::new(
                 MAX_STORED_RESPONSES,
                 MAX_STORED_BYTES,
@@ -210,12 +228,24 @@ impl Server {
         &self.options
     }
 
+    /// Says something of a request in the log, once.
+    pub(super) fn note(&self, wire: &Wire, notice: &str) {
+        note_warnings(self, wire, &[notice.to_owned()]);
+    }
+
     /// Takes no more requests and says how long those that run may take.
     pub(super) fn shut_down(&self) -> Duration {
         if let Some(ready) = self.ready.get() {
             ready.worker.shut_down(self.options.shutdown_grace);
         }
         self.options.shutdown_grace
+    }
+
+    /// Waits until what happened so far is written down.
+    pub fn settle(&self) {
+        if let Some(ready) = self.ready.get() {
+            ready.worker.settle();
+        }
     }
 
     /// Waits for the worker after the connections are closed, so that the engine is free.
@@ -249,8 +279,10 @@ impl Server {
                     *request.uri_mut() = uri;
                 }
                 request.extensions_mut().insert(wire.clone());
-                match confine(router.clone().oneshot(request)).await {
-                    Ok(Ok(response)) => response,
+                // The limit of a body counts what comes of it.
+                let router = RequestDecompressionLayer::new().layer(router.clone());
+                match confine(router.oneshot(request)).await {
+                    Ok(Ok(response)) => response.map(Body::new),
                     Ok(Err(never)) => match never {},
                     Err(Panicked) => {
                         HttpError::new(FailureKind::Internal, "answering failed by a bug")
@@ -279,6 +311,20 @@ impl Server {
                 "the path or the query of the address is not well-formed UTF-8",
             )
             .response(&wire);
+        }
+        if response.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE && !is_json(&response) {
+            response = HttpError::of_http(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_content_encoding",
+                "content-encoding: expected identity, gzip, deflate, br or zstd",
+            )
+            .response(&wire);
+        }
+        if matches!(response.status().as_u16(), 429 | 529)
+            && let Some(ready) = self.ready.get()
+        {
+            let seconds = HeaderValue::from(ready.worker.retry_after_s());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         let label = if response.status() == StatusCode::NOT_FOUND {
             "other"
@@ -361,14 +407,44 @@ fn now_unix() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-/// A path without what is different in every request.
-fn route_label(path: &str) -> &str {
+/// Paths that metrics tell apart.
+const LABELS: [&str; 19] = [
+    "/",
+    "/health",
+    "/healthz",
+    "/ping",
+    "/version",
+    "/metrics",
+    "/props",
+    "/slots",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/v1/models",
+    "/v1/chat/completions",
+    "/v1/chat/completions/input_tokens",
+    "/v1/chat/completions/control",
+    "/v1/completions",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/responses/input_tokens",
+];
+
+/// What metrics call a path: one of a fixed number of names, whatever clients ask for.
+fn route_label(path: &str) -> &'static str {
+    if let Some(label) = LABELS.iter().find(|label| **label == path) {
+        return label;
+    }
     for prefix in ["/v1/models", "/v1/responses", "/v1/cancel"] {
-        if path.starts_with(&format!("{prefix}/")) && !path.ends_with("/input_tokens") {
+        let behind = path.strip_prefix(prefix);
+        if behind.is_some_and(|behind| behind.is_empty() || behind.starts_with('/')) {
             return prefix;
         }
     }
-    path
+    match page::is_part(path) {
+        true => "/",
+        false => "other",
+    }
 }
 
 fn router(server: Arc<Server>) -> Router {
@@ -408,7 +484,29 @@ type Call = (State<Arc<Server>>, axum::Extension<Wire>, HeaderMap);
 
 async fn not_found(wire: axum::Extension<Wire>, request: Request) -> Response {
     let path = request.uri().path();
-    HttpError::new(FailureKind::NotFound, format!("there is nothing at {path}")).response(&wire)
+    let first = path.trim_start_matches("/v1").trim_start_matches('/');
+    let what = match first.split('/').next().unwrap_or_default() {
+        "embeddings" | "embedding" => {
+            "this model makes no embeddings; ask a server of an embedding model"
+        }
+        "rerank" | "reranking" => "this model ranks nothing; ask a server of a ranking model",
+        "moderations" => "there are no moderations; ask the model itself in a chat",
+        "batches" | "files" => {
+            "there are no batches and files; send the requests one by one, as many at once as \
+             --parallel and --max-queue let in"
+        }
+        "images" | "audio" => "this model reads and writes text only",
+        "assistants" | "threads" | "conversations" => {
+            "there are no assistants and conversations; use /v1/responses with \
+             previous_response_id, or /v1/chat/completions"
+        }
+        _ => {
+            let message = format!("there is nothing at {path}");
+            return HttpError::new(FailureKind::NotFound, message).response(&wire);
+        }
+    };
+    let message = format!("there is nothing at {path}: {what}");
+    HttpError::new(FailureKind::NotFound, message).response(&wire)
 }
 
 /// Answers, or the error in the client's words.
@@ -427,15 +525,23 @@ async fn health(
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         return response;
     };
-    let mut body = json!({"status": "ok"});
+    let (status, code) = match ready.worker.health() {
+        Health::Well => ("ok", StatusCode::OK),
+        Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let mut body = json!({"status": status});
     if query.iter().any(|(name, _)| name == "verbose") {
         let (running, waiting) = ready.worker.load();
         body["running"] = json!(running);
         body["waiting"] = json!(waiting);
         body["slots"] = json!(ready.facts.n_slots);
         body["uptime_s"] = json!(server.started.elapsed().as_secs());
+        body["log_left_out"] = json!(ready.worker.n_left_out());
     }
-    json_response(&body)
+    let mut response = json_response(&body);
+    *response.status_mut() = code;
+    response
 }
 
 async fn version() -> Response {
@@ -473,6 +579,7 @@ async fn props(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -
             "total_slots": facts.n_slots,
             "model_path": facts.file_name,
             "model_alias": server.options.model_id,
+            "model_name": facts.name,
             "chat_template": "(rendered natively)",
             "build_info": concat!("ds4-server ", env!("CARGO_PKG_VERSION")),
             "is_sleeping": false,
@@ -530,41 +637,49 @@ async fn tokenize(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let request = utility::parse_tokenize(&body, &context)?;
-        let tokenizer = ready.prompter.tokenizer();
-        let ids = match &request.source {
-            utility::Source::Text {
-                text,
-                add_special,
-                parse_special,
-            } => {
-                let mut ids = Vec::new();
-                if *add_special {
-                    ids.push(tokenizer.protocol().bos);
-                }
-                if *parse_special {
-                    ids.extend(tokenizer.encode(text));
-                } else {
-                    // What a client wrote, with nothing trusted in it.
-                    let whole = 0..text.len();
-                    ids.extend(tokenizer.encode_prompt(&Prompt {
-                        text: text.clone(),
-                        untrusted: vec![whole],
-                        ..Prompt::default()
-                    }));
-                }
-                ids
-            }
-            utility::Source::Chat(generation) => ready.prompter.encode(generation)?,
-        };
-        let tokens: Vec<(u32, &[u8])> = ids
-            .iter()
-            .map(|id| (*id, tokenizer.token_bytes(*id)))
-            .collect();
-        let answer = utility::tokenized(&request, &tokens, ready.facts.n_context);
-        Ok(json_response(&answer))
+        let request = body.read(|body| utility::parse_tokenize(body, &context))?;
+        let room = body.into_room();
+        let tools = Arc::clone(&ready);
+        let answer = ready.utility.run(move || {
+            let _room = room;
+            let tokenizer = tools.prompter.tokenizer();
+            let ids = token_ids(&tools, &request.source)?;
+            let bytes_of = |id| tokenizer.token_bytes(id);
+            let n_context = tools.facts.n_context;
+            Ok(utility::tokenized(&request, &ids, bytes_of, n_context))
+        });
+        Ok(json_text(answer.await?))
     };
     in_words(answer.await, &wire)
+}
+
+/// The tokens that `/tokenize` is asked for.
+fn token_ids(ready: &Ready, source: &utility::Source) -> Result<Vec<u32>, Failure> {
+    let tokenizer = ready.prompter.tokenizer();
+    let (text, add_special, parse_special) = match source {
+        utility::Source::Chat(generation) => return ready.prompter.encode(generation),
+        utility::Source::Text {
+            text,
+            add_special,
+            parse_special,
+        } => (text, *add_special, *parse_special),
+    };
+    let mut ids = Vec::new();
+    if add_special {
+        ids.push(tokenizer.protocol().bos);
+    }
+    if parse_special {
+        ids.extend(tokenizer.encode(text));
+    } else {
+        // What a client wrote, with nothing trusted in it.
+        let whole = 0..text.len();
+        ids.extend(tokenizer.encode_prompt(&Prompt {
+            text: text.clone(),
+            untrusted: vec![whole],
+            ..Prompt::default()
+        }));
+    }
+    Ok(ids)
 }
 
 async fn detokenize(call: Call, body: Body) -> Response {
@@ -572,12 +687,16 @@ async fn detokenize(call: Call, body: Body) -> Response {
     let answer = async {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
-        let tokenizer = ready.prompter.tokenizer();
-        let ids = utility::parse_detokenize(&body, tokenizer.n_vocab())?;
-        let text = tokenizer
-            .decode(&ids)
-            .map_err(|e| crate::api::invalid("tokens", e.to_string()))?;
-        Ok(json_response(&utility::detokenized(&text)))
+        let n_vocab = ready.prompter.tokenizer().n_vocab();
+        let ids = body.read(|body| utility::parse_detokenize(body, n_vocab))?;
+        let room = body.into_room();
+        let tools = Arc::clone(&ready);
+        let text = ready.utility.run(move || {
+            let _room = room;
+            let decoded = tools.prompter.tokenizer().decode(&ids);
+            decoded.map_err(|e| crate::api::invalid("tokens", e.to_string()))
+        });
+        Ok(json_response(&utility::detokenized(&text.await?)))
     };
     in_words(answer.await, &wire)
 }
@@ -588,10 +707,16 @@ async fn apply_template(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = chat::parse(&body, &context)?;
-        let text = ready.prompter.text(&parsed.generation)?.text;
-        let n = generate::count(&ready, parsed.generation, false).await?;
-        Ok(json_response(&utility::applied_template(&text, n)))
+        let generation = body.read(|body| chat::parse(body, &context))?.generation;
+        let room = body.into_room();
+        let tools = Arc::clone(&ready);
+        let answer = ready.utility.run(move || {
+            let _room = room;
+            let text = tools.prompter.text(&generation)?.text;
+            let n = tools.prompter.encode(&generation)?.len();
+            Ok(utility::applied_template(&text, n))
+        });
+        Ok(json_response(&answer.await?))
     };
     in_words(answer.await, &wire)
 }
@@ -631,7 +756,7 @@ async fn post_chat(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = chat::parse(&body, &context)?;
+        let parsed = body.read(|body| chat::parse(body, &context))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Chat(Box::new(parsed.reply));
         let (server, room) = (Arc::clone(&server), body.into_room());
@@ -646,8 +771,8 @@ async fn count_chat(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = chat::parse(&body, &context)?;
-        let n = generate::count(&ready, parsed.generation, false).await?;
+        let parsed = body.read(|body| chat::parse(body, &context))?;
+        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
         Ok(json_response(&chat::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -659,7 +784,7 @@ async fn post_completions(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = completions::parse(&body, &context)?;
+        let parsed = body.read(|body| completions::parse(body, &context))?;
         let shape = Shape::Completions(Box::new(parsed.reply));
         let (server, room) = (Arc::clone(&server), body.into_room());
         generate::answer(server, ready, &wire, parsed.generation, shape, room).await
@@ -673,7 +798,7 @@ async fn post_messages(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = messages::parse(&body, &context)?;
+        let parsed = body.read(|body| messages::parse(body, &context))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Messages(parsed.reply);
         let (server, room) = (Arc::clone(&server), body.into_room());
@@ -688,8 +813,8 @@ async fn count_messages(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = messages::parse(&body, &context)?;
-        let n = generate::count(&ready, parsed.generation, false).await?;
+        let parsed = body.read(|body| messages::parse(body, &context))?;
+        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
         Ok(json_response(&messages::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -701,7 +826,8 @@ async fn post_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
+        let parsed =
+            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
         note_warnings(&server, &wire, &parsed.warnings);
         let shape = Shape::Responses {
             shape: Box::new(parsed.reply),
@@ -720,8 +846,10 @@ async fn count_responses(call: Call, body: Body) -> Response {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
         let context = server.context(&ready, &wire, &headers);
-        let parsed = responses::parse_with_store(&body, &context, &*ready.stored())?;
-        let n = generate::count(&ready, parsed.generation, parsed.truncate).await?;
+        let parsed =
+            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
+        let n =
+            generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
         Ok(json_response(&responses::token_count(n)))
     };
     in_words(answer.await, &wire)
@@ -806,7 +934,7 @@ async fn control(call: Call, body: Body) -> Response {
     let answer = async {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
-        let id = utility::parse_control(&body)?;
+        let id = body.read(utility::parse_control)?;
         if ready.worker.end_reasoning(&id) {
             Ok(json_response(&json!({"id": id, "success": true})))
         } else {
@@ -854,6 +982,8 @@ async fn delete_response(
 
 fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
     for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
-        (server.options.note)(&format!("{} {warning}", wire.request_id));
+        if let Some(ready) = server.ready.get() {
+            ready.worker.note(format!("{} {warning}", wire.request_id));
+        }
     }
 }

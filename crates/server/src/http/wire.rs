@@ -26,7 +26,8 @@ impl Wire {
             .filter_map(|name| headers.get(name)?.to_str().ok())
             .find(|id| {
                 (1..=MAX_CLIENT_ID_CHARS).contains(&id.len())
-                    && id.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+                    // It stands in a line of the log, where blanks end a field.
+                    && id.bytes().all(|b| b.is_ascii_graphic())
             });
         let user_agent = headers.get(header::USER_AGENT);
         Wire {
@@ -50,7 +51,10 @@ pub(crate) fn canonical_path(path: &str) -> String {
         "messages",
         "cancel",
     ];
-    let path = path.strip_suffix('/').unwrap_or(path);
+    // Of a base address that ends in a slash and a path that begins with one.
+    let path = path.trim_end_matches('/');
+    let n_slashes = path.len() - path.trim_start_matches('/').len();
+    let path = &path[n_slashes.saturating_sub(1)..];
     let mut rest = path;
     for prefix in ["/anthropic", "/api"] {
         if let Some(behind) = rest.strip_prefix(prefix)
@@ -65,6 +69,9 @@ pub(crate) fn canonical_path(path: &str) -> String {
         {
             rest = behind;
         }
+    }
+    while rest.starts_with("//") {
+        rest = &rest[1..];
     }
     let first = rest.trim_start_matches('/').split('/').next();
     match first {
@@ -95,6 +102,11 @@ mod tests {
             ("", "/"),
             ("/tokenize", "/tokenize"),
             ("/v1/nothing", "/v1/nothing"),
+            ("//v1/messages", "/v1/messages"),
+            ("///chat/completions//", "/v1/chat/completions"),
+            ("/v1//models", "/v1/models"),
+            ("//health", "/health"),
+            ("//", "/"),
             ("/apix/v1/models", "/apix/v1/models"),
         ] {
             assert_eq!(canonical_path(path), expected, "{path}");
@@ -113,5 +125,6 @@ mod tests {
         assert!(id(b"\xc3\xa9").starts_with("req_"));
         assert!(id(&[b'a'; 129]).starts_with("req_"));
         assert!(id(b"").starts_with("req_"));
+        assert!(id(b"mine finish=stop").starts_with("req_"));
     }
 }

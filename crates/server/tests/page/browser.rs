@@ -70,6 +70,43 @@ impl Browser {
         Some(browser)
     }
 
+    /// Loads the page again, and waits until it is there.
+    #[track_caller]
+    pub(crate) fn reload(&self) {
+        self.run("window.isOld = true; location.reload()");
+        let until = Instant::now() + PATIENCE;
+        let is_there = "return !window.isOld && document.readyState === 'complete' \
+                        && document.getElementById('host')?.textContent === location.host";
+        while self.run(is_there) != true {
+            assert!(Instant::now() < until, "the page does not come back");
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Makes the window so large, in pixels of the page, light or dark.
+    #[track_caller]
+    pub(crate) fn look(&self, width: u32, height: u32, scheme: &str) {
+        for (cmd, params) in [
+            (
+                "Emulation.setDeviceMetricsOverride",
+                json!({"width": width, "height": height, "deviceScaleFactor": 1,
+                       "mobile": width < 500}),
+            ),
+            (
+                "Emulation.setEmulatedMedia",
+                json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]}),
+            ),
+        ] {
+            self.command("goog/cdp/execute", &json!({"cmd": cmd, "params": params}));
+        }
+    }
+
+    /// Runs the body of a function whose last argument is called with the result.
+    #[track_caller]
+    pub(crate) fn run_async(&self, script: &str) -> Value {
+        self.command("execute/async", &json!({"script": script, "args": []}))
+    }
+
     /// Runs the body of a function in the page; what it returns.
     #[track_caller]
     pub(crate) fn run(&self, script: &str) -> Value {

@@ -154,7 +154,9 @@ async fn the_next_turn_sends_the_conversation_and_its_slot_goes_on() {
         ));
     }
     browser.wait("document.querySelector('.slot .decode').textContent.endsWith('tokens/s')");
-    assert_eq!(browser.text("#model-name"), "deepseek-v4-flash");
+    assert_eq!(browser.text("#model-name"), "Scripted");
+    assert_eq!(browser.text("#served"), "Scripted");
+    assert_eq!(browser.text("#model-alias"), "deepseek-v4-flash");
     assert_eq!(browser.text("#context"), "4,096 tokens");
 }
 
@@ -240,6 +242,7 @@ async fn what_the_server_says_of_a_failure_is_shown() {
         error.contains("maximum context length is 4096 tokens"),
         "{error}"
     );
+    assert!(error.contains("delete earlier ones"), "what to do: {error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

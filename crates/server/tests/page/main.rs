@@ -5,6 +5,8 @@
 
 mod browser;
 mod conversation;
+mod kept;
+mod looks;
 #[path = "../server/script.rs"]
 #[allow(dead_code, reason = "other tests look closer")]
 mod script;

@@ -1,10 +1,11 @@
 //! What may follow in a block of calls.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use ds4_server::calls::{CallReader, CallVocabulary};
-use ds4_server::generation::{Endpoint, Generation, PromptSource, Tool, ToolChoice};
+use ds4_server::calls::CallReader;
+use ds4_server::generation::{Endpoint, Generation, InputGrammar, PromptSource, Tool, ToolChoice};
+use ds4_server::schema::Schemas;
 use ds4_text::{
     EndReason, Message, RenderOptions, ReplyParser, Start, Tokenizer, ToolCall, ToolSchemas,
     parse_strict, render,
@@ -21,6 +22,7 @@ fn generation(tools: &[(String, Value)], tool_choice: ToolChoice) -> Generation 
     let tools = tools.iter().map(|(name, schema)| Tool {
         name: name.clone(),
         function: json!({"name": name, "parameters": schema}),
+        input: None,
         deferred: false,
         origin: json!(null),
     });
@@ -29,6 +31,12 @@ fn generation(tools: &[(String, Value)], tool_choice: ToolChoice) -> Generation 
         tool_choice,
         ..Generation::new(Endpoint::Chat, PromptSource::Text(String::new()))
     }
+}
+
+/// What reads calls of these tools.
+fn reader(tokenizer: &Tokenizer, wanted: &Generation) -> CallReader {
+    let schemas = Schemas::new(tokenizer).expect("a vocabulary");
+    schemas.calls(wanted).expect("schemas").0.expect("tools")
 }
 
 /// A small random source that only goes forward.
@@ -53,7 +61,7 @@ fn write_block(reader: &mut CallReader, tokenizer: &Tokenizer, dice: &mut Dice) 
         .collect();
     let mut bytes = OPEN.as_bytes().to_vec();
     for _ in 0..100_000 {
-        let Some(admitted) = reader.admitted() else {
+        let Some(admitted) = reader.admitted().expect("within the limits") else {
             return String::from_utf8_lossy(&bytes).into_owned();
         };
         let all = 0..tokenizer.n_vocab() as u32;
@@ -73,7 +81,7 @@ fn write_block(reader: &mut CallReader, tokenizer: &Tokenizer, dice: &mut Dice) 
         }
         let token = choice[dice.below(choice.len())];
         let word = tokenizer.token_bytes(token);
-        assert!(reader.push(word), "what is admitted can be read");
+        assert!(reader.push(token), "what is admitted can be read");
         bytes.extend_from_slice(word);
     }
     panic!("no end of {}", String::from_utf8_lossy(&bytes));
@@ -95,6 +103,20 @@ fn value_schema() -> impl Strategy<Value = Value> {
         Just(json!({"const": "only"})),
         Just(json!({"type": []})),
         Just(json!({"$ref": "#/$defs/x"})),
+        Just(json!({"$ref": "#/$defs/point"})),
+        Just(json!({"$ref": "#/$defs/colour"})),
+        Just(json!({"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "string"}, {"type": "null"}]})),
+        Just(json!({"type": "array", "minItems": 1, "maxItems": 3,
+                    "items": {"$ref": "#/$defs/point"}})),
+        Just(json!({"type": "object", "additionalProperties": {"type": "integer"}})),
+        Just(
+            json!({"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}],
+                    "items": false, "minItems": 2})
+        ),
+        Just(json!({"type": "integer", "minimum": 3, "maximum": 250})),
+        Just(json!({"type": "string", "minLength": 2, "maxLength": 5})),
+        Just(json!({"type": "string", "pattern": "^k[0-9]+$"})),
+        Just(json!({"allOf": [{"$ref": "#/$defs/colour"}]})),
         Just(json!(true)),
         Just(json!({})),
     ]
@@ -121,6 +143,16 @@ fn tool() -> impl Strategy<Value = (String, Value)> {
             .iter()
             .filter_map(|(key, _, required)| required.then_some(key))
             .collect();
+        schema["$defs"] = json!({
+            "point": {"type": "object", "properties": {
+                "x": {"type": "integer"}, "colour": {"$ref": "#/$defs/colour"}},
+                "required": ["x"], "additionalProperties": false},
+            "colour": {"enum": ["red", "green", "blue"]},
+            "tree": {"type": "object", "properties": {
+                "leaf": {"type": "boolean"},
+                "left": {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}]}},
+                "required": ["leaf", "left"], "additionalProperties": false},
+        });
         schema["required"] = json!(required);
         schema["properties"] = Value::Object(listed);
         if let Some(others) = others {
@@ -137,8 +169,11 @@ fn tool() -> impl Strategy<Value = (String, Value)> {
     })
 }
 
-/// Whether a value is of the types that its schema lists, where it does.
-fn is_of(schema: &Value, value: &Value) -> bool {
+/// Whether a value follows a schema, of the keywords that stand in this file.
+fn follows(schema: &Value, value: &Value, root: &Value) -> bool {
+    let Value::Object(members) = schema else {
+        return *schema != json!(false);
+    };
     let named = |name: &str| match name {
         "string" => value.is_string(),
         "integer" => value
@@ -151,17 +186,49 @@ fn is_of(schema: &Value, value: &Value) -> bool {
         "object" => value.is_object(),
         _ => value.is_array(),
     };
-    let any_of = |schemas: &Vec<Value>| schemas.iter().any(|schema| is_of(schema, value));
-    match (&schema["type"], &schema["enum"], &schema["anyOf"]) {
-        (Value::String(name), _, _) => named(name),
-        (Value::Array(names), _, _) if !names.is_empty() => {
-            names.iter().filter_map(Value::as_str).any(named)
-        }
-        (_, Value::Array(values), _) if values.len() > 1 => values.contains(value),
-        (_, Value::Array(_), _) => value.is_string(),
-        (_, _, Value::Array(schemas)) => any_of(schemas),
-        _ => schema["const"].is_null() || schema["const"] == *value,
-    }
+    let all_of = |test: &dyn Fn(&Value) -> bool, name: &str| members.get(name).is_none_or(test);
+    let array = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let properties = &schema["properties"];
+    all_of(&|name| match name {
+        Value::String(name) => named(name),
+        names => array(names).is_empty() || array(names).iter().filter_map(Value::as_str).any(named),
+    }, "type")
+        // A list of what cannot be written is not kept to.
+        && all_of(&|listed| array(listed).contains(value) || array(listed).len() == 1, "enum")
+        && all_of(&|only| only == value, "const")
+        && all_of(&|schemas| array(schemas).iter().any(|s| follows(s, value, root)), "anyOf")
+        && all_of(&|schemas| array(schemas).iter().all(|s| follows(s, value, root)), "allOf")
+        && all_of(&|reference| {
+            let target = root.pointer(&reference.as_str().expect("a reference")[1..]);
+            target.is_none_or(|target| follows(target, value, root))
+        }, "$ref")
+        && all_of(&|least| !value.is_number() || number(value) >= number(least), "minimum")
+        && all_of(&|most| !value.is_number() || number(value) <= number(most), "maximum")
+        && value.as_str().is_none_or(|text| {
+            let n = text.chars().count() as f64;
+            all_of(&|least| n >= number(least), "minLength")
+                && all_of(&|most| n <= number(most), "maxLength")
+                // The one pattern there is.
+                && all_of(&|_| text.len() > 1 && text.starts_with('k')
+                    && text.bytes().skip(1).all(|b| b.is_ascii_digit()), "pattern")
+        })
+        && value.as_array().is_none_or(|items| {
+            let first = schema["prefixItems"].as_array().map_or(0, Vec::len);
+            all_of(&|least| items.len() as f64 >= number(least), "minItems")
+                && all_of(&|most| items.len() as f64 <= number(most), "maxItems")
+                && items.iter().enumerate().all(|(i, item)| match i < first {
+                    true => follows(&schema["prefixItems"][i], item, root),
+                    false => all_of(&|schema| follows(schema, item, root), "items"),
+                })
+        })
+        && value.as_object().is_none_or(|found| {
+            all_of(&|keys| array(keys).iter().all(|key| found.contains_key(key.as_str().expect("a name"))), "required")
+                && found.iter().all(|(key, value)| match properties.get(key) {
+                    Some(schema) => follows(schema, value, root),
+                    None => all_of(&|schema| follows(schema, value, root), "additionalProperties"),
+                })
+        })
 }
 
 proptest! {
@@ -178,7 +245,16 @@ proptest! {
         seed in 1..u64::MAX,
         long in any::<bool>(),
     ) {
-        let tokenizer = if long { tokenizer_with_long_tokens() } else { tokenizer() };
+        static PLAIN: OnceLock<(Arc<Tokenizer>, Schemas)> = OnceLock::new();
+        static LONG: OnceLock<(Arc<Tokenizer>, Schemas)> = OnceLock::new();
+        let of = |tokenizer: Arc<Tokenizer>| {
+            let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
+            (tokenizer, schemas)
+        };
+        let (tokenizer, schemas) = match long {
+            true => LONG.get_or_init(|| of(tokenizer_with_long_tokens())),
+            false => PLAIN.get_or_init(|| of(tokenizer())),
+        };
         let tools: Vec<(String, Value)> =
             tools.into_iter().map(|(name, (_, schema))| (name, schema)).collect();
         let only = &tools[allowed.index(tools.len())].0;
@@ -186,10 +262,9 @@ proptest! {
             true => ToolChoice::Allowed(vec![only.clone()]),
             false => ToolChoice::Auto,
         };
-        let vocabulary = Arc::new(CallVocabulary::new(&tokenizer));
-        let mut reader =
-            CallReader::new(vocabulary, &generation(&tools, choice)).expect("tools");
-        let text = write_block(&mut reader, &tokenizer, &mut Dice(seed));
+        let (reader, _) = schemas.calls(&generation(&tools, choice)).expect("schemas");
+        let mut reader = reader.expect("tools");
+        let text = write_block(&mut reader, tokenizer, &mut Dice(seed));
 
         let whole = format!("{text}<｜end▁of▁sentence｜>");
         let strict = parse_strict(&whole, false)
@@ -205,6 +280,7 @@ proptest! {
             prop_assert_eq!(&strict.name, &call.name);
             let tool = tools.iter().find(|(name, _)| *name == call.name);
             let (name, schema) = tool.expect("a declared name");
+            let root = schema;
             prop_assert!(!narrows || name == only, "{}", text);
             let arguments = ds4_text::json::parse(&strict.arguments)
                 .unwrap_or_else(|e| panic!("{e} in {}\n{text}", strict.arguments));
@@ -218,7 +294,7 @@ proptest! {
                 let key = key.replace("&quot;", "\"");
                 match properties.and_then(|all| all.get(&key)) {
                     None => prop_assert!(others, "{} is not declared: {}", key, text),
-                    Some(schema) => prop_assert!(is_of(schema, value), "{}: {}", key, text),
+                    Some(schema) => prop_assert!(follows(schema, value, root), "{}: {}", key, text),
                 }
             }
             for key in schema["required"].as_array().into_iter().flatten() {
@@ -292,7 +368,7 @@ fn every_token_of_a_call_as_it_is_rendered_is_admitted() {
         None => println!("skipped in part: no shared data beside any parent folder"),
     }
     for tokenizer in tokenizers {
-        let vocabulary = Arc::new(CallVocabulary::new(&tokenizer));
+        let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
         for reply in &replies {
             let mut said = Message::assistant("");
             said.tool_calls = reply
@@ -308,21 +384,20 @@ fn every_token_of_a_call_as_it_is_rendered_is_admitted() {
             let block = &prompt.text[prompt.replies[0].range.clone()];
             let tokens = tokenizer.encode(block);
             let wanted = generation(&tools, ToolChoice::Auto);
-            let mut reader = CallReader::new(Arc::clone(&vocabulary), &wanted).expect("tools");
+            let (reader, _) = schemas.calls(&wanted).expect("schemas");
+            let mut reader = reader.expect("tools");
             let mut done = String::new();
             for token in tokens {
                 let word = String::from_utf8_lossy(tokenizer.token_bytes(token)).into_owned();
                 if done.starts_with(OPEN) {
-                    let admitted = reader.admitted().expect("not the end");
+                    let admitted = reader.admitted().expect("within the limits");
+                    let admitted = admitted.expect("not the end");
                     assert!(admitted.contains(token), "{word:?} behind {done}");
-                    assert!(
-                        reader.push(tokenizer.token_bytes(token)),
-                        "{word:?} behind {done}"
-                    );
+                    assert!(reader.push(token), "{word:?} behind {done}");
                 }
                 done.push_str(&word);
             }
-            assert!(reader.admitted().is_none(), "{done} is not the end");
+            assert_eq!(reader.admitted(), Ok(None), "{done} is not the end");
         }
     }
 }
@@ -334,7 +409,6 @@ fn a_string_takes_everything_but_closing_tags() {
         json!({"properties": {"x": {"type": "string"}}}),
     )];
     let tokenizer = tokenizer();
-    let vocabulary = Arc::new(CallVocabulary::new(&tokenizer));
     let open =
         "tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"x\" string=\"true\">";
     for (value, taken) in [
@@ -351,25 +425,29 @@ fn a_string_takes_everything_but_closing_tags() {
         ),
     ] {
         let wanted = generation(&tools, ToolChoice::Auto);
-        let mut reader = CallReader::new(Arc::clone(&vocabulary), &wanted).expect("tools");
-        assert!(reader.push(open.as_bytes()));
+        let mut reader = reader(&tokenizer, &wanted);
+        assert!(reader.push_text(open.as_bytes()));
+        let admitted = |reader: &mut CallReader| {
+            let admitted = reader.admitted().expect("within the limits");
+            admitted.expect("a value")
+        };
         for end in [tokenizer.protocol().eos, tokenizer.protocol().user] {
             assert!(
-                !reader.admitted().expect("a value").contains(end),
+                !admitted(&mut reader).contains(end),
                 "a reply cannot end here"
             );
         }
-        let all = tokenizer.encode(value).into_iter().all(|token| {
-            reader.admitted().is_some_and(|set| set.contains(token))
-                && reader.push(tokenizer.token_bytes(token))
-        });
+        let all = tokenizer
+            .encode(value)
+            .into_iter()
+            .all(|token| admitted(&mut reader).contains(token) && reader.push(token));
         assert_eq!(all, taken, "{value}");
     }
 }
 
 #[test]
 fn without_tools_that_may_be_called_there_is_nothing_to_keep() {
-    let vocabulary = Arc::new(CallVocabulary::new(&tokenizer()));
+    let schemas = Schemas::new(&tokenizer()).expect("a vocabulary");
     let tools = [("f".to_owned(), json!({}))];
     for (tools, choice, kept) in [
         (&tools[..], ToolChoice::Auto, true),
@@ -379,9 +457,167 @@ fn without_tools_that_may_be_called_there_is_nothing_to_keep() {
         (&tools[..0], ToolChoice::Auto, false),
     ] {
         let wanted = generation(tools, choice);
+        let (reader, _) = schemas.calls(&wanted).expect("schemas");
+        assert_eq!(reader.is_some(), kept);
+    }
+}
+
+/// The text of one call of `f` with one parameter, up to its value.
+fn open(flag: &str) -> String {
+    format!(
+        "tool_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"input\" \
+         string=\"{flag}\">"
+    )
+}
+
+/// Whether a value and the end of its tag can be read.
+fn takes(reader: &mut CallReader, tokenizer: &Tokenizer, value: &str) -> bool {
+    let text = format!("{value}</｜DSML｜parameter>\n");
+    tokenizer.encode(&text).into_iter().all(|token| {
+        let admitted = reader.admitted().expect("within the limits");
+        admitted.is_some_and(|set| set.contains(token)) && reader.push(token)
+    })
+}
+
+#[test]
+fn what_is_inside_a_value_follows_its_schema_and_all_that_it_refers_to() {
+    let tokenizer = tokenizer();
+    let defs = json!({
+        "edit": {"type": "object", "properties": {
+            "old": {"type": "string"}, "line": {"type": "integer", "minimum": 1}},
+            "required": ["old"], "additionalProperties": false},
+        "kind": {"type": "string", "enum": ["file", "folder"]},
+    });
+    for (schema, good, bad) in [
+        (
+            json!({"type": "array", "items": {"$ref": "#/$defs/edit"}}),
+            vec!["[]", "[{\"old\": \"a\", \"line\": 7}]"],
+            vec![
+                "[{}]",
+                "[{\"old\": 1}]",
+                "[{\"old\": \"a\", \"line\": 0}]",
+                "[ ]",
+                "{}",
+            ],
+        ),
+        (
+            json!({"$ref": "#/$defs/edit"}),
+            vec!["{\"old\": \"</b>\"}"],
+            vec![
+                "{\"old\": \"</｜DSML｜parameter>\"}",
+                "{\"old\": \"a\", \"new\": 1}",
+            ],
+        ),
+        (
+            json!({"type": "object", "additionalProperties": {"type": "number"}}),
+            vec!["{}", "{\"a\": 1.5, \"b\": -2}"],
+            vec!["{\"a\": \"x\"}", "{\"a\":1}"],
+        ),
+    ] {
+        let tools = [(
+            "f".to_owned(),
+            json!({"properties": {"input": schema}, "$defs": defs}),
+        )];
+        for (values, taken) in [(good, true), (bad, false)] {
+            for value in values {
+                let mut reader = reader(&tokenizer, &generation(&tools, ToolChoice::Auto));
+                assert!(reader.push_text(open("false").as_bytes()));
+                assert_eq!(
+                    takes(&mut reader, &tokenizer, value),
+                    taken,
+                    "{schema} {value}"
+                );
+            }
+        }
+    }
+    let tools = [(
+        "f".to_owned(),
+        json!({"properties": {"input": {"$ref": "#/$defs/kind"}}, "$defs": defs}),
+    )];
+    for (value, taken) in [("file", true), ("fil", false), ("other", false)] {
+        let mut reader = reader(&tokenizer, &generation(&tools, ToolChoice::Auto));
+        assert!(reader.push_text(open("true").as_bytes()));
+        assert_eq!(takes(&mut reader, &tokenizer, value), taken, "{value}");
+    }
+}
+
+#[test]
+fn a_tools_own_grammar_is_kept() {
+    let tokenizer = tokenizer();
+    let tools = [(
+        "f".to_owned(),
+        json!({"properties": {"input": {"type": "string"}},
+                                         "required": ["input"]}),
+    )];
+    for (grammar, value, taken) in [
+        (InputGrammar::Regex("a+/\\d{2}".to_owned()), "aa/12", true),
+        (InputGrammar::Regex("a+/\\d{2}".to_owned()), "aa/1", false),
+    ] {
+        let mut wanted = generation(&tools, ToolChoice::Auto);
+        wanted.tools[0].input = Some(grammar.clone());
+        let mut reader = reader(&tokenizer, &wanted);
+        assert!(reader.push_text(open("true").as_bytes()));
         assert_eq!(
-            CallReader::new(Arc::clone(&vocabulary), &wanted).is_some(),
-            kept
+            takes(&mut reader, &tokenizer, value),
+            taken,
+            "{grammar:?} {value}"
         );
+    }
+    // One that cannot be is told.
+    let mut wanted = generation(&tools, ToolChoice::Auto);
+    wanted.tools[0].input = Some(InputGrammar::Lark("start: /.+/".to_owned()));
+    let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
+    let (_, warnings) = schemas.calls(&wanted).expect("schemas");
+    assert_eq!(warnings, ["tools: the lark grammar of f is not enforced"]);
+}
+
+#[test]
+fn strict_tools_are_refused_by_their_pointer_and_others_relaxed_with_a_line() {
+    let schemas = Schemas::new(&tokenizer()).expect("a vocabulary");
+    for (parameters, pointer) in [
+        (
+            json!({"properties": {"a": {"type": "array", "uniqueItems": true}}}),
+            Some("/properties/a/uniqueItems"),
+        ),
+        (
+            json!({"properties": {"a": {"$ref": "#/$defs/n"}},
+                   "$defs": {"n": {"type": "integer", "multipleOf": 99_999_999}}}),
+            Some("/$defs/n/multipleOf"),
+        ),
+        (
+            json!({"properties": {"a": {"type": "string", "pattern": "(?=x)"}}}),
+            Some("/properties/a/pattern"),
+        ),
+        (
+            json!({"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}),
+            Some("/anyOf"),
+        ),
+        (
+            json!({"properties": {"a": {"type": "integer", "minimum": 1}}}),
+            None,
+        ),
+    ] {
+        let tools = [
+            ("f".to_owned(), parameters.clone()),
+            ("g".to_owned(), json!({})),
+        ];
+        let mut wanted = generation(&tools, ToolChoice::Auto);
+        let (reader, warnings) = schemas.calls(&wanted).expect("relaxed");
+        assert!(reader.is_some());
+        if let Some(pointer) = pointer.filter(|pointer| !pointer.ends_with("uniqueItems")) {
+            assert!(
+                warnings.iter().any(|line| line.contains(pointer)),
+                "{warnings:?}"
+            );
+        }
+        wanted.tools[0].function["strict"] = json!(true);
+        match (schemas.calls(&wanted), pointer) {
+            (Ok((_, warnings)), None) => assert_eq!(warnings, Vec::<String>::new()),
+            (Err(failure), Some(pointer)) => {
+                assert!(failure.message.contains(pointer), "{}", failure.message);
+                assert_eq!(failure.param.as_deref(), Some("tools"));
+            }
+            (found, _) => panic!("{parameters}: {:?}", found.map(|(_, warnings)| warnings)),
+        }
     }
 }

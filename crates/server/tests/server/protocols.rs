@@ -148,7 +148,7 @@ async fn a_keyword_that_cannot_be_enforced_is_refused_by_its_pointer_or_relaxed(
     let web = Web::start(
         Behaviour::default(),
         options(),
-        vec!["t</think>{\"a\":1}"; 12],
+        vec!["t</think>{\"a\": 1}"; 12],
     )
     .await;
     let schema = json!({
@@ -162,21 +162,19 @@ async fn a_keyword_that_cannot_be_enforced_is_refused_by_its_pointer_or_relaxed(
         "$defs": {"d": {"type": "string", "pattern": "(?=x)"}},
     });
     let pointers = ["/properties/b~1c/anyOf/1/uniqueItems", "/$defs/d/pattern"];
-    for strict in [Value::Null, json!(true)] {
-        for (path, place, body) in with_schema(&schema, strict.clone()) {
-            let refused = web.post(path, &body).await;
-            assert_eq!(refused.status, 400, "{path}: {refused:?}");
-            let message = refused.json()["error"]["message"].clone();
-            let message = message.as_str().expect("a message");
-            assert!(message.starts_with(place), "{path}: {message}");
-            assert!(
-                pointers.iter().any(|pointer| message.contains(pointer)),
-                "{path}: {message}"
-            );
-        }
+    for (path, place, body) in with_schema(&schema, json!(true)) {
+        let refused = web.post(path, &body).await;
+        assert_eq!(refused.status, 400, "{path}: {refused:?}");
+        let message = refused.json()["error"]["message"].clone();
+        let message = message.as_str().expect("a message");
+        assert!(message.starts_with(place), "{path}: {message}");
+        assert!(
+            pointers.iter().any(|pointer| message.contains(pointer)),
+            "{path}: {message}"
+        );
     }
-    for stream in [false, true] {
-        for (path, place, mut body) in with_schema(&schema, json!(false)) {
+    for (stream, strict) in [(false, json!(false)), (true, Value::Null)] {
+        for (path, place, mut body) in with_schema(&schema, strict) {
             body["stream"] = stream.into();
             let answer = web.post(path, &body).await;
             assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -196,6 +194,110 @@ async fn a_keyword_that_cannot_be_enforced_is_refused_by_its_pointer_or_relaxed(
     }
 }
 
+/// Schemas that take a library as long as they like to compile, or that it loses its way in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schema_that_nothing_bounds_is_refused_or_relaxed_and_never_waited_for() {
+    let scripts = vec!["t</think>7"; 20];
+    let web = Web::start(Behaviour::default(), options(), scripts).await;
+    let integer = |multiple: f64| json!({"type": "integer", "multipleOf": multiple});
+    for (schema, pointer) in [
+        (integer(99_999_999.0), "/multipleOf"),
+        (integer(1e300), "/multipleOf"),
+        (
+            json!({"allOf": [integer(7919.0), integer(7907.0)]}),
+            "/allOf/1/multipleOf",
+        ),
+        (
+            json!({"anyOf": [{"type": "number", "multipleOf": 0.000_123_457}]}),
+            "/anyOf/0/multipleOf",
+        ),
+        (json!({"$ref": "#"}), "its root"),
+    ] {
+        let (path, _, body) = with_schema(&schema, json!(true))[0].clone();
+        let refused = web.post(path, &body).await;
+        assert_eq!(refused.status, 400, "{schema}: {refused:?}");
+        let code = refused.json()["error"]["code"].clone();
+        assert_eq!(code, "unsupported_value", "{schema}");
+        assert!(refused.body.contains(pointer), "{schema}: {}", refused.body);
+        let (path, _, body) = with_schema(&schema, json!(false))[0].clone();
+        let answer = web.post(path, &body).await;
+        assert_eq!(answer.status, 200, "{schema}: {answer:?}");
+        assert!(answer.body.contains("is not enforced"), "{}", answer.body);
+    }
+    // What a few hundred alternatives need is there.
+    let optional: serde_json::Map<String, Value> = (0..510)
+        .map(|i| (format!("p{i}"), json!({"type": "integer"})))
+        .collect();
+    for schema in [json!({"type": "integer", "multipleOf": 9999}), integer(7.0)] {
+        let (path, _, body) = with_schema(&schema, json!(true))[0].clone();
+        assert_eq!(web.post(path, &body).await.status, 200, "{schema}");
+    }
+    let schema = json!({"type": "object", "properties": optional});
+    let reply = "t</think>{\"p0\": 1, \"p509\": 2}";
+    let behaviour = Behaviour {
+        context: 100_000,
+        ..Behaviour::default()
+    };
+    let web = Web::start(behaviour, options(), vec![reply]).await;
+    let (path, _, body) = with_schema(&schema, json!(true))[0].clone();
+    let answer = web.post(path, &body).await.json();
+    let content = &answer["choices"][0]["message"]["content"];
+    assert_eq!(content, "{\"p0\": 1, \"p509\": 2}");
+}
+
+/// The script says what the schema does not admit, which a model cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_can_no_longer_follow_its_schema_is_an_error_and_not_free_text() {
+    for stream in [false, true] {
+        let scripts = vec!["t</think>{\"a\": no}"];
+        let web = Web::start(Behaviour::default(), options(), scripts).await;
+        let schema = json!({"type": "object", "properties": {"a": {"type": "integer"}}});
+        let (path, _, mut body) = with_schema(&schema, json!(true))[0].clone();
+        body["stream"] = stream.into();
+        let answer = web.post(path, &body).await;
+        assert!(answer.body.contains("can no longer follow"), "{answer:?}");
+        assert_eq!(answer.status, if stream { 200 } else { 400 });
+        assert!(!answer.body.contains("[DONE]"));
+        let metrics = web.get("/metrics").await.body;
+        assert!(metrics.contains("ds4_failed_total 1"), "{metrics}");
+        while !web.get("/metrics").await.body.contains("ds4_slots_busy 0") {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Weights that are damaged, or a device that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn logits_that_are_no_numbers_are_an_error_on_every_api_with_a_schema_and_without() {
+    let wanted = with_schema(&json!({"type": "object"}), json!(true));
+    let free =
+        with_schema(&json!({"type": "object"}), json!(true)).map(|(path, place, mut body)| {
+            for name in ["response_format", "text", "output_config"] {
+                body.as_object_mut().expect("an object").remove(name);
+            }
+            (path, place, body)
+        });
+    for (path, _, mut body) in wanted.into_iter().chain(free) {
+        for stream in [false, true] {
+            for at in [0, 4] {
+                let script = Script {
+                    not_finite_at: Some(at),
+                    ..Script::from("t</think>{}")
+                };
+                let web = Web::start(Behaviour::default(), options(), [script]).await;
+                body["stream"] = stream.into();
+                let answer = web.post(path, &body).await;
+                assert_eq!(answer.status, if stream { 200 } else { 500 }, "{path}");
+                assert!(answer.body.contains("finite"), "{path}: {}", answer.body);
+                assert!(!answer.body.contains("[DONE]"), "{path}: {}", answer.body);
+                assert!(!answer.body.contains("\"stop\""), "{path}: {}", answer.body);
+                let log = web.log.lock().unwrap().join("\n");
+                assert!(log.contains("failed=internal"), "{log}");
+            }
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_tools_content_follows_the_schema_or_a_call_stands_in_its_place() {
     let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}},
@@ -203,7 +305,7 @@ async fn beside_tools_content_follows_the_schema_or_a_call_stands_in_its_place()
     let call = "t</think>\n\n<｜DSML｜tool_calls>\n<｜DSML｜invoke name=\"f\">\n\
                 <｜DSML｜parameter name=\"x\" string=\"true\">y</｜DSML｜parameter>\n\
                 </｜DSML｜invoke>\n</｜DSML｜tool_calls>";
-    let reply = "t</think>{\"ok\":true}";
+    let reply = "t</think>{\"ok\": true}";
     let web = Web::start(Behaviour::default(), options(), vec![reply, call]).await;
     let tool = json!({"type": "function", "function": {
         "name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}});
@@ -211,7 +313,7 @@ async fn beside_tools_content_follows_the_schema_or_a_call_stands_in_its_place()
     body["tools"] = json!([tool]);
     let answer = web.post(path, &body).await.json();
     let message = &answer["choices"][0]["message"];
-    assert_eq!(message["content"], "{\"ok\":true}", "{answer}");
+    assert_eq!(message["content"], "{\"ok\": true}", "{answer}");
     {
         let seen = web.seen.lock().unwrap();
         let sets = seen.constraints.iter().filter_map(|c| c.allowed.as_ref());

@@ -37,11 +37,16 @@ impl Web {
     }
 
     /// A server whose model is not there yet.
-    pub(crate) async fn loading(mut options: ServerOptions) -> Web {
+    pub(crate) async fn loading(options: ServerOptions) -> Web {
+        Web::loading_at(([127, 0, 0, 1], 0).into(), options).await
+    }
+
+    /// The same at an address, such as that of a server that has stopped.
+    pub(crate) async fn loading_at(address: SocketAddr, mut options: ServerOptions) -> Web {
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);
         options.log = Arc::new(move |line| lines.lock().unwrap().push(line.to_string()));
-        let bound = bind(([127, 0, 0, 1], 0).into()).await.expect("a free port");
+        let bound = bind(address).await.expect("a free port");
         let address = bound.address();
         let server = Server::new(options, true);
         let (stop, stopped) = oneshot::channel();

@@ -15,6 +15,8 @@ pub(crate) struct Unpacked {
 }
 
 impl Unpacked {
+    // The AVX-512 kernels begin with it.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) const ZERO: Unpacked = Unpacked {
         codes: [0; 256],
         scale: [0.0; 16],

@@ -83,6 +83,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         stream: fields.flag("stream", false)?,
         affinity: choices::affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: keeps_reasoning(&fields)?,
     };
     let reply = ReplyShape {
         envelope: Envelope::new("chatcmpl-", model, context),
@@ -118,6 +119,16 @@ fn refuse(fields: &Fields) -> Result<(), Failure> {
         return Err(fields.unsupported("audio", "this model writes text only"));
     }
     Ok(())
+}
+
+/// Whether the reasoning of earlier turns stays, by the name of the publisher's own encoder.
+fn keeps_reasoning(fields: &Fields) -> Result<bool, Failure> {
+    let variables = fields.object("chat_template_kwargs")?;
+    let dropped = match variables {
+        Some(variables) => switch(&variables, "drop_thinking")?,
+        None => None,
+    };
+    Ok(dropped == Some(false))
 }
 
 /// Everything that says whether and how hard to think, of which one client sends one spelling
@@ -226,6 +237,7 @@ fn read_tools(
             let inner = tool.object(name)?;
             inner.ok_or_else(|| tool.mismatch(name, "an object"))
         };
+        let mut input = None;
         let (name, function) = match kind {
             "function" => {
                 let function = inner("function")?;
@@ -245,6 +257,7 @@ fn read_tools(
                 };
                 let description = custom.optional_str("description")?;
                 let function = tools::custom_function(name, description, grammar.as_ref())?;
+                input = tools::input_grammar(grammar.as_ref())?;
                 custom_tools.insert(name.to_owned());
                 (name, function)
             }
@@ -262,6 +275,7 @@ fn read_tools(
         declared.push(Tool {
             name: name.to_owned(),
             function,
+            input,
             deferred: false,
             origin: Value::Null,
         });
@@ -542,17 +556,14 @@ fn finish_conversation(
     let path = last.path();
     match (turn.role == Role::Assistant, wants_more) {
         (false, false) => Ok(()),
-        (true, true) if turn.tool_calls.is_empty() => {
+        // Also where nobody says so: there is nothing else to answer.
+        (true, _) if turn.tool_calls.is_empty() => {
             turn.open_ended = true;
             Ok(())
         }
-        (true, _) if !turn.tool_calls.is_empty() => Err(invalid(
-            path,
-            format!("{path}: the last message calls tools; send their results behind it."),
-        )),
         (true, _) => Err(invalid(
             path,
-            format!("{path}: the last message is the assistant's; set prefix to continue it."),
+            format!("{path}: the last message calls tools; send their results behind it."),
         )),
         (false, true) => Err(invalid(
             path,

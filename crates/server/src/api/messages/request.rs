@@ -119,6 +119,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         stream: fields.flag("stream", false)?,
         affinity: affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: false,
     };
     let reply = ReplyShape {
         id: format!("msg_{}", (context.new_id)()),
@@ -225,6 +226,7 @@ fn read_tools(
         declared.push(Tool {
             name: function["name"].as_str().unwrap_or_default().to_owned(),
             function,
+            input: None,
             deferred: tool.flag("defer_loading", false)?,
             origin: Value::Null,
         });

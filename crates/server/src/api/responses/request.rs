@@ -130,11 +130,15 @@ pub fn parse_with_store(
             param: Some(place),
         });
     }
-    if let Some(last) = messages.last()
+    if let Some(last) = messages.last_mut()
         && last.role == Role::Assistant
     {
-        let message = "input: the last item must be a user message or the output of a tool.";
-        return Err(invalid("input", message));
+        if !last.tool_calls.is_empty() {
+            let message = "input: the last item is a call; send its output behind it.";
+            return Err(invalid("input", message));
+        }
+        // An answer that was begun is gone on with.
+        last.open_ended = true;
     }
 
     let (schema, shown_schema) = output_schema(&fields)?;
@@ -202,6 +206,7 @@ pub fn parse_with_store(
         stream: wants_stream,
         affinity: affinity(&fields, context)?,
         use_cache: fields.flag("cache_prompt", true)?,
+        keeps_reasoning: false,
     };
     Ok(Parsed {
         generation,
@@ -514,6 +519,10 @@ fn known_tool(
     let declared = Tool {
         name: function["name"].as_str().unwrap_or_default().to_owned(),
         function,
+        input: match origin.is_custom() {
+            true => tools::input_grammar(tool.object("format")?.as_ref())?,
+            false => None,
+        },
         deferred: tool.flag("defer_loading", false)?,
         origin: Value::Null,
     };

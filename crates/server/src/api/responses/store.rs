@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::api::invalid;
 use crate::generation::Failure;
+use crate::memory;
 
 /// Most items that one page of [`input_items`] lists.
 const MAX_PAGE: usize = 100;
@@ -105,7 +106,7 @@ struct Kept {
 }
 
 impl MemoryStore {
-    /// An empty store. `max_bytes` counts JSON text.
+    /// An empty store. `max_bytes` counts what is held in memory, about.
     pub fn new(max_responses: usize, max_bytes: usize) -> MemoryStore {
         MemoryStore {
             max_responses,
@@ -124,13 +125,13 @@ impl MemoryStore {
         let id = response.id().to_owned();
         self.remove(&id);
         let n_bytes =
-            json_bytes(&response.response) + response.input.len() * size_of::<Arc<Value>>();
+            memory::of(&response.response) + response.input.len() * size_of::<Arc<Value>>();
         for item in &response.input {
             let shared = self
                 .shared
                 .entry(Arc::as_ptr(item).addr())
                 .or_insert_with(|| {
-                    let n_bytes = json_bytes(item);
+                    let n_bytes = memory::of(item);
                     self.n_bytes += n_bytes;
                     SharedItem {
                         n_holders: 0,
@@ -235,24 +236,6 @@ fn item_keys(response: &StoredResponse) -> Vec<String> {
             .collect::<Vec<_>>()
     };
     response.output().iter().flat_map(ids).collect()
-}
-
-fn json_bytes(value: &Value) -> usize {
-    /// Counts what is written.
-    struct Counter(usize);
-    impl std::io::Write for Counter {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 += bytes.len();
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut counter = Counter(0);
-    // A writer that only counts cannot fail.
-    let _ = serde_json::to_writer(&mut counter, value);
-    counter.0
 }
 
 /// The answer to a DELETE of a response.

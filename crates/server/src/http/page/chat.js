@@ -1,21 +1,33 @@
-// The conversation and its controls. What was said lives in this page and nowhere else.
+// The conversation and its controls. What was said is kept by this browser and nobody else.
 
-import { chat, keepKey, Refusal } from "./server.js";
-import { show } from "./markup.js";
+import { chat as ask, keepKey, Refusal } from "./server.js";
+import { copy, show } from "./markup.js";
 import { count, Status } from "./status.js";
+import { drawChats, watchChats } from "./chats.js";
+import { keepSettings, settings } from "./settings.js";
+import { explain } from "./trouble.js";
+import * as store from "./store.js";
 
 /** Distance from the end within which the page follows the reply, in pixels. */
 const FOLLOW_PX = 60;
 /** Time after which the server knows that a reply was stopped. */
 const SETTLE_MS = 400;
+/** Time between two looks at the queue. */
+const QUEUE_MS = 1000;
 
 const byId = (id) => document.getElementById(id);
 const conversation = byId("conversation");
 const message = byId("message");
 const system = byId("system");
 
-/** `{role, content}`, and of replies `reasoning`, `node` and what is known of their tokens. */
-const turns = [];
+/** Largest text file that is attached, in bytes. */
+const MAX_ATTACHED = 1 << 20;
+
+/** The conversation that is shown. Its turns are `{role, content, node}`, and of replies `reasoning`
+ * and what is known of their tokens. */
+let chat = store.current() ?? store.fresh();
+/** Files that go before the next message: `{name, text}`. */
+let attached = [];
 /** The reply that is being written, with what stops it. */
 let running = null;
 /** Whether the last reply failed for want of a key. */
@@ -27,10 +39,9 @@ const status = new Status(() => running !== null, askForKey);
 // Sending
 
 function send(text) {
-  const node = cloned("question-template");
-  node.querySelector(".text").textContent = text;
-  turns.push({ role: "user", content: text, node });
-  conversation.append(node);
+  const turn = { role: "user", content: text };
+  chat.turns.push(turn);
+  conversation.append(drawn(turn));
   byId("welcome").hidden = true;
   follows = true;
   reply();
@@ -40,21 +51,22 @@ function send(text) {
 async function reply() {
   const turn = {
     role: "assistant", content: "", reasoning: "", n_reasoning: 0, n_generated: 0,
-    usage: null, timings: null, finish: null, node: cloned("reply-template"),
+    usage: null, timings: null, finish: null, facts: "", place: null,
   };
   const body = request();
-  turns.push(turn);
-  conversation.append(turn.node);
+  const asked = chat;
+  chat.turns.push(turn);
+  conversation.append(drawn(turn));
   turn.node.setAttribute("aria-busy", "true");
-  turn.node.querySelector(".regenerate").addEventListener("click", regenerate);
-  turn.node.querySelector(".copy").addEventListener("click", () => copy(turn));
+  keep();
   const abort = new AbortController();
   running = { turn, abort };
   drawControls();
   drawSoon(turn);
   let id = null;
   try {
-    const answer = await chat(body, abort.signal);
+    const waiting = setInterval(() => watchQueue(turn), QUEUE_MS);
+    const answer = await ask(body, abort.signal).finally(() => clearInterval(waiting));
     id = answer.id;
     status.refresh();
     for await (const chunk of answer.chunks) {
@@ -73,18 +85,29 @@ async function reply() {
     running = null;
   }
   turn.node.removeAttribute("aria-busy");
+  turn.facts = facts(turn);
   draw(turn);
   drawControls();
+  keepAgain(asked);
   if (turn.finish === "stopped" && id) {
     await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
   }
   await status.refresh();
   settleCounts(turn, status.request(id));
+  keepAgain(asked);
+}
+
+/** Notes the reply's place among the requests that wait: later ones stand behind it, so it is never
+ * further back than the queue is long. */
+async function watchQueue(turn) {
+  await status.refresh();
+  turn.place = Math.min(turn.place ?? Infinity, status.waiting);
+  draw(turn);
 }
 
 /** The conversation as the server reads it. */
 function request() {
-  const messages = turns
+  const messages = chat.turns
     .filter((turn) => turn.role === "user" || turn.content || turn.reasoning)
     .map(({ role, content, reasoning }) => ({
       role,
@@ -102,6 +125,9 @@ function request() {
     return_progress: true,
     // Whatever the server is told to do for others.
     reasoning_format: "deepseek",
+    // What was thought stays, so that only what is new is computed.
+    chat_template_kwargs: { drop_thinking: false },
+    ...settings(),
     ...(effort ? { reasoning_effort: effort } : {}),
   };
 }
@@ -140,6 +166,7 @@ function settleCounts(turn, last) {
   }
   turn.n_generated = last.generated_tokens;
   turn.n_reasoning = last.reasoning_tokens;
+  turn.facts = facts(turn);
   draw(turn);
 }
 
@@ -149,7 +176,7 @@ function fail(turn, error) {
     awaitsKey = true;
   }
   const line = turn.node.querySelector(".error");
-  line.textContent = error instanceof Refusal ? error.message : `No reply: ${error.message}.`;
+  line.textContent = explain(error);
   line.hidden = false;
 }
 
@@ -158,36 +185,156 @@ function stop() {
 }
 
 function regenerate() {
-  if (running || turns.at(-1)?.role !== "assistant") {
+  if (running || chat.turns.at(-1)?.role !== "assistant") {
     return;
   }
-  turns.pop().node.remove();
+  chat.turns.pop().node.remove();
   follows = true;
   reply();
 }
 
-function newChat() {
-  stop();
-  running = null;
-  turns.length = 0;
-  awaitsKey = false;
-  conversation.replaceChildren();
-  byId("welcome").hidden = false;
+/** Puts another text in place of a message, and asks again from there. */
+function replace(turn, text) {
+  cut(chat.turns.indexOf(turn));
+  send(text);
+}
+
+/** Takes back everything from a turn on. */
+function cut(at) {
+  for (const { node } of chat.turns.splice(at)) {
+    node.remove();
+  }
+}
+
+/** Takes back a message with its reply. */
+function takeBack(turn) {
+  const at = chat.turns.indexOf(turn);
+  const n = chat.turns[at + 1]?.role === "assistant" ? 2 : 1;
+  for (const { node } of chat.turns.splice(at, n)) {
+    node.remove();
+  }
+  byId("welcome").hidden = chat.turns.length > 0;
+  keep();
   drawControls();
   message.focus();
 }
 
-async function copy(turn) {
-  const button = turn.node.querySelector(".copy");
+// Conversations
+
+/** Keeps a conversation; an empty one is forgotten. */
+function keep(which = chat) {
   try {
-    await navigator.clipboard.writeText(turn.content);
-    button.textContent = "Copied";
+    if (which.turns.length > 0) {
+      const turns = which.turns.map(({ role, content, reasoning, n_reasoning, facts: said }) =>
+        role === "user" ? { role, content } : { role, content, reasoning, n_reasoning, facts: said },
+      );
+      store.save({ ...which, system: which === chat ? system.value : which.system, turns });
+    } else {
+      store.remove(which.id);
+    }
+    store.setCurrent(chat.id);
+    notice("");
   } catch {
-    button.textContent = "Not copied";
+    notice("This browser keeps no more: export or delete conversations. What you see is lost when the page is left.");
   }
-  setTimeout(() => {
-    button.textContent = "Copy";
-  }, 1500);
+  drawChats(chat.id);
+}
+
+/** Keeps what was added to a conversation, unless it was deleted meanwhile. */
+function keepAgain(which) {
+  if (store.load(which.id)) {
+    keep(which);
+  }
+}
+
+function notice(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = text === "";
+}
+
+/** Shows a conversation in place of the one that is shown. */
+function open(other) {
+  stop();
+  running = null;
+  awaitsKey = false;
+  chat = other;
+  conversation.replaceChildren(...chat.turns.map(drawn));
+  system.value = chat.system;
+  system.hidden = chat.system === "";
+  byId("system-button").setAttribute("aria-expanded", String(!system.hidden));
+  byId("welcome").hidden = chat.turns.length > 0;
+  follows = true;
+  for (const turn of chat.turns.filter(({ role }) => role === "assistant")) {
+    draw(turn);
+  }
+  drawControls();
+  scrollTo(0, document.documentElement.scrollHeight);
+  try {
+    store.setCurrent(chat.id);
+  } catch {
+    // A reload begins anew.
+  }
+  drawChats(chat.id);
+}
+
+function newChat() {
+  open(store.fresh());
+  message.focus();
+}
+
+// Files
+
+byId("attach").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", async () => {
+  for (const file of byId("file").files) {
+    await attach(file);
+  }
+  byId("file").value = "";
+  drawAttached();
+  message.focus();
+});
+
+async function attach(file) {
+  if (file.size > MAX_ATTACHED) {
+    notice(`${file.name} has ${count(file.size, "byte")}: files of up to 1 MiB are attached.`);
+    return;
+  }
+  try {
+    const bytes = await file.arrayBuffer();
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    attached.push({ name: file.name, text });
+    notice("");
+  } catch {
+    notice(`${file.name} is no text in UTF-8: the model reads text only.`);
+  }
+}
+
+function drawAttached() {
+  byId("attached").replaceChildren(...attached.map((file) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = `${file.name} \u00d7`;
+    button.setAttribute("aria-label", `Leave out ${file.name}`);
+    button.addEventListener("click", () => {
+      attached = attached.filter((each) => each !== file);
+      drawAttached();
+    });
+    return button;
+  }));
+  byId("attached").hidden = attached.length === 0;
+}
+
+/** The files and the message as one text. */
+function withFiles(text) {
+  const files = attached.map((file) => {
+    // A fence that the text does not have.
+    const longest = Math.max(2, ...[...file.text.matchAll(/`+/g)].map(([run]) => run.length));
+    const fence = "`".repeat(longest + 1);
+    return `${file.name}:\n${fence}\n${file.text.replace(/\n$/, "")}\n${fence}`;
+  });
+  attached = [];
+  drawAttached();
+  return [...files, text].filter((part) => part.trim() !== "").join("\n\n");
 }
 
 // Keys of the server
@@ -241,6 +388,9 @@ function draw(turn) {
   part(".reasoning-label").textContent = `${reasons} for ${count(turn.n_reasoning, "token")}`;
   show(part(".text"), turn.content);
 
+  if (isRunning && turn.place > 0) {
+    part(".waiting-label").textContent = `Waiting for a slot, place ${turn.place} in the queue`;
+  }
   part(".waiting").hidden = !isRunning || hasText || hasReasoning;
   const bar = part("progress");
   bar.hidden = !turn.progress;
@@ -254,7 +404,7 @@ function draw(turn) {
   }
 
   part(".closing").hidden = isRunning;
-  part(".facts").textContent = facts(turn);
+  part(".facts").textContent = turn.facts;
   part(".copy").hidden = !hasText || !navigator.clipboard;
   if (follows) {
     scrollTo(0, document.documentElement.scrollHeight);
@@ -284,12 +434,63 @@ function facts(turn) {
 function drawControls() {
   byId("send").hidden = running !== null;
   byId("stop").hidden = running === null;
-  byId("new-chat").disabled = turns.length === 0;
-  for (const { role, node } of turns) {
+  byId("new-chat").disabled = chat.turns.length === 0;
+  for (const { role, node } of chat.turns) {
     if (role === "assistant") {
-      node.querySelector(".regenerate").hidden = node !== turns.at(-1).node || running !== null;
+      const isLast = node === chat.turns.at(-1).node;
+      node.querySelector(".regenerate").hidden = !isLast || running !== null;
+    } else {
+      node.querySelector(".actions").hidden = running !== null;
     }
   }
+}
+
+/** A turn with its node. */
+function drawn(turn) {
+  if (turn.role === "user") {
+    turn.node = cloned("question-template");
+    const part = (name) => turn.node.querySelector(name);
+    part(".text").textContent = turn.content;
+    part(".edit").addEventListener("click", () => edit(turn));
+    part(".delete").addEventListener("click", () => takeBack(turn));
+    part(".copy").addEventListener("click", (event) => copy(event.currentTarget, turn.content));
+  } else {
+    turn.node = cloned("reply-template");
+    const part = (name) => turn.node.querySelector(name);
+    part(".regenerate").addEventListener("click", regenerate);
+    part(".copy").addEventListener("click", (event) => copy(event.currentTarget, turn.content));
+  }
+  return turn.node;
+}
+
+/** Makes a message a field, until it is sent again or left as it was. */
+function edit(turn) {
+  const form = cloned("edit-template");
+  const field = form.querySelector("textarea");
+  const bubble = turn.node.querySelector(".bubble");
+  field.value = turn.content;
+  bubble.hidden = true;
+  turn.node.append(form);
+  fit(field);
+  field.focus();
+  field.addEventListener("input", () => fit(field));
+  const leave = () => {
+    form.remove();
+    bubble.hidden = false;
+  };
+  form.querySelector(".cancel").addEventListener("click", leave);
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      event.stopPropagation();
+      leave();
+    }
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (!running && field.value.trim() !== "") {
+      replace(turn, field.value);
+    }
+  });
 }
 
 function cloned(id) {
@@ -300,10 +501,10 @@ function cloned(id) {
 
 byId("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = message.value;
-  if (running || text.trim() === "") {
+  if (running || (message.value.trim() === "" && attached.length === 0)) {
     return;
   }
+  const text = withFiles(message.value);
   message.value = "";
   fit(message);
   send(text);
@@ -344,6 +545,12 @@ byId("status-button").addEventListener("click", () => showStatus(byId("status").
 wide.addEventListener("change", () => showStatus(wide.matches));
 showStatus(wide.matches);
 
+byId("settings-button").addEventListener("click", (event) => {
+  const panel = byId("settings");
+  panel.hidden = !panel.hidden;
+  event.currentTarget.setAttribute("aria-expanded", String(!panel.hidden));
+});
+
 /** Gives a field the height of its text; the style sheet has the limit. */
 function fit(field) {
   field.style.height = "auto";
@@ -358,5 +565,23 @@ addEventListener("scroll", () => {
   follows = innerHeight + scrollY >= end - FOLLOW_PX;
 });
 
+system.addEventListener("change", () => {
+  if (chat.turns.length > 0) {
+    keep();
+  }
+});
+
 byId("host").textContent = location.host;
-drawControls();
+keepSettings();
+watchChats({
+  open: (id) => open(store.load(id) ?? store.fresh()),
+  remove: (id) => {
+    store.remove(id);
+    if (id === chat.id) {
+      newChat();
+    }
+    drawChats(chat.id);
+  },
+  notice,
+});
+open(chat);

@@ -1,9 +1,17 @@
-// Text of the model as nodes: code, bold words and headings; all else stays as it was written.
-// Nodes are made from text alone, so nothing in it can become an element.
+// Text of the model as nodes: Markdown, with highlighted code. Nodes are made from text alone, so
+// nothing in it can become an element of its own choice, run, or be loaded.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^\s`]*)[^`]*$/;
-const HEADING = /^#{1,6} +(.+?) *#*$/;
-const INLINE = /(`+)(?!`)(.+?)(?<!`)\1(?!`)|\*\*(?! )([^*\n]+?)(?<! )\*\*/gs;
+import { Marked } from "./vendor/marked.js";
+import Prism from "./vendor/prism.js";
+
+/** Where a link may lead. */
+const SAFE_LINK = /^(https?:|mailto:|#)/i;
+/** Longer code is shown without colours. */
+const MAX_COLOURED = 50_000;
+const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', "#39": "'", nbsp: "\u00a0" };
+
+// Markup of other kinds is text.
+const marked = new Marked({ tokenizer: { html() {}, tag() {} } });
 
 /** What every container shows, so that only what changed is drawn again. */
 const shown = new WeakMap();
@@ -11,12 +19,12 @@ const shown = new WeakMap();
 /** Shows a text that may have grown since the last time. */
 export function show(container, text) {
   const before = shown.get(container) ?? [];
-  const after = blocks(text);
-  after.forEach((block, at) => {
-    if (before[at]?.source === block.source && before[at].kind === block.kind) {
+  const after = marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+  after.forEach((token, at) => {
+    if (before[at]?.raw === token.raw && before[at].type === token.type) {
       return;
     }
-    const node = block.kind === "code" ? code(block) : prose(block.source);
+    const node = block(token);
     if (at < container.childElementCount) {
       container.children[at].replaceWith(node);
     } else {
@@ -29,79 +37,167 @@ export function show(container, text) {
   shown.set(container, after);
 }
 
-/** Fenced code, and paragraphs between empty lines. */
-function blocks(text) {
-  const found = [];
-  let lines = [];
-  let fence = null;
-  const end = (kind, language = "") => {
-    const source = lines.join("\n");
-    if (kind === "code" || source.trim() !== "") {
-      found.push({ kind, language, source });
-    }
-    lines = [];
-  };
-  for (const line of text.split("\n")) {
-    const mark = FENCE.exec(line);
-    if (fence) {
-      const closes = mark && mark[2] === "" && mark[1].startsWith(fence.mark);
-      if (closes) {
-        end("code", fence.language);
-        fence = null;
-      } else {
-        lines.push(line);
-      }
-    } else if (mark) {
-      end("prose");
-      fence = { mark: mark[1], language: mark[2] };
-    } else if (line.trim() === "") {
-      end("prose");
-    } else {
-      lines.push(line);
-    }
+function element(name, ...children) {
+  const node = document.createElement(name);
+  node.append(...children);
+  return node;
+}
+
+function block(token) {
+  switch (token.type) {
+    case "heading":
+      // The first level is the page's own.
+      return element(`h${Math.min(token.depth + 1, 6)}`, ...inline(token.tokens));
+    case "code":
+      return code(token);
+    case "blockquote":
+      return element("blockquote", ...token.tokens.filter(isShown).map(block));
+    case "hr":
+      return element("hr");
+    case "list":
+      return list(token);
+    case "table":
+      return table(token);
+    case "paragraph":
+      return element("p", ...inline(token.tokens));
+    default:
+      return element("p", ...(token.tokens ? inline(token.tokens) : [token.raw]));
   }
-  end(fence ? "code" : "prose", fence?.language);
-  return found;
 }
 
-function code({ source, language }) {
-  const pre = document.createElement("pre");
-  const inner = document.createElement("code");
-  inner.textContent = source;
-  pre.append(inner);
-  pre.tabIndex = 0;
-  pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
-  return pre;
+function isShown(token) {
+  return token.type !== "space" && token.type !== "def";
 }
 
-function prose(source) {
-  const paragraph = document.createElement("p");
-  source.split("\n").forEach((line, at) => {
-    if (at > 0) {
-      paragraph.append("\n");
+function list(token) {
+  const node = element(token.ordered ? "ol" : "ul");
+  if (token.ordered && token.start !== 1) {
+    node.start = token.start;
+  }
+  for (const item of token.items) {
+    const row = element("li");
+    if (item.task) {
+      const box = element("input");
+      box.type = "checkbox";
+      box.disabled = true;
+      box.checked = Boolean(item.checked);
+      box.setAttribute("aria-label", item.checked ? "done" : "to do");
+      row.append(box, " ");
     }
-    const heading = HEADING.exec(line);
-    if (heading) {
-      paragraph.append(named("strong", heading[1]));
-    } else {
-      inline(paragraph, line);
+    for (const part of item.tokens.filter((each) => isShown(each) && each.type !== "checkbox")) {
+      // The text of a tight list is no paragraph.
+      row.append(...(part.type === "text" ? inline(part.tokens ?? [part]) : [block(part)]));
+    }
+    node.append(row);
+  }
+  return node;
+}
+
+function table(token) {
+  const cells = (name, row) =>
+    element("tr", ...row.map((cell) => {
+      const node = element(name, ...inline(cell.tokens));
+      node.className = cell.align ?? "";
+      return node;
+    }));
+  const body = element("table", element("thead", cells("th", token.header)));
+  body.append(element("tbody", ...token.rows.map((row) => cells("td", row))));
+  const frame = element("div", body);
+  frame.className = "table";
+  frame.tabIndex = 0;
+  frame.setAttribute("role", "region");
+  frame.setAttribute("aria-label", "Table");
+  return frame;
+}
+
+function inline(tokens) {
+  return tokens.map((token) => {
+    switch (token.type) {
+      case "strong":
+      case "em":
+      case "del":
+        return element(token.type, ...inline(token.tokens));
+      case "codespan":
+        return element("code", token.text);
+      case "br":
+        return element("br");
+      case "escape":
+        // Mathematics is text: its brackets stay as they are written.
+        return "()[]".includes(token.text) ? token.raw : token.text;
+      case "link":
+        return link(token.href, inline(token.tokens));
+      case "image":
+        // Nothing is loaded from elsewhere.
+        return link(token.href, [token.text || token.href]);
+      case "text":
+        return token.tokens ? element("span", ...inline(token.tokens)) : unescaped(token.raw);
+      default:
+        return token.raw;
     }
   });
-  return paragraph;
 }
 
-function inline(parent, line) {
-  let end = 0;
-  for (const match of line.matchAll(INLINE)) {
-    parent.append(line.slice(end, match.index));
-    parent.append(match[1] ? named("code", match[2].trim()) : named("strong", match[3]));
-    end = match.index + match[0].length;
+function unescaped(text) {
+  return text.replace(/&(amp|lt|gt|quot|#39|nbsp);/g, (_, name) => ENTITIES[name]);
+}
+
+function link(href, children) {
+  if (!SAFE_LINK.test(href)) {
+    return element("span", ...children);
   }
-  parent.append(line.slice(end));
+  const node = element("a", ...children);
+  node.href = href;
+  node.target = "_blank";
+  node.rel = "noopener noreferrer";
+  return node;
 }
 
-function named(name, text) {
-  const node = document.createElement(name);
-  node.textContent = text;
+function code({ text, lang }) {
+  const language = (lang ?? "").split(/[\s,{]/)[0].toLowerCase();
+  const inner = element("code", ...coloured(text, language));
+  const pre = element("pre", inner);
+  pre.tabIndex = 0;
+  pre.setAttribute("role", "region");
+  pre.setAttribute("aria-label", language ? `Code, ${language}` : "Code");
+  const name = element("span", language);
+  const button = element("button", "Copy code");
+  button.type = "button";
+  button.addEventListener("click", () => copy(button, text));
+  const head = element("div", name, button);
+  head.className = "code-head";
+  const frame = element("div", head, pre);
+  frame.className = "code";
+  return frame;
+}
+
+/** Copies a text, and says on the button whether it was. */
+export async function copy(button, text) {
+  const label = button.textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+    button.textContent = "Copied";
+  } catch {
+    button.textContent = "Not copied";
+  }
+  setTimeout(() => {
+    button.textContent = label;
+  }, 1500);
+}
+
+function coloured(text, language) {
+  const grammar = Object.hasOwn(Prism.languages, language) && Prism.languages[language];
+  if (!grammar || typeof grammar === "function" || text.length > MAX_COLOURED) {
+    return [text];
+  }
+  return Prism.tokenize(text, grammar).map(piece);
+}
+
+function piece(token) {
+  if (typeof token === "string") {
+    return token;
+  }
+  const content = Array.isArray(token.content) ? token.content : [token.content];
+  const node = element("span", ...content.map(piece));
+  node.className = `token ${token.type}`;
   return node;
 }

@@ -8,7 +8,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 
-/// What the document may do: run and show its own files and talk to this server. No script or
+/// What the document may do: run and show its own files, and talk to this server. No script or
 /// style stands in the document itself, nothing is sent by forms, and no other page frames it.
 const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
     img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
@@ -20,14 +20,28 @@ const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 /// Path, content type and text of every part.
-const PARTS: [(&str, &str, &str); 7] = [
+const PARTS: [(&str, &str, &str); 13] = [
     ("/", HTML, include_str!("index.html")),
     ("/page/style.css", CSS, include_str!("style.css")),
     ("/page/icon.svg", SVG, include_str!("icon.svg")),
     ("/page/chat.js", JAVASCRIPT, include_str!("chat.js")),
     ("/page/server.js", JAVASCRIPT, include_str!("server.js")),
     ("/page/status.js", JAVASCRIPT, include_str!("status.js")),
+    ("/page/chats.js", JAVASCRIPT, include_str!("chats.js")),
     ("/page/markup.js", JAVASCRIPT, include_str!("markup.js")),
+    ("/page/settings.js", JAVASCRIPT, include_str!("settings.js")),
+    ("/page/store.js", JAVASCRIPT, include_str!("store.js")),
+    ("/page/trouble.js", JAVASCRIPT, include_str!("trouble.js")),
+    (
+        "/page/vendor/marked.js",
+        JAVASCRIPT,
+        include_str!("vendor/marked.js"),
+    ),
+    (
+        "/page/vendor/prism.js",
+        JAVASCRIPT,
+        include_str!("vendor/prism.js"),
+    ),
 ];
 
 /// Whether a path is one of the page's, which holds nothing secret and asks for the key itself.

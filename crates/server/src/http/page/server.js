@@ -4,9 +4,10 @@ const KEY = "ds4-api-key";
 
 /** The server refused, in its own words. */
 export class Refusal extends Error {
-  constructor(status, message) {
+  constructor(status, message, code = null) {
     super(message);
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -24,16 +25,18 @@ export async function ask(path, options = {}) {
   }
   const response = await fetch(path, { ...options, headers, cache: "no-store" });
   if (!response.ok) {
-    throw new Refusal(response.status, await sentence(response));
+    throw await refusal(response);
   }
   return response;
 }
 
-async function sentence(response) {
+async function refusal(response) {
+  const { status } = response;
   try {
-    return (await response.json()).error.message;
+    const { message, code } = (await response.json()).error;
+    return new Refusal(status, message, code);
   } catch {
-    return `The server answered with status ${response.status}.`;
+    return new Refusal(status, `The server answered with status ${status}.`);
   }
 }
 
@@ -55,7 +58,7 @@ async function* chunks(body) {
     }
     const chunk = JSON.parse(data);
     if (chunk.error) {
-      throw new Refusal(0, chunk.error.message);
+      throw new Refusal(chunk.error.status ?? 0, chunk.error.message, chunk.error.code);
     }
     yield chunk;
   }

@@ -22,6 +22,7 @@ export class Status {
   #needsKey;
   #props = null;
   #slots = [];
+  #waiting = 0;
   #timer = 0;
   #round = 0;
 
@@ -43,9 +44,14 @@ export class Status {
       this.#props ??= await (await ask("props")).json();
       this.#slots = await (await ask("slots")).json();
       this.#draw(health);
+      this.#waiting = health.waiting;
       const works = health.running + health.waiting > 0 || this.#isWriting();
       next = works ? BUSY_MS : IDLE_MS;
     } catch (error) {
+      if (round !== this.#round) {
+        // It was asked with what has changed since, such as another key.
+        return;
+      }
       this.#props = null;
       if (error instanceof Refusal && error.status === 401) {
         this.#say("waiting", "key needed");
@@ -53,12 +59,18 @@ export class Status {
         return;
       }
       const loads = error instanceof Refusal && error.status === 503;
+      this.#waiting = 0;
       this.#say(loads ? "waiting" : "lost", loads ? "the model is loading" : "no answer");
       next = loads ? BUSY_MS : IDLE_MS;
     }
     if (round === this.#round) {
       this.#timer = setTimeout(() => this.refresh(), document.hidden ? HIDDEN_MS : next);
     }
+  }
+
+  /** Requests that wait for a slot. */
+  get waiting() {
+    return this.#waiting;
   }
 
   /** What the server has to say of a request that was the last in its slot, if it was. */
@@ -73,7 +85,9 @@ export class Status {
 
   #draw(health) {
     const props = this.#props;
-    byId("model-name").textContent = props.model_alias;
+    byId("served").textContent = props.model_name;
+    byId("model-name").textContent = props.model_name;
+    byId("model-alias").textContent = props.model_alias;
     byId("model-file").textContent = props.model_path;
     const context = props.default_generation_settings.n_ctx;
     byId("context").textContent = count(context, "token");

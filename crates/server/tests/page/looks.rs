@@ -1,0 +1,103 @@
+//! How the page looks: Markdown, small windows, and what axe-core finds.
+
+use ds4_server::http::ServerOptions;
+use serde_json::{Value, json};
+
+use crate::browser::Browser;
+use crate::script::Behaviour;
+use crate::web::Web;
+
+const RICH: &str = "</think># Title\n\nSome **bold** and *thin* `code`, a [link](http://127.0.0.1:9/x) \
+    and a [trap](javascript:alert(1)). Maths: \\(x_1\\).\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n\
+    - one\n- two\n  1. three\n\n> quoted\n\n```rust\nfn main() { println!(\"hi\"); }\n```\n";
+
+async fn rich() -> (Web, Option<Browser>) {
+    let web = Web::start(Behaviour::default(), ServerOptions::default(), [RICH]).await;
+    let browser = Browser::open(web.address);
+    if let Some(browser) = &browser {
+        browser.send("show me");
+        browser.wait_for_reply(1);
+    }
+    (web, browser)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn markdown_is_laid_out_and_code_is_coloured_and_copied() {
+    let (_web, Some(browser)) = rich().await else {
+        return;
+    };
+    for (css, text) in [
+        (".reply h2", "Title"),
+        (".reply strong", "bold"),
+        (".reply em", "thin"),
+        (".reply p > code", "code"),
+        (".reply th.right", "b"),
+        (".reply td", "2"),
+        (".reply .text > ul > li > ol > li", "three"),
+        (".reply blockquote p", "quoted"),
+        (".reply pre .keyword", "fn"),
+        (".reply .code-head span", "rust"),
+    ] {
+        assert_eq!(browser.text(css), text, "{css}");
+    }
+    assert!(browser.text(".reply .text > p").contains("\\(x_1\\)"));
+    let links = "return [...document.querySelectorAll('.reply a')].map((a) => [a.href, a.rel])";
+    let expected = json!([["http://127.0.0.1:9/x", "noopener noreferrer"]]);
+    assert_eq!(browser.run(links), expected);
+    browser.run(
+        "Object.defineProperty(navigator, 'clipboard', \
+           {value: {writeText: async (text) => { window.copied = text; }}})",
+    );
+    browser.click(".code-head button");
+    browser.wait("document.querySelector('.code-head button').textContent === 'Copied'");
+    assert_eq!(
+        browser.run("return window.copied"),
+        "fn main() { println!(\"hi\"); }"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_of_320_pixels_shows_the_models_name_and_a_button_that_sends() {
+    let (_web, Some(browser)) = rich().await else {
+        return;
+    };
+    browser.look(320, 568, "light");
+    browser.wait("document.getElementById('served').textContent === 'Scripted'");
+    let within = "const inSight = (id) => { \
+            const box = document.getElementById(id).getBoundingClientRect(); \
+            return box.width > 20 && box.left >= 0 && box.right <= 320 \
+                && box.top >= 0 && box.bottom <= 568; }; \
+        return [inSight('served'), inSight('send'), inSight('message'), \
+                document.documentElement.scrollWidth <= 320]";
+    assert_eq!(browser.run(within), json!([true, true, true, true]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn axe_core_finds_nothing_serious() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let axe = format!("{root}/target/axe-core/package/axe.min.js");
+    let Ok(axe) = std::fs::read_to_string(&axe) else {
+        eprintln!("not tested: .ci/axe-core gets axe-core first");
+        return;
+    };
+    let (_web, Some(browser)) = rich().await else {
+        return;
+    };
+    browser.click("#chats-button");
+    browser.click("#settings-button");
+    browser.click("#system-button");
+    browser.run(&axe);
+    for (width, height) in [(1280, 800), (320, 568)] {
+        for scheme in ["light", "dark"] {
+            browser.look(width, height, scheme);
+            let found = browser.run_async(
+                "const done = arguments[0]; axe.run().then((found) => done( \
+                   found.violations.map((v) => [v.impact, v.id, v.nodes[0].html])))",
+            );
+            let found = found.as_array().expect("a list");
+            let is_serious = |v: &&Value| v[0] == "serious" || v[0] == "critical";
+            let serious: Vec<&Value> = found.iter().filter(is_serious).collect();
+            assert!(serious.is_empty(), "{width} {scheme}: {serious:#?}");
+        }
+    }
+}
