@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -398,6 +399,8 @@ static void experts() {
         for (int path = 0; path < 3; path++) { // few, wgmma, many
             bool few = path == 0;
             const char* names[3] = {"few", "wgmma", "many"};
+            clock_t started = clock();
+            printf("(%s, %u rows at %.1f s)\n", names[path], n, (double)started / CLOCKS_PER_SEC);
             if (timing ? (few ? n > 512 : path == 1 ? n < 512 : n != 2048) : n != 32) continue;
             u32 tokens = few ? 16 : 64, max_tiles = std::min(256u, 6 * n) + 6 * n / tokens;
             Experts p = {dslot.p, dids.p, dw.p, x.p, gates.p, downs.p, lists.p, counts.p, tiles.p, hidden.p, part.p, shared.p, y.p, n, tokens, 10.0f, 0, xf.p, codes.p, x_scale.p, sums.p, hidden_scale.p};
@@ -431,12 +434,12 @@ static void experts() {
                 const signed char* at = (const signed char*)hh.data() + q * 4096 + c / 256 * 512 + c % 256 / 32 * 64 + c % 16 / 4 * 16 + c % 32 / 16 * 4 + c % 4;
                 return (128.0 * at[0] + at[8]) * hidden_scale.row(q * 8 + c / 256, 1)[0];
             };
-            for (u32 q = 0; q < n * 6 && seen < 12; q++) if (ids[q] == 7 && slot[q / 6] != PAD_SLOT) {
+            for (u32 q = 0; q < n * 6 && seen < 3; q++) if (ids[q] == 7 && slot[q / 6] != PAD_SLOT) {
                 seen++;
                 std::vector<double> hv(2048);
                 for (u32 k = 0; k < 2048; k++) hv[k] = few ? 0 : hidden_at(q, k);
                 if (few) { auto sc = hidden_scale.row((size_t)q * 8, 8); for (u32 k = 0; k < 2048; k++) { const signed char* at = (const signed char*)hh.data() + (size_t)q * 4096 + k / 256 * 512 + k % 256 / 32 * 64 + k % 16 / 4 * 16 + k % 32 / 16 * 4 + k % 4; hv[k] = (128.0 * at[0] + at[8]) * sc[k / 256]; } }
-                for (int i = 0; i < 40; i++) {
+                for (int i = 0; i < 12; i++) {
                     u32 o = rng() % 2048;
                     double g = 0, u = 0;
                     for (u32 k = 0; k < 4096; k++) { double v = half_value(hx[(size_t)(q / 6) * 4096 + order1(k)]); g += v * iq2_weight(&gate[(size_t)o * 16 * 66], k); u += v * iq2_weight(&up[(size_t)o * 16 * 66], k); }
