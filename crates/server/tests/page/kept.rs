@@ -17,19 +17,16 @@ fn prompt(web: &Web, number: usize) -> String {
 }
 
 fn n_of(browser: &Browser, css: &str) -> Value {
-    browser.run(&format!(
-        "return document.querySelectorAll({css:?}).length"
-    ))
+    browser.run(&format!("return document.querySelectorAll({css:?}).length"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
-    let behaviour = Behaviour {
+    let behaviour = || Behaviour {
         context: 16_384,
         ..Behaviour::default()
     };
-    let again = behaviour.clone();
-    let mut web = Web::start(again, ServerOptions::default(), ["</think>again"]).await;
+    let mut web = Web::start(behaviour(), ServerOptions::default(), ["</think>again"]).await;
     let Some(browser) = Browser::open(web.address) else {
         return;
     };
@@ -48,7 +45,13 @@ async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
     browser.send("question 49");
     browser.wait_for_reply(50);
     let sent = prompt(&web, 0);
-    for part in ["Be brief.", "question 0", "answer 48", "thought", "question 49"] {
+    for part in [
+        "Be brief.",
+        "question 0",
+        "answer 48",
+        "thought",
+        "question 49",
+    ] {
         assert!(sent.contains(part), "{part} is not in {sent}");
     }
 
@@ -61,7 +64,7 @@ async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
 
     let address = web.address;
     let web = Web::loading_at(address, ServerOptions::default()).await;
-    web.load(behaviour, ["</think>back"]);
+    web.load(behaviour(), ["</think>back"]);
     browser.reload();
     assert_eq!(n_of(&browser, ".question"), 51);
     assert_eq!(
@@ -97,7 +100,10 @@ async fn conversations_are_listed_opened_and_deleted() {
     browser.send("go on");
     browser.wait_for_reply(2);
     let sent = prompt(&web, 2);
-    assert!(sent.contains("first talk") && !sent.contains("second"), "{sent}");
+    assert!(
+        sent.contains("first talk") && !sent.contains("second"),
+        "{sent}"
+    );
     browser.click("#chats-button");
     browser.run("document.querySelector('.chat:last-child .chat-delete').scrollIntoView()");
     browser.click(".chat:last-child .chat-delete");
@@ -126,7 +132,10 @@ async fn a_message_is_edited_and_taken_back() {
     browser.wait_for_reply(1);
     assert_eq!(browser.text(".question .text"), "first better");
     let sent = prompt(&web, 2);
-    assert!(sent.contains("first better") && !sent.contains("second"), "{sent}");
+    assert!(
+        sent.contains("first better") && !sent.contains("second"),
+        "{sent}"
+    );
     browser.click(".question .delete");
     assert_eq!(n_of(&browser, "#conversation > li"), 0);
     browser.reload();
@@ -192,7 +201,10 @@ async fn a_text_file_goes_before_the_message_and_settings_go_with_it() {
     assert!(sent.contains(expected), "{sent}");
     assert_eq!(n_of(&browser, "#attached button"), 0);
     let facts = browser.text(".facts");
-    assert!(facts.contains("cut at the token limit"), "two tokens: {facts}");
+    assert!(
+        facts.contains("cut at the token limit"),
+        "two tokens: {facts}"
+    );
     browser.reload();
     let kept = "return document.getElementById('set-max-tokens').value";
     assert_eq!(browser.run(kept), "2");

@@ -565,6 +565,54 @@ fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
 }
 
 #[test]
+fn content_ends_within_its_tokens_whenever_they_are_enough_for_the_shortest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(2048);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 2048,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    // Every byte is a token: `{"a": "", "b": [0], "c": {"d": 0}}` takes 34.
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "a": {"type": "string"},
+            "b": {"type": "array", "minItems": 1, "items": {"type": "number"}},
+            "c": {"type": "object", "properties": {"d": {"type": "integer"}, "e": {}},
+                  "required": ["d"], "additionalProperties": false},
+        },
+        "required": ["a", "b", "c"],
+        "additionalProperties": false,
+    });
+    for (seed, max_tokens) in (0..).zip([45, 50, 60, 90, 130, 200]) {
+        for mode in [Mode::Chat, Mode::Thinking] {
+            let mut generation = chat(vec![Message::user("hi")]);
+            generation.thinking.mode = mode;
+            generation.sampling.seed = Some(seed);
+            generation.max_tokens = Some(max_tokens);
+            generation.schema = Some(OutputSchema {
+                schema: schema.clone(),
+                strict: true,
+                place: "schema".to_owned(),
+            });
+            let outcome = bench.outcome(generation);
+            let value: serde_json::Value = serde_json::from_str(&outcome.content)
+                .unwrap_or_else(|e| panic!("{e}: {max_tokens} {outcome:?}"));
+            assert!(value["c"]["d"].is_number(), "{value}");
+            assert!(outcome.usage.n_generated <= max_tokens, "{outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn a_model_that_talks_nonsense_still_writes_calls_that_can_be_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = speaking_model::write(folder.path());
