@@ -71,7 +71,11 @@ fn main() {
 fn report(what: &str, times: &mut [Duration]) {
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
-    println!("{what}: {:.3} ms in the median, {:.3} at p99", at(0.5), at(0.99));
+    println!(
+        "{what}: {:.3} ms in the median, {:.3} at p99",
+        at(0.5),
+        at(0.99)
+    );
 }
 
 /// A network as small as can be, with the full vocabulary.
