@@ -13,7 +13,8 @@ use ds4_model::{
 };
 
 use crate::adapter::Gpu;
-use crate::few::{Codes, FEW_ROWS, Product, SPLITS};
+use crate::attend::SPLITS;
+use crate::few::{Codes, FEW_ROWS, Product};
 use crate::kernels::{BindGroups, Bound, Specialisation};
 use crate::many::{self, ManyWorkspace};
 use crate::memory::{self, Allocation, Buffer};

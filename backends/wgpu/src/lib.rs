@@ -5,6 +5,7 @@
 //! [`Specialisation`]. Ops are recorded as a list of dispatches and encoded as one compute pass.
 
 mod adapter;
+mod attend;
 mod backend;
 mod few;
 mod kernels;

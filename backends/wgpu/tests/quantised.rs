@@ -124,3 +124,26 @@ fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
     // Measured with 8-bit activations: 0.042 on lavapipe.
     assert!(most <= 0.08, "relative error {most}");
 }
+
+/// The same in a process whose software adapter has subgroups of another size; other adapters keep
+/// theirs.
+fn at_subgroups_of(vector_bits: &str) {
+    let program = std::env::current_exe().expect("this program");
+    let test = "fast_kernels_follow_the_plain_ones_through_a_quantised_network";
+    let status = std::process::Command::new(program)
+        .args([test, "--exact", "--nocapture"])
+        .env("LP_NATIVE_VECTOR_WIDTH", vector_bits)
+        .status()
+        .expect("it runs");
+    assert!(status.success(), "with vectors of {vector_bits} bits");
+}
+
+#[test]
+fn they_do_so_with_subgroups_of_4() {
+    at_subgroups_of("128");
+}
+
+#[test]
+fn they_do_so_with_subgroups_of_16() {
+    at_subgroups_of("512");
+}
