@@ -512,3 +512,32 @@ pub(crate) fn decode_unit(n_vocab: usize) -> Unit {
         _ => unit.define("DS4_N_VOCAB", n_vocab as i64),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The launch and the kernel are written in two languages; what both must know stands in the
+    /// header.
+    #[test]
+    fn sizes_are_those_of_the_header() {
+        let header = include_str!("../kernels/decode/step.h");
+        let has = |text: String| assert!(header.contains(&text), "step.h has no `{text}`");
+        let shared = |n| shared_bytes(n) - shared_bytes(0);
+        has(format!(
+            "return {} + n_rows * {};",
+            shared_bytes(0),
+            shared(1)
+        ));
+        let of = |n, stride| workspace_bytes_of(n, stride) - workspace_bytes_of(0, 0);
+        has(format!(
+            "return {} + n_rows * {};",
+            workspace_bytes_of(0, 0),
+            of(1, 0)
+        ));
+        assert_eq!(of(1, 64) - of(1, 0), 256);
+        has(format!("#define DS4_DECODE_BLOCKS {BLOCKS}"));
+        has(format!("#define DS4_DECODE_THREADS {THREADS}"));
+        has(format!("#define DS4_PHASES_PER_LAYER {PHASES_PER_LAYER}"));
+    }
+}

@@ -213,17 +213,18 @@ impl Unit {
         self
     }
 
-    /// What its folder's sources call another source in `#include`; `None` for one that they cannot
-    /// include.
-    fn included(&self, name: &str) -> Option<String> {
+    /// What its folder's sources may call another source in `#include`: from their folder, and from
+    /// the root of all. Empty for one that they cannot include.
+    fn included(&self, name: &str) -> Vec<String> {
         let folder = self.file.rsplit_once('/').map_or("", |(folder, _)| folder);
         if name.ends_with(".cu") {
-            return None;
+            return Vec::new();
         }
         match name.rsplit_once('/') {
-            Some((other, base)) => (other == folder).then(|| base.to_owned()),
-            None if folder.is_empty() || name.starts_with("std") => Some(name.to_owned()),
-            None => Some(format!("../{name}")),
+            Some((other, base)) if other == folder => vec![base.to_owned(), name.to_owned()],
+            Some(_) => Vec::new(),
+            None if folder.is_empty() || name.starts_with("std") => vec![name.to_owned()],
+            None => vec![format!("../{name}"), name.to_owned()],
         }
     }
 
@@ -253,7 +254,7 @@ impl Unit {
         add(architecture);
         add(&self.name());
         for (name, text) in sources() {
-            if name == self.file || self.included(name).is_some() {
+            if name == self.file || !self.included(name).is_empty() {
                 add(name);
                 add(&text);
             }
@@ -505,9 +506,11 @@ fn compile(unit: &Unit, architecture: &str) -> Result<Vec<u8>, KernelError> {
     for (name, text) in sources() {
         if name == unit.file {
             main = Some(c(&text));
-        } else if let Some(name) = unit.included(name) {
-            names.push(c(&name));
-            headers.push(c(&text));
+        } else {
+            for name in unit.included(name) {
+                names.push(c(&name));
+                headers.push(c(&text));
+            }
         }
     }
     let main = main.ok_or_else(|| failed("there is no such source".to_owned()))?;
@@ -626,22 +629,17 @@ mod tests {
     fn every_include_of_a_source_is_a_source() {
         let all: Vec<_> = sources().collect();
         for (name, text) in &all {
-            let folder = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+            let of_its_folder = Unit::new(name);
             for line in text.lines().filter_map(|l| l.strip_prefix("#include ")) {
                 let included = line.trim_matches(['"', '<', '>']);
                 // The benches' stand-ins for a device, on the host only.
-                if included.starts_with("../../bench/") || included.starts_with("<") {
+                if included.starts_with("../../bench/") {
                     continue;
                 }
-                let path = match included.strip_prefix("../") {
-                    Some(above) => above.to_owned(),
-                    None if folder.is_empty() || included.starts_with("std") => included.to_owned(),
-                    None => format!("{folder}/{included}"),
+                let is_there = |(other, _): &(&str, String)| {
+                    of_its_folder.included(other).iter().any(|n| n == included)
                 };
-                assert!(
-                    all.iter().any(|(n, _)| *n == path),
-                    "{name} includes {included}"
-                );
+                assert!(all.iter().any(is_there), "{name} includes {included}");
             }
         }
     }
