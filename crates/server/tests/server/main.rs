@@ -4,6 +4,7 @@ mod bad_input;
 mod calls;
 mod connections;
 mod http;
+mod operations;
 mod protocols;
 mod replay;
 mod script;
