@@ -12,6 +12,8 @@ mod ds4;
 mod error;
 mod folders;
 mod interrupt;
+#[cfg(feature = "server")]
+mod keys;
 mod markdown_style;
 mod model;
 mod model_choice;

@@ -36,6 +36,7 @@ use crate::args::{
 };
 use crate::console::Console;
 use crate::error;
+use crate::keys;
 use crate::model::{context_within, name_of, open_engine_of, open_file, revision_of};
 use crate::model_choice::ModelChoice;
 use crate::options::EngineOptions;
@@ -257,7 +258,7 @@ fn run(args: ServerArgs) -> Result<()> {
     if let Some(without_effect) = other_names::without_effect(&args.engine) {
         console.report(&without_effect);
     }
-    let keys = keys(&args)?;
+    let keys = keys::read(&args.api_key, args.api_key_file.as_deref())?;
     let loopback = args.host.is_loopback();
     if !loopback && keys.is_empty() {
         if !args.without_key {
@@ -420,28 +421,6 @@ fn open_store(
     };
     args.store.apply(&mut options);
     Ok(Store::open(folder, options, key, layout)?)
-}
-
-fn keys(args: &ServerArgs) -> Result<Vec<String>> {
-    let mut keys = args.api_key.clone();
-    if keys.iter().any(|key| key.trim().is_empty()) {
-        bail!(
-            "--api-key is empty, as it is when a variable is not set: expected a key, or no such \
-             flag and no DS4_API_KEY"
-        );
-    }
-    if let Some(path) = &args.api_key_file {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("--api-key-file {}", path.display()))?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-        let lines = text.lines().map(str::trim);
-        let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        keys.extend(lines.map(str::to_owned));
-    }
-    if keys.is_empty() && args.api_key_file.is_some() {
-        bail!("--api-key-file holds no key: expected one on every line");
-    }
-    Ok(keys)
 }
 
 fn server_options(args: &ServerArgs, api_keys: Vec<String>) -> Result<ServerOptions> {
@@ -607,21 +586,6 @@ mod tests {
         assert!(options.nonstream_keepalive && !options.half_close_cancels);
         let quick = options.aliases["quick"].expect("a preset");
         assert_eq!((quick.mode, quick.effort), (Mode::Thinking, Effort::Low));
-    }
-
-    #[test]
-    fn an_empty_key_is_refused_and_a_file_of_keys_may_have_notes() {
-        let empty = ["ds4-server", "--api-key", ""];
-        let empty = ServerArgs::try_parse_from(empty).expect("taken");
-        let error = keys(&empty).expect_err("no key").to_string();
-        assert!(error.contains("--api-key is empty"), "{error}");
-
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), "\u{feff}one\r\n# of the others\n\n two \n").expect("text");
-        let given = args(&format!("--api-key-file {}", file.path().display()));
-        assert_eq!(keys(&given).expect("keys"), ["one", "two"]);
-        std::fs::write(file.path(), "# none\n").expect("text");
-        assert!(keys(&given).is_err());
     }
 
     #[test]
