@@ -12,8 +12,7 @@ mod ds4;
 mod error;
 mod folders;
 mod interrupt;
-#[cfg(feature = "server")]
-mod keys;
+mod kv_args;
 mod markdown_style;
 mod model;
 mod model_choice;

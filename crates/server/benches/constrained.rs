@@ -9,7 +9,7 @@
 
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ds4_engine::FinishReason;
@@ -197,7 +197,7 @@ fn main() {
         return;
     };
     let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
-    let turns = Arc::new(Mutex::new(Turns::new(0, 0)));
+    let turns = Arc::new(Turns::new(0, 0));
     let prompter = Prompter::new(
         Arc::clone(&tokenizer),
         turns,

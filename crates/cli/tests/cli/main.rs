@@ -8,6 +8,7 @@ mod chat;
 mod checkpoint;
 mod definitions;
 mod documents;
+mod eval;
 mod imatrix;
 mod inspect;
 mod kv;

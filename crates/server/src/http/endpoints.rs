@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::api::{chat, completions, messages, models, responses, utility};
 use crate::generation::{Failure, FailureKind};
 use crate::log::endpoint_name;
-use crate::worker::SlotRequest;
+use crate::worker::{Health, SlotRequest};
 
 use super::error::{HttpError, json as json_response, json_text};
 use super::generate::{self, Shape};
@@ -66,15 +66,23 @@ pub(super) async fn health(
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         return response;
     };
-    let mut body = json!({"status": "ok"});
+    let (status, code) = match ready.worker.health() {
+        Health::Well => ("ok", StatusCode::OK),
+        Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let mut body = json!({"status": status});
     if query.iter().any(|(name, _)| name == "verbose") {
         let (running, waiting) = ready.worker.load();
         body["running"] = json!(running);
         body["waiting"] = json!(waiting);
         body["slots"] = json!(ready.facts.n_slots);
         body["uptime_s"] = json!(server.started.elapsed().as_secs());
+        body["log_left_out"] = json!(ready.worker.n_left_out());
     }
-    json_response(&body)
+    let mut response = json_response(&body);
+    *response.status_mut() = code;
+    response
 }
 
 pub(super) async fn version() -> Response {
@@ -524,6 +532,8 @@ pub(super) async fn delete_response(
 
 pub(super) fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
     for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
-        (server.options.note)(&format!("{} {warning}", wire.request_id));
+        if let Some(ready) = server.ready.get() {
+            ready.worker.note(format!("{} {warning}", wire.request_id));
+        }
     }
 }

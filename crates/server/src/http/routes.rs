@@ -24,7 +24,7 @@ use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{TokenSource, Worker, WorkerOptions};
+use crate::worker::{STALLED_AFTER, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
 use super::compile::Compilations;
@@ -190,16 +190,17 @@ impl Server {
         turn_log: Option<TurnLog>,
     ) -> std::io::Result<()> {
         let turns = Turns::new(self.options.max_call_ids, DEFAULT_MAX_BYTES);
-        let turns = Arc::new(Mutex::new(match turn_log {
+        let turns = Arc::new(match turn_log {
             Some(log) => turns.with_log(log),
             None => turns,
-        }));
+        });
         let options = WorkerOptions {
             n_slots: facts.n_slots,
             max_queue: self.options.max_queue,
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            stalled_after: STALLED_AFTER,
             trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
@@ -235,6 +236,13 @@ impl Server {
             ready.worker.shut_down(self.options.shutdown_grace);
         }
         self.options.shutdown_grace
+    }
+
+    /// Waits until what happened so far is written down.
+    pub fn settle(&self) {
+        if let Some(ready) = self.ready.get() {
+            ready.worker.settle();
+        }
     }
 
     /// Waits for the worker after the connections are closed, so that the engine is free.

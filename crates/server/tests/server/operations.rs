@@ -279,6 +279,7 @@ async fn a_trace_has_everything_and_nobody_else_may_read_it() {
     web.post("/v1/chat/completions", &body).await;
     let mode = std::fs::metadata(&path).expect("a file").permissions();
     assert_eq!(mode.mode() & 0o777, 0o600);
+    web.server.settle();
     let text = std::fs::read_to_string(&path).expect("text");
     let lines: Vec<Value> = text
         .lines()
