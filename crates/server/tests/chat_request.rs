@@ -68,7 +68,11 @@ fn the_reasoning_of_earlier_turns_stays_when_the_publishers_word_for_it_says_so(
         (json!({"drop_thinking": false}), true),
     ] {
         let body = json!({"chat_template_kwargs": variables});
-        assert_eq!(good(body.clone()).generation.keeps_reasoning, expected, "{body}");
+        assert_eq!(
+            good(body.clone()).generation.keeps_reasoning,
+            expected,
+            "{body}"
+        );
     }
 }
 

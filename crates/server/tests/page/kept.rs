@@ -17,9 +17,7 @@ fn prompt(web: &Web, number: usize) -> String {
 }
 
 fn n_of(browser: &Browser, css: &str) -> Value {
-    browser.run(&format!(
-        "return document.querySelectorAll({css:?}).length"
-    ))
+    browser.run(&format!("return document.querySelectorAll({css:?}).length"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,7 +46,13 @@ async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
     browser.send("question 49");
     browser.wait_for_reply(50);
     let sent = prompt(&web, 0);
-    for part in ["Be brief.", "question 0", "answer 48", "thought", "question 49"] {
+    for part in [
+        "Be brief.",
+        "question 0",
+        "answer 48",
+        "thought",
+        "question 49",
+    ] {
         assert!(sent.contains(part), "{part} is not in {sent}");
     }
 
@@ -97,7 +101,10 @@ async fn conversations_are_listed_opened_and_deleted() {
     browser.send("go on");
     browser.wait_for_reply(2);
     let sent = prompt(&web, 2);
-    assert!(sent.contains("first talk") && !sent.contains("second"), "{sent}");
+    assert!(
+        sent.contains("first talk") && !sent.contains("second"),
+        "{sent}"
+    );
     browser.click("#chats-button");
     browser.run("document.querySelector('.chat:last-child .chat-delete').scrollIntoView()");
     browser.click(".chat:last-child .chat-delete");
@@ -126,7 +133,10 @@ async fn a_message_is_edited_and_taken_back() {
     browser.wait_for_reply(1);
     assert_eq!(browser.text(".question .text"), "first better");
     let sent = prompt(&web, 2);
-    assert!(sent.contains("first better") && !sent.contains("second"), "{sent}");
+    assert!(
+        sent.contains("first better") && !sent.contains("second"),
+        "{sent}"
+    );
     browser.click(".question .delete");
     assert_eq!(n_of(&browser, "#conversation > li"), 0);
     browser.reload();
@@ -192,7 +202,10 @@ async fn a_text_file_goes_before_the_message_and_settings_go_with_it() {
     assert!(sent.contains(expected), "{sent}");
     assert_eq!(n_of(&browser, "#attached button"), 0);
     let facts = browser.text(".facts");
-    assert!(facts.contains("cut at the token limit"), "two tokens: {facts}");
+    assert!(
+        facts.contains("cut at the token limit"),
+        "two tokens: {facts}"
+    );
     browser.reload();
     let kept = "return document.getElementById('set-max-tokens').value";
     assert_eq!(browser.run(kept), "2");

@@ -94,7 +94,10 @@ async fn a_server_with_a_key_asks_for_it_and_the_tab_alone_keeps_it() {
     browser.wait_for_reply(1);
     let error = browser.text(".error");
     assert!(error.contains("API keys"), "{error}");
-    assert!(error.starts_with("The API key is missing or wrong"), "{error}");
+    assert!(
+        error.starts_with("The API key is missing or wrong"),
+        "{error}"
+    );
     browser.type_into("#key", "wrong");
     browser.click("#key-form button");
     browser.wait("!document.getElementById('key-form').hidden");
