@@ -7,9 +7,11 @@ mod kernels;
 mod links;
 mod load;
 mod notices;
+mod tidy;
 
 const USAGE: &str = "\
 usage: cargo xtask links    check that relative links in Markdown files lead somewhere
+       cargo xtask tidy     check what ARCHITECTURE.md claims of crates, files and `unsafe`
        cargo xtask notices DIR [--target PLATFORM]
                             write the bill of materials and the licences of a release
        cargo xtask load [--clients N] [--minutes N] [--seed N] [--url URL [--pid PID]] [-- FLAGS]
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match args.next().as_deref() {
         Some("links") => links::run(),
+        Some("tidy") => tidy::run(),
         Some("notices") => match notices::run(args) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

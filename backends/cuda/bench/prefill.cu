@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -18,11 +19,11 @@
 #include "layout.cuh"
 #include "iq2_grid.cuh"
 #include "../kernels/prefill/experts.cuh"
+#include "../kernels/prefill/rounding.cuh"
 #include "../kernels/prefill/wgmma.cuh"
 namespace in_gemm {
 #include "../kernels/prefill/gemm.cu"
 }
-#define DS4_ATTEND_8_WARPS
 namespace in_attend {
 #include "../kernels/prefill/attend.cu"
 }
@@ -398,6 +399,8 @@ static void experts() {
         for (int path = 0; path < 3; path++) { // few, wgmma, many
             bool few = path == 0;
             const char* names[3] = {"few", "wgmma", "many"};
+            clock_t started = clock();
+            printf("(%s, %u rows at %.1f s)\n", names[path], n, (double)started / CLOCKS_PER_SEC);
             if (timing ? (few ? n > 512 : path == 1 ? n < 512 : n != 2048) : n != 32) continue;
             u32 tokens = few ? 16 : 64, max_tiles = std::min(256u, 6 * n) + 6 * n / tokens;
             Experts p = {dslot.p, dids.p, dw.p, x.p, gates.p, downs.p, lists.p, counts.p, tiles.p, hidden.p, part.p, shared.p, y.p, n, tokens, 10.0f, 0, xf.p, codes.p, x_scale.p, sums.p, hidden_scale.p};
@@ -431,12 +434,12 @@ static void experts() {
                 const signed char* at = (const signed char*)hh.data() + q * 4096 + c / 256 * 512 + c % 256 / 32 * 64 + c % 16 / 4 * 16 + c % 32 / 16 * 4 + c % 4;
                 return (128.0 * at[0] + at[8]) * hidden_scale.row(q * 8 + c / 256, 1)[0];
             };
-            for (u32 q = 0; q < n * 6 && seen < 12; q++) if (ids[q] == 7 && slot[q / 6] != PAD_SLOT) {
+            for (u32 q = 0; q < n * 6 && seen < 3; q++) if (ids[q] == 7 && slot[q / 6] != PAD_SLOT) {
                 seen++;
                 std::vector<double> hv(2048);
                 for (u32 k = 0; k < 2048; k++) hv[k] = few ? 0 : hidden_at(q, k);
                 if (few) { auto sc = hidden_scale.row((size_t)q * 8, 8); for (u32 k = 0; k < 2048; k++) { const signed char* at = (const signed char*)hh.data() + (size_t)q * 4096 + k / 256 * 512 + k % 256 / 32 * 64 + k % 16 / 4 * 16 + k % 32 / 16 * 4 + k % 4; hv[k] = (128.0 * at[0] + at[8]) * sc[k / 256]; } }
-                for (int i = 0; i < 40; i++) {
+                for (int i = 0; i < 12; i++) {
                     u32 o = rng() % 2048;
                     double g = 0, u = 0;
                     for (u32 k = 0; k < 4096; k++) { double v = half_value(hx[(size_t)(q / 6) * 4096 + order1(k)]); g += v * iq2_weight(&gate[(size_t)o * 16 * 66], k); u += v * iq2_weight(&up[(size_t)o * 16 * 66], k); }
@@ -473,7 +476,7 @@ static void experts() {
 
 // Attention -------------------------------------------------------------------------------------
 static void attention() {
-    allow(in_attend::attend, ATTEND_SHARED), allow(in_attend::attend_8, ATTEND_SHARED);
+    allow(in_attend::attend, ATTEND_SHARED);
     struct Case { const char* name; u32 n, from, ratio; bool selects; u32 splits, slots; double predicted; } cases[] = {
         {"window only", 2048, 6144, 0, false, 1, 1, 110}, {"HCA at 8k", 2048, 6144, 128, false, 1, 1, 150}, {"HCA at 32k", 2048, 30720, 128, false, 1, 1, 250},
         {"CSA first 2048", 2048, 0, 4, false, 1, 1, 320}, {"CSA selected at 8k", 2048, 6144, 4, true, 1, 1, 600},
@@ -494,8 +497,7 @@ static void attention() {
         for (auto& v : hs) v = uniform();
         Dev<float> sinks(hs), part((size_t)c.splits * (c.splits > 1 ? c.n : 0) * 32768), part_max((size_t)c.splits * c.n * 128);
         Attend p = {rows, q.p, kv.p, ring.p, c.ratio ? cache.p : nullptr, c.selects ? selected.p : nullptr, sinks.p, out.p, nullptr, part.p, part_max.p, n_ring, c.ratio, 512, 1, c.splits, c.n};
-        bool eight = false;
-        auto run = [&](cudaStream_t st) { if (eight) in_attend::attend_8<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); else in_attend::attend<<<dim3(c.n, c.splits), 512, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
+        auto run = [&](cudaStream_t st) { in_attend::attend<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
         run(0);
         CK(cudaGetLastError());
         auto hq = q.get(), hk = kv.get(), hr = ring.get(), hc = cache.get(), ho = out.get();
@@ -520,9 +522,6 @@ static void attention() {
         char line[80];
         snprintf(line, 80, "attend, %s", c.name);
         check(line, e.value(), 4e-3, out.guard_kept());
-        result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
-        eight = true;
-        snprintf(line, 80, "attend, %s, 8 warps", c.name);
         result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
         for (auto* d : {&q, &kv, &ring, &cache, &out}) CK(cudaFree(d->p));
         CK(cudaFree(part.p));
@@ -599,7 +598,7 @@ static void turns() {
         auto hf = fn.get();
         Turn p = {ds.p, y.p, nullptr, gates.p, streams.p, fn.p, base.p, scale.p, norm.p, part.p, x.p, xh.p, xl.p, xe.p, n, steps};
         auto mix = [&](cudaStream_t st) { in_hc::turn_mix<<<dim3((n + 15) / 16, 64 / steps), 256, 0, st>>>(p); };
-        auto pre = [&](cudaStream_t st) { in_hc::turn_pre<<<n, 256, 0, st>>>(p); };
+        auto pre = [&](cudaStream_t st) { in_hc::turn_pre<<<n, 288, 0, st>>>(p); };
         mix(0), pre(0);
         CK(cudaGetLastError());
         auto s1 = streams.get(), g1 = gates.get(), hx = x.get();

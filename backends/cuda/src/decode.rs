@@ -306,7 +306,7 @@ impl CudaBackend {
             && prefill::takes(&self.geometry)
             && self.geometry.window == 128
             && self.geometry.expert_scale == 1.5
-            && self.geometry.n_vocab % 128 == 0
+            && self.geometry.n_vocab.is_multiple_of(128)
             && runs_on(&self.context);
         self.decoder.noted = takes.then(|| Noted {
             key: *key,

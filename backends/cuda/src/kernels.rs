@@ -67,12 +67,28 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../kernels/prefill/attend.cu"),
     ),
     (
+        "prefill/compress.cu",
+        include_str!("../kernels/prefill/compress.cu"),
+    ),
+    (
         "prefill/device.cuh",
         include_str!("../kernels/prefill/device.cuh"),
     ),
     (
         "prefill/experts.cu",
         include_str!("../kernels/prefill/experts.cu"),
+    ),
+    (
+        "prefill/experts.cuh",
+        include_str!("../kernels/prefill/experts.cuh"),
+    ),
+    (
+        "prefill/experts_few.cu",
+        include_str!("../kernels/prefill/experts_few.cu"),
+    ),
+    (
+        "prefill/experts_wgmma.cu",
+        include_str!("../kernels/prefill/experts_wgmma.cu"),
     ),
     (
         "prefill/gemm.cu",
@@ -90,6 +106,10 @@ const SOURCES: &[(&str, &str)] = &[
     (
         "prefill/prefill.h",
         include_str!("../kernels/prefill/prefill.h"),
+    ),
+    (
+        "prefill/rounding.cuh",
+        include_str!("../kernels/prefill/rounding.cuh"),
     ),
     (
         "prefill/rows.cu",
@@ -252,7 +272,10 @@ pub fn flash_units() -> Vec<Unit> {
         "decode/step.cu",
         "index.cu",
         "prefill/attend.cu",
+        "prefill/compress.cu",
         "prefill/experts.cu",
+        "prefill/experts_few.cu",
+        "prefill/experts_wgmma.cu",
         "prefill/gemm.cu",
         "prefill/hc.cu",
         "prefill/index.cu",

@@ -17,8 +17,11 @@ mod error;
 pub mod kernels;
 mod load;
 mod ops;
+mod plain;
 mod prefill;
+mod steps;
 mod times;
+mod transfer;
 mod weight;
 
 pub use backend::{CudaBackend, CudaError, CudaOptions, Fast};

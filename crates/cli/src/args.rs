@@ -52,6 +52,10 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Fetch a published model file, or list them with what fits here
     Pull(PullArgs),
+    /// Measure how well a model predicts a text, how far it is from another, how it scores answers
+    Eval(EvalArgs),
+    /// Count what the columns of a model's matrices are multiplied with while it reads a text
+    Imatrix(ImatrixArgs),
     /// Make a GGUF file from the publisher's checkpoint or from another GGUF file
     Quantize(QuantizeArgs),
     /// Check a file's bytes, a model's answers, or this machine
@@ -488,6 +492,66 @@ pub(crate) struct PullArgs {
     /// Bytes that one request asks for
     #[arg(long, value_name = "KIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), default_value_t = 64 << 10, hide = true)]
     pub piece_kib: u64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ds4 eval`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The text to predict; a .json file holds token ids
+    #[arg(value_name = "TEXT")]
+    pub text: Option<PathBuf>,
+    /// Lines of JSON to score instead: {"prompt", "answer"}, or {"prompt", "choices", "answer"} with
+    /// the index of the right choice
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    pub lines: Option<PathBuf>,
+    /// Render the prompts of the lines as what a user says
+    #[arg(long, requires = "lines")]
+    pub chat: bool,
+    /// Tokens of a piece of the text, the one that begins every prompt included
+    #[arg(long, value_name = "N", value_parser = tokens, default_value_t = 512)]
+    pub chunk_tokens: usize,
+    /// Most pieces or lines [default: all]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunks: Option<usize>,
+    /// Store the likeliest tokens of every position, for --kl
+    #[arg(long, value_name = "FILE")]
+    pub save_logits: Option<PathBuf>,
+    /// Compare with what --save-logits stored of another model, quant or backend
+    #[arg(long, value_name = "FILE")]
+    pub kl: Option<PathBuf>,
+    /// Keep what is done, as CSV; the same command goes on from there
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Draw the divergence, or without --kl the negative log-likelihood, by position, as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ds4 imatrix`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ImatrixArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The text
+    #[arg(value_name = "TEXT")]
+    pub text: PathBuf,
+    /// The file to write, in llama.cpp's format; what is there of the same text goes on
+    #[arg(value_name = "OUT")]
+    pub out: PathBuf,
+    /// Tokens of a piece, the one that begins every prompt included
+    #[arg(long, value_name = "N", value_parser = tokens, default_value_t = 512)]
+    pub chunk_tokens: usize,
+    /// Most pieces that are read [default: all of the text]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub chunks: Option<usize>,
     /// One JSON document instead of text
     #[arg(long)]
     pub json: bool,

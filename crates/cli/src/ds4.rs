@@ -53,6 +53,8 @@ fn run(cli: Cli) -> Result<Answered> {
         }
         Command::Verify(args) => return commands::verify::run(&args, &console, stdout),
         Command::Quantize(args) => return commands::quantize::run(&args, &console, stdout),
+        Command::Imatrix(args) => return commands::imatrix::run(&args, &console, stdout),
+        Command::Eval(args) => return commands::eval::run(&args, &console, stdout),
         Command::Pull(args) => return commands::pull::run(&args, &console, stdout),
         Command::Bench(args) => commands::bench::run(&args, &console, stdout)?,
         Command::Kv(args) => commands::kv::run(&args.command, stdout)?,

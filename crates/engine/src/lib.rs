@@ -8,6 +8,7 @@
 //! One thread owns an engine; nothing in here locks.
 
 mod engine;
+mod importance;
 mod memory;
 mod plan;
 mod sampler;
@@ -16,6 +17,7 @@ mod slots;
 pub mod store;
 
 pub use engine::{Engine, LoadProgress, tokenizer_of};
+pub use importance::Importance;
 pub use memory::available_bytes;
 pub use plan::{BackendKind, DEFAULT_CONTEXT, OpenError, OpenOptions, Plan};
 pub use sampler::{
@@ -24,8 +26,9 @@ pub use sampler::{
 pub use scheduler::{
     Event, FinishReason, GENERATION_TOKENS, IDLE_SAVE, MAX_WAITING, MIN_ANCHOR, MIN_ANCHOR_GAIN,
     MIN_COPY_GAIN, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, MIXED_CHUNK, MIXED_TIME, PREFILL_TIME,
-    READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL, SNAPSHOT_BYTES,
-    SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, Scheduler, SchedulerOptions, SequenceId, SlotUse, Timings,
+    READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL, SAVE_RETRY,
+    SNAPSHOT_BYTES, SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, STORE_PATIENCE, Scheduler,
+    SchedulerOptions, SequenceId, SlotUse, Timings,
 };
 pub use slots::{Group, Slots};
 

@@ -25,6 +25,11 @@ pub trait Observer<B: Backend> {
     /// Called after an op was recorded, with the first buffer it writes;
     /// `None` for ops that write none or choose experts.
     fn after(&mut self, backend: &mut B, op: &'static str, out: Option<&B::Buffer>);
+
+    /// Called after an op that chose experts was recorded, before [`Observer::after`].
+    fn routed(&mut self, backend: &mut B, routes: &Routes<B::Buffer>) {
+        let _ = (backend, routes);
+    }
 }
 
 /// Hands every op to `inner`, telling `observer`. The parts of a layer
@@ -43,10 +48,17 @@ macro_rules! observe {
         $(fn $op(&mut self, rows: $rt $(, $arg: $at)*, $out: $ot) {
             self.observer.before(stringify!($op));
             self.inner.$op(rows $(, $arg)*, $out);
+            let routes: Option<&Routes<B::Buffer>> = observe!(@routes $op $out);
+            if let Some(routes) = routes {
+                self.observer.routed(&mut self.inner, routes);
+            }
             let written = observe!(@written $op $out);
             self.observer.after(&mut self.inner, stringify!($op), written);
         })*
     };
+    (@routes route_hash $out:ident) => { Some(&*$out) };
+    (@routes route_top_k $out:ident) => { Some(&*$out) };
+    (@routes $op:ident $out:ident) => { None };
     (@written route_hash $out:ident) => { Some(&$out.weights) };
     (@written route_top_k $out:ident) => { Some(&$out.weights) };
     (@written choose $out:ident) => { Some(&$out.values) };

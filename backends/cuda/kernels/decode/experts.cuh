@@ -108,7 +108,7 @@ DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, f
 template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 layer, u32 number) {
     using B = Block<R>;
     constexpr u32 ITEMS = USED * (F / 32) / W; // for each row
-    const u32 lane = k.lane, g = lane >> 2, t = lane & 3, *lut = (const u32 *)(k.sm + B::S::lut);
+    const u32 lane = k.lane, g = lane >> 2, t = lane & 3, *lut = (const u32 *)(shared_memory() + B::S::lut);
     const float *weights = k.route_weights(layer);
     u32 row = PAD, x0 = 0, x1 = 0;
     float sa = 0, sb = 0;
@@ -125,8 +125,8 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
             }
             const u8 *record = c.pair(DS4_IQ2_PAIR);
             if (i == 0 && batch == 0) k.mark(22);
-#pragma unroll 1
-            for (u32 tile = 0; tile < 4; tile++) { // gate rows 0, 16, up rows 0, 16
+#pragma unroll 2
+            for (u32 tile = DS4_EXPERIMENT(2) ? 4 : 0; tile < 4; tile++) { // gate rows 0, 16, up rows 0, 16
                 float v0 = 0, v1 = 0;
                 add_iq2(record + tile * DS4_IQ2_TILE, lut, lane, x0, x1, sa, sb, v0, v1);
                 // Over the quarters: lane t has row g + 8 (t & 1).
@@ -192,25 +192,28 @@ template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, const float *share
 #pragma unroll 1
         for (u32 i = 0; i < USED / 2; i++) {
             const u32 slot = r * USED + 2 * i + half;
+            const u8 *at = k.ws + B::X::hidden + (size_t)slot * (F * 2) + (kc * 8 + lane / 8) * 64 + (lane & 7) / 2 * 16;
             Q2kActs x;
+            Line l[2] = {load_line(at), load_line(at + 256)};
 #pragma unroll
             for (u32 n = 0; n < 2; n++) {
-                const u8 *block = k.ws + B::X::hidden + (size_t)slot * (F * 2) + (kc * 8 + 4 * n + lane / 8) * 64;
-                const Line l = poll_line(block + (lane & 7) / 2 * 16, number);
+                if (l[n].tag != number) l[n] = poll_line(at + 256 * n, number);
                 warp_sync();
-                const u32 v4 = lane & 1 ? l.hi : l.lo;
+                const u32 v4 = lane & 1 ? l[n].hi : l[n].lo;
                 int sum = dot4(v4, 0x01010101u, 0);
                 sum += (int)xor_u((u32)sum, 1);
                 sum += (int)xor_u((u32)sum, 2);
-                const float scale = bits_f(l.scale), m = scale * (float)sum;
+                const float scale = bits_f(l[n].scale), m = scale * (float)sum;
                 x.x[n] = v4;
                 x.s[n] = shfl_f(scale, 8 * t) * bits_f((127u - 2 * t) << 23); // codes of block t stand 2 t bits up
                 x.ma[n] = shfl_f(m, 8 * t), x.mb[n] = shfl_f(m, 8 * t + 4);
             }
             if (i == 0 && r == 0) k.mark(24);
             const u8 *record = c.pair(DS4_Q2K_PAIR);
-            add_q2k(record, lane, x, v[0][0], v[0][1]);
-            add_q2k(record + DS4_Q2K_TILE, lane, x, v[1][0], v[1][1]);
+            if (!DS4_EXPERIMENT(2)) {
+                add_q2k(record, lane, x, v[0][0], v[0][1]);
+                add_q2k(record + DS4_Q2K_TILE, lane, x, v[1][0], v[1][1]);
+            }
             c.pair_done();
         }
         // Over the quarters: lane t keeps row g + 8 (t & 1) of tile t / 2.

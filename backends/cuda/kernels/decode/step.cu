@@ -148,12 +148,12 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
         if (op == Q8_QUERY && k.w < 4 && k.lane % (32 / R) == 0) squares[kc * R + k.lane / (32 / R)] = part;
         b = a;
     } else {
-#pragma unroll 1
-        for (u32 i = 0; i <= (u32)two; i++) {
-            b = a;
-            a.load(from, row_bytes, kc + 16 * i, k.lane, number);
-        }
-        if (!two) b = a;
+        Line la[R], lb[R];
+        b.start(lb, from, row_bytes, kc, k.lane);
+        if (two) a.start(la, from, row_bytes, kc + 16, k.lane);
+        b.finish(lb, from, row_bytes, kc, k.lane, number);
+        a = b;
+        if (two) a.finish(la, from, row_bytes, kc + 16, k.lane, number);
     }
     k.mark(2 * phase_of(op));
     float v = 0;
@@ -167,7 +167,8 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
             s.clear();
 #pragma unroll 1
             for (u32 j = 0; j <= (u32)two; j++) {
-                s.add_q8(c.pair(DS4_Q8_RECORD), b, k.lane);
+                const u8 *record = c.pair(DS4_Q8_RECORD);
+                if (!DS4_EXPERIMENT(2)) s.add_q8(record, b, k.lane);
                 c.pair_done();
                 if (two) {
                     const Acts<R> t = a;
@@ -211,6 +212,7 @@ template <int R> DS4_DEV void float_op(Block<R> &k, Consumer &c, const Ds4Decode
     const bool query = op == F_QUERY;
     x.load(k.ws + (query ? B::X::qr : B::X::xf + (op == F_IN ? TURN_ATTN : TURN_FFN) * R * E * 4), query ? QR * 4 : E * 4,
            (query ? k.w & 3 : k.w) * 256 + k.lane * 8, query ? l.q_a_norm : nullptr, number);
+    k.mark(op == F_IN ? 29 : op == F_ROUTER ? 30 : 31);
     float *red = k.partials(); // [16 warps][n * R]; of a query warp w has row w / 4 of a slot, column block w % 4
     float_rows<R>(c, n, x, red + k.w * n * R);
     consumer_sync();
@@ -247,22 +249,25 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
         const u32 layer = i >> 1, ffn = i & 1, first = 1 + DS4_PHASES_PER_LAYER * layer, number = k.number(layer);
         const bool last = layer == s.n_layers;
         if (first + (ffn ? DOWN : OUT_B) < s.first) {
-            csa += !ffn && s.layers[layer].kind == DS4_CSA;
+            csa += !ffn && s.layers[layer].kind == DS4_CSA; // of a launch of some phases only
             continue;
         }
         if ((first >= s.end && i) || (last && !s.head)) break;
-        const Ds4DecodeLayer &l = s.layers[last ? 0 : layer];
-        const Ds4DecodeCache &cache = s.caches[last ? 0 : layer];
+        const Ds4DecodeLayer &l = k.weights(layer);
+        const Ds4DecodeCache &cache = k.caches(layer);
         const u32 kind = (u32)l.kind, tag = last ? k.epoch : number, turn = last ? TURN_HEAD : ffn;
         const bool selects = kind == DS4_CSA && s.selects;
         if (!last && !ffn) csa += kind == DS4_CSA;
 #ifdef DS4_STAMPS
         k.layer = layer;
 #endif
-        const void *fn = last ? s.head_fn : ffn ? l.fn_ffn : l.fn_attn;
+        // Of the next turn, and of the next layer: fetched early.
+        const bool to_head = ffn && layer + 1 == s.n_layers;
+        const void *fn = to_head || last ? s.head_fn : ffn ? s.layers[layer + 1].fn_attn : l.fn_ffn;
+        const u32 word = ffn && !to_head ? k.fetch_layer(layer + 1) : 0;
         float y = 0;
         if (i == 0 && k.runs(0)) {
-            mix.load(fn, N_MIX, k.b, k.w, k.lane);
+            mix.load(l.fn_attn, N_MIX, k.b, k.w, k.lane);
             consumer_sync();
             mix_out(k, mix, N_MIX, TURN_ATTN, tag);
         }
@@ -273,12 +278,11 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
         const u32 end = last ? Q8_HEAD : ffn ? DOWN_OP : Q8_OUT_B;
         bool went = false;
 #pragma unroll 1
-        for (u32 op = last ? Q8_HEAD : ffn ? F_ROUTER : Q8_IN; op <= end; op++) {
+        for (u32 op = last ? Q8_HEAD : ffn ? F_ROUTER : Q8_IN; op <= end; op = op == Q8_QUERY && !selects ? (u32)ATTEND_OP : op + 1) {
             const u32 phase = phase_of(op);
             if (!k.runs(last ? head + 1 : first + phase)) continue;
             if (op == Q8_OUT_B || op == DOWN_OP) { // what the next turn's products need, fetched ahead
-                const bool to_head = ffn && layer + 1 == s.n_layers;
-                mix.load(to_head ? s.head_fn : ffn ? s.layers[layer + 1].fn_attn : l.fn_ffn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
+                mix.load(fn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
                 went = true;
             }
             if (op == Q8_IN || op == Q8_QUERY || op == Q8_OUT_A || op == Q8_OUT_B || op == Q8_SHARED || op == Q8_DOWN || op == Q8_HEAD)
@@ -294,8 +298,8 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
             else if (op == DOWN_OP) y = down(k, c, shared, tag);
             k.mark(2 * phase + 1);
         }
+        if (ffn && !to_head) k.keep_layer(layer + 1, word);
         if (went) {
-            const bool to_head = ffn && layer + 1 == s.n_layers;
             turn_out(k, y, turn, tag, mix, to_head ? HC : N_MIX, to_head ? TURN_HEAD : ffn ^ 1, to_head ? k.epoch : number + ffn);
         }
     }
@@ -331,11 +335,8 @@ template <int R> DS4_DEV void serve(Block<R> &k) {
 }
 
 #ifdef DS4_EMULATE
-static u8 *dynamic_shared() { return simt::smem(); }
 static const u32 IQ2_GRID[256] = DS4_IQ2_GRID;
 #else
-extern __shared__ __align__(128) u8 dynamic_shared_memory[];
-DS4_DEV u8 *dynamic_shared() { return dynamic_shared_memory; }
 __constant__ u32 IQ2_GRID[256] = DS4_IQ2_GRID;
 #endif
 
@@ -343,26 +344,30 @@ template <int R> DS4_DEV void step(const Ds4Step &s) {
     using S = Shared<R>;
     Block<R> k;
     k.s = &s;
-    k.sm = dynamic_shared();
     k.ws = (u8 *)s.workspace;
     k.b = block_x(), k.tid = tid_x(), k.w = k.tid >> 5, k.lane = k.tid & 31, k.flip = 0;
     k.epoch = *(const u32 *)s.workspace;
-    const u32 bars = smem_addr(k.sm + S::bars);
-    const Ring ring = {smem_addr(k.sm + S::ring), bars, bars + SLOTS * 8, k.sm + S::ring};
     if (k.tid < SLOTS) {
-        mbar_init(ring.full + 8 * k.tid, 1);
-        mbar_init(ring.empty + 8 * k.tid, 16);
+        mbar_init(full_bar(k.tid), 1);
+        mbar_init(empty_bar(k.tid), 16);
         mbar_init_fence();
     }
-    fill_grid((u32 *)(k.sm + S::lut), k.tid, DS4_DECODE_THREADS, IQ2_GRID);
+    if (k.tid < R) {
+        const u32 slot = s.rows.slot[k.tid], pad = slot == PAD;
+        u32 *row = (u32 *)(shared_memory() + S::rows) + k.tid * 4;
+        row[0] = slot, row[1] = pad ? 0 : s.rows.position[k.tid], row[2] = pad ? 0 : s.rows.base[k.tid], row[3] = pad ? 0 : slot;
+    }
+    const u32 first = s.first ? (s.first - 1) / DS4_PHASES_PER_LAYER : 0;
+    if (first < s.n_layers && k.tid < 128) k.keep_layer(first, k.fetch_layer(first));
+    fill_grid((u32 *)(shared_memory() + S::lut), k.tid, DS4_DECODE_THREADS, IQ2_GRID);
     block_sync();
     if (k.b >= W) {
         if (k.w < 16) serve(k);
     } else if (k.w >= 16) {
-        Producer p = {ring, 0, 0, k.w - 16, k.lane, s.in_flight < SLOTS / PRODUCERS ? s.in_flight : SLOTS / PRODUCERS, stream_policy()};
+        Producer p = {0, 0, k.w - 16, k.lane, s.in_flight < SLOTS / PRODUCERS ? s.in_flight : SLOTS / PRODUCERS, stream_policy()};
         produce(k, p);
     } else {
-        Consumer c = {ring, 0, k.w, k.lane};
+        Consumer c = {0, k.w, k.lane};
         work(k, c);
     }
 }

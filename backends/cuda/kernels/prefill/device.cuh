@@ -117,6 +117,8 @@ template <bool SIGNED> inline void imma_emulated(int* c, u32 a0, u32 a1, u32 a2,
 }
 inline void mma_s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { imma_emulated<true>(c, a0, a1, a2, a3, b0, b1); }
 inline void mma_u8s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { imma_emulated<false>(c, a0, a1, a2, a3, b0, b1); }
+inline void mma_s8_new(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { c[0] = c[1] = c[2] = c[3] = 0; mma_s8(c, a0, a1, a2, a3, b0, b1); }
+inline void mma_u8s8_new(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) { c[0] = c[1] = c[2] = c[3] = 0; mma_u8s8(c, a0, a1, a2, a3, b0, b1); }
 inline float exp2_fast(float x) { return std::exp2(x); }
 inline void bar_named(int id, int n) { emulate::meet(emulate::named[id], n); }
 inline uint4 load_streamed(const void* p) { uint4 v; memcpy(&v, p, 16); return v; }
@@ -180,6 +182,15 @@ __device__ __forceinline__ void mma_s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u
 __device__ __forceinline__ void mma_u8s8(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// The same, starting from zero.
+__device__ __forceinline__ void mma_s8_new(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
+}
+__device__ __forceinline__ void mma_u8s8_new(int* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%10,%10,%10};"
+        : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1), "r"(0));
 }
 __device__ __forceinline__ float exp2_fast(float x) { float r; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x)); return r; }
 /// A barrier of `n` threads of the block, by number (1 to 15).

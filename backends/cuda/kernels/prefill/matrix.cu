@@ -170,7 +170,7 @@ template <bool Q8, int R, int T> __device__ __forceinline__ void skinny(const Sk
 
 #define SKINNY(R, T) \
     extern "C" __global__ void __launch_bounds__(256, 2) skinny_q8_##R##_##T(const __grid_constant__ Skinny p) { skinny<true, R, T>(p); } \
-    extern "C" __global__ void __launch_bounds__(256, 2) skinny_f16_##R##_##T(const __grid_constant__ Skinny p) { skinny<false, R, T>(p); }
+    extern "C" __global__ void __launch_bounds__(256, R == 64 ? 1 : 2) skinny_f16_##R##_##T(const __grid_constant__ Skinny p) { skinny<false, R, T>(p); }
 SKINNY(16, 1)
 SKINNY(16, 2)
 SKINNY(32, 1)

@@ -107,7 +107,11 @@ pub(crate) fn likeliest(row: &[f32]) -> usize {
     best
 }
 
-fn read_ids(path: &Path) -> Result<Vec<u32>> {
+/// The token ids in a file.
+///
+/// # Errors
+/// It cannot be read or holds something else.
+pub(crate) fn read_ids(path: &Path) -> Result<Vec<u32>> {
     let text = read_text_file(path)?;
     parse_ids(&text).with_context(|| path.display().to_string())
 }

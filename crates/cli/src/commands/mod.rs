@@ -3,6 +3,8 @@
 pub(crate) mod ask;
 pub(crate) mod bench;
 pub(crate) mod definitions;
+pub(crate) mod eval;
+pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod kv;
 pub(crate) mod logits;

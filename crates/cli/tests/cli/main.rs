@@ -8,6 +8,8 @@ mod chat;
 mod checkpoint;
 mod definitions;
 mod documents;
+mod eval;
+mod imatrix;
 mod inspect;
 mod kv;
 mod logits;

@@ -25,7 +25,7 @@ use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
+use crate::worker::{Health, STALLED_AFTER, SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
 use super::compile::Compilations;
@@ -192,16 +192,17 @@ impl Server {
         turn_log: Option<TurnLog>,
     ) -> std::io::Result<()> {
         let turns = Turns::new(self.options.max_call_ids, DEFAULT_MAX_BYTES);
-        let turns = Arc::new(Mutex::new(match turn_log {
+        let turns = Arc::new(match turn_log {
             Some(log) => turns.with_log(log),
             None => turns,
-        }));
+        });
         let options = WorkerOptions {
             n_slots: facts.n_slots,
             max_queue: self.options.max_queue,
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            stalled_after: STALLED_AFTER,
             trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
@@ -232,6 +233,13 @@ impl Server {
             ready.worker.shut_down(self.options.shutdown_grace);
         }
         self.options.shutdown_grace
+    }
+
+    /// Waits until what happened so far is written down.
+    pub fn settle(&self) {
+        if let Some(ready) = self.ready.get() {
+            ready.worker.settle();
+        }
     }
 
     /// Waits for the worker after the connections are closed, so that the engine is free.
@@ -473,15 +481,23 @@ async fn health(
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         return response;
     };
-    let mut body = json!({"status": "ok"});
+    let (status, code) = match ready.worker.health() {
+        Health::Well => ("ok", StatusCode::OK),
+        Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let mut body = json!({"status": status});
     if query.iter().any(|(name, _)| name == "verbose") {
         let (running, waiting) = ready.worker.load();
         body["running"] = json!(running);
         body["waiting"] = json!(waiting);
         body["slots"] = json!(ready.facts.n_slots);
         body["uptime_s"] = json!(server.started.elapsed().as_secs());
+        body["log_left_out"] = json!(ready.worker.n_left_out());
     }
-    json_response(&body)
+    let mut response = json_response(&body);
+    *response.status_mut() = code;
+    response
 }
 
 async fn version() -> Response {
@@ -922,6 +938,8 @@ async fn delete_response(
 
 fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
     for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
-        (server.options.note)(&format!("{} {warning}", wire.request_id));
+        if let Some(ready) = server.ready.get() {
+            ready.worker.note(format!("{} {warning}", wire.request_id));
+        }
     }
 }

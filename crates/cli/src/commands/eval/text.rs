@@ -1,0 +1,364 @@
+//! Predicting a text: negative log-likelihood, and divergence from another model.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use ds4_engine::{Batch, Engine, Outputs};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::distance::{Kept, Store};
+use super::{go_on, log_probabilities, plot};
+use crate::args::EvalArgs;
+use crate::commands::logits::read_ids;
+use crate::console::Console;
+use crate::model::{name_of, open_engine, open_tokenizer};
+use crate::options::EngineOptions;
+use crate::prompt_input::read_text_file;
+use crate::sums::write_whole;
+use crate::units;
+
+/// Rows of a step, each with all its logits.
+const STEP_ROWS: usize = 128;
+/// Parts of a piece whose values are kept apart, for the picture.
+const N_PARTS: usize = 32;
+
+/// What a piece, or a part of one, came to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    n: usize,
+    nll: f64,
+    kl: f64,
+    agrees: usize,
+}
+
+impl Sums {
+    fn add(&mut self, other: &Sums) {
+        self.n += other.n;
+        self.nll += other.nll;
+        self.kl += other.kl;
+        self.agrees += other.agrees;
+    }
+}
+
+/// Runs the evaluation.
+///
+/// # Errors
+/// The text, the model or a file of an earlier run cannot be used; Ctrl+C.
+pub(super) fn run(
+    path: &Path,
+    args: &EvalArgs,
+    console: &Console,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let options = EngineOptions::new(&args.engine)?;
+    let (pieces, text) = pieces(path, args, &options)?;
+    let mut engine = open_engine(&options, console, |open| {
+        open.context = Some(args.chunk_tokens);
+        open.chunk = Some(STEP_ROWS.min(args.chunk_tokens));
+        open.max_outputs = Some(STEP_ROWS.min(args.chunk_tokens));
+    })?;
+    let n_vocab = engine.geometry().n_vocab;
+    let setting = format!(
+        "# ds4 eval 1, text {text:016x}, model {}, kl {}",
+        name_of(&options.model).display(),
+        args.kl
+            .as_ref()
+            .map_or("none".to_owned(), |p| p.display().to_string())
+    );
+    let mut table = Table::open(args.out.as_deref(), &setting)?;
+    let per_piece = (args.chunk_tokens - 1) as u64;
+    let n_done = table.rows.len().min(pieces.len());
+    let mut saved = match &args.save_logits {
+        Some(path) => {
+            let n_positions = n_done as u64 * per_piece;
+            Some(Store::create(path, n_vocab, text, n_positions)?)
+        }
+        None => None,
+    };
+    let mut stored = match &args.kl {
+        Some(path) => Some(Store::open(path, n_vocab, text)?),
+        None => None,
+    };
+    for (i, piece) in pieces.iter().enumerate().skip(n_done) {
+        console.progress(&format!("{i} of {}", units::plural(pieces.len(), "piece")));
+        let first = i as u64 * per_piece;
+        let parts = score(&mut engine, piece, first, n_vocab, &mut stored, &mut saved)?;
+        if let Some(saved) = &mut saved {
+            saved.flush()?;
+        }
+        table.put(parts)?;
+    }
+    console.end_progress();
+    report(
+        args,
+        &name_of(&options.model),
+        &table.rows[..pieces.len()],
+        per_piece,
+        n_done,
+        out,
+    )
+}
+
+/// The text in pieces, each beginning as every prompt does; and a number for the whole text and the
+/// length of its pieces.
+fn pieces(path: &Path, args: &EvalArgs, options: &EngineOptions) -> Result<(Vec<Vec<u32>>, u64)> {
+    let is_ids = path.extension().is_some_and(|e| e == "json");
+    let (tokens, bos) = if is_ids {
+        (read_ids(path)?, None)
+    } else {
+        let tokenizer = open_tokenizer(&options.model)?;
+        let tokens = tokenizer.encode_ordinary(&read_text_file(path)?);
+        (tokens, Some(tokenizer.protocol().bos))
+    };
+    if args.chunk_tokens < 2 {
+        bail!("--chunk-tokens 1: nothing is predicted in a piece of one token");
+    }
+    let numbers = std::iter::once(args.chunk_tokens as u32).chain(tokens.iter().copied());
+    let bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
+    let text = xxh3_64(&bytes);
+    let n_text = args.chunk_tokens - usize::from(bos.is_some());
+    let mut pieces: Vec<Vec<u32>> = tokens
+        .chunks_exact(n_text)
+        .map(|chunk| bos.into_iter().chain(chunk.iter().copied()).collect())
+        .collect();
+    if pieces.is_empty() {
+        bail!(
+            "{} has {}, expected at least one piece of {n_text}: give a longer text or a smaller \
+             --chunk-tokens",
+            path.display(),
+            units::plural(tokens.len(), "token")
+        );
+    }
+    pieces.truncate(args.chunks.unwrap_or(usize::MAX));
+    Ok((pieces, text))
+}
+
+/// Reads a piece, and scores every token but the first.
+fn score(
+    engine: &mut Engine,
+    piece: &[u32],
+    first: u64,
+    n_vocab: usize,
+    stored: &mut Option<Store>,
+    saved: &mut Option<Store>,
+) -> Result<Vec<Sums>> {
+    engine.clear(0);
+    let mut parts = vec![Sums::default(); N_PARTS];
+    let n_predicted = piece.len() - 1;
+    let mut at = 0;
+    // The last token predicts what is not there.
+    for chunk in piece[..n_predicted].chunks(STEP_ROWS) {
+        go_on()?;
+        if let Some(token) = chunk
+            .iter()
+            .chain(&piece[at + 1..at + 2])
+            .find(|t| **t as usize >= n_vocab)
+        {
+            bail!("token id {token} is not in the vocabulary of {n_vocab}");
+        }
+        let mut batch = Batch::new();
+        batch.push(0, chunk, Outputs::All);
+        let logits = engine.step(&batch)?;
+        for row in logits.chunks_exact(n_vocab) {
+            let log_p = log_probabilities(row)?;
+            let part = &mut parts[at * N_PARTS / n_predicted];
+            let next = piece[at + 1] as usize;
+            let next = log_p.get(next).with_context(|| {
+                format!("token id {next} is not in the vocabulary of {n_vocab}")
+            })?;
+            part.n += 1;
+            part.nll -= f64::from(*next);
+            if let Some(stored) = stored {
+                let distance = stored.get(first + at as u64, n_vocab)?.distance(&log_p);
+                part.kl += distance.kl;
+                part.agrees += usize::from(distance.agrees);
+            }
+            if let Some(saved) = saved {
+                saved.put(&Kept::of(&log_p))?;
+            }
+            at += 1;
+        }
+    }
+    Ok(parts)
+}
+
+/// The pieces that are done, in a file where one is wanted: a line of CSV for every part of each.
+struct Table {
+    file: Option<fs::File>,
+    rows: Vec<Vec<Sums>>,
+}
+
+const COLUMNS: &str = "piece,part,n,nll,kl,agrees";
+
+impl Table {
+    fn open(path: Option<&Path>, setting: &str) -> Result<Table> {
+        let Some(path) = path else {
+            return Ok(Table {
+                file: None,
+                rows: Vec::new(),
+            });
+        };
+        let name = || path.display().to_string();
+        let head = format!("{setting}\n{COLUMNS}\n");
+        let mut rows: Vec<Vec<Sums>> = Vec::new();
+        let mut whole = head.len() as u64;
+        if path.exists() {
+            let text = fs::read_to_string(path).with_context(name)?;
+            let Some(body) = text.strip_prefix(&head) else {
+                bail!(
+                    "{} is already there, of another text, model or comparison: delete it or name \
+                     another",
+                    path.display()
+                );
+            };
+            let mut parts = Vec::new();
+            let mut read = whole;
+            for line in body.split_inclusive('\n') {
+                read += line.len() as u64;
+                let Some(sums) = line.ends_with('\n').then(|| parse(line)).flatten() else {
+                    break;
+                };
+                parts.push(sums);
+                if parts.len() == N_PARTS {
+                    rows.push(std::mem::take(&mut parts));
+                    whole = read;
+                }
+            }
+        } else {
+            fs::write(path, &head).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        // A piece that was cut off is done again.
+        file.set_len(whole)?;
+        std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))?;
+        Ok(Table {
+            file: Some(file),
+            rows,
+        })
+    }
+
+    fn put(&mut self, parts: Vec<Sums>) -> Result<()> {
+        if let Some(file) = &mut self.file {
+            let mut text = String::new();
+            for (i, s) in parts.iter().enumerate() {
+                let piece = self.rows.len();
+                text += &format!("{piece},{i},{},{},{},{}\n", s.n, s.nll, s.kl, s.agrees);
+            }
+            file.write_all(text.as_bytes())?;
+            file.sync_data()?;
+        }
+        self.rows.push(parts);
+        Ok(())
+    }
+}
+
+fn parse(line: &str) -> Option<Sums> {
+    let fields: Vec<&str> = line.trim_end().split(',').collect();
+    let [_, _, n, nll, kl, agrees] = fields[..] else {
+        return None;
+    };
+    Some(Sums {
+        n: n.parse().ok()?,
+        nll: nll.parse().ok()?,
+        kl: kl.parse().ok()?,
+        agrees: agrees.parse().ok()?,
+    })
+}
+
+fn report(
+    args: &EvalArgs,
+    model: &Path,
+    rows: &[Vec<Sums>],
+    per_piece: u64,
+    n_kept: usize,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let mut total = Sums::default();
+    let mut parts = vec![Sums::default(); N_PARTS];
+    for row in rows {
+        for (part, sums) in parts.iter_mut().zip(row) {
+            part.add(sums);
+            total.add(sums);
+        }
+    }
+    let n = total.n.max(1) as f64;
+    let per_piece_nll: Vec<f64> = rows
+        .iter()
+        .map(|row| {
+            let mut sums = Sums::default();
+            row.iter().for_each(|s| sums.add(s));
+            sums.nll / sums.n.max(1) as f64
+        })
+        .collect();
+    let mean = total.nll / n;
+    let spread = per_piece_nll
+        .iter()
+        .map(|x| (x - mean).powi(2))
+        .sum::<f64>();
+    let error = match rows.len() {
+        0 | 1 => None,
+        k => Some((spread / (k as f64 * (k - 1) as f64)).sqrt()),
+    };
+    let compares = args.kl.is_some();
+    if let Some(path) = &args.plot {
+        let points: Vec<(f64, f64)> = parts
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| s.n > 0)
+            .map(|(i, s)| {
+                let middle = (i as f64 + 0.5) * per_piece as f64 / N_PARTS as f64;
+                (middle, if compares { s.kl } else { s.nll } / s.n as f64)
+            })
+            .collect();
+        let what = match compares {
+            true => "mean KL divergence, nats",
+            false => "mean negative log-likelihood, nats",
+        };
+        let title = model.file_name().unwrap_or_default().to_string_lossy();
+        write_whole(path, plot::svg(&title, what, &points).as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let agreement = total.agrees as f64 / n;
+    if args.json {
+        let report = json!({
+            "model": model.display().to_string(), "n_pieces": rows.len(), "n_kept": n_kept,
+            "n_tokens": total.n, "nll": mean, "nll_error": error, "perplexity": mean.exp(),
+            "kl": compares.then_some(total.kl / n),
+            "top1_agreement": compares.then_some(agreement),
+            "by_position": parts.iter().map(|s| {
+                let n = s.n.max(1) as f64;
+                json!({"n": s.n, "nll": s.nll / n, "kl": compares.then_some(s.kl / n)})
+            }).collect::<Vec<Value>>(),
+        });
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+        return Ok(());
+    }
+    writeln!(out, "{}", model.display())?;
+    writeln!(
+        out,
+        "  {} in {}",
+        units::plural(total.n, "predicted token"),
+        units::plural(rows.len(), "piece")
+    )?;
+    writeln!(
+        out,
+        "  negative log-likelihood {mean:.5}{} nats, perplexity {:.4}",
+        error.map_or(String::new(), |e| format!(" +- {e:.5}")),
+        mean.exp()
+    )?;
+    if compares {
+        writeln!(
+            out,
+            "  KL divergence {:.6} nats, the same likeliest token at {:.2} %",
+            total.kl / n,
+            100.0 * agreement
+        )?;
+    }
+    Ok(())
+}
