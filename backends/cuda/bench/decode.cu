@@ -194,7 +194,7 @@ struct Full {
         s.caches = (const Ds4DecodeCache *)p;
         s.score_stride = (n_tokens / 4 + 63) / 64 * 64;
         s.logits = (float *)take((size_t)4 * VOCAB * 4);
-        s.n_layers = n_layers, s.head = 1, s.first = 0, s.end = ds4_decode_phases(n_layers), s.in_flight = 4;
+        s.n_layers = n_layers, s.head = 1, s.first = 0, s.end = ds4_decode_phases(n_layers), s.in_flight = 2;
         CHECK(cudaDeviceSynchronize());
         printf("full size: %.2f GB on the device\n", total / 1e9), fflush(stdout);
     }
@@ -371,11 +371,26 @@ int main(int n, char **v) {
             const u32 none = 0;
             CHECK(cudaMemcpyToSymbol(ds4_experiment, &none, 4));
         }
+        const u32 usual = 1000u << 20 | 400u << 8;
+        CHECK(cudaMemcpyToSymbol(ds4_experiment, &usual, 4));
+        if (has("polls")) {
+            for (u32 worker : {300u, 400u, 600u, 800u, 1200u})
+                for (u32 flight : {2u, 3u}) {
+                    const u32 x = 1000u << 20 | worker << 8;
+                    CHECK(cudaMemcpyToSymbol(ds4_experiment, &x, 4));
+                    f.s.in_flight = flight;
+                    printf("pause of workers %u ns: ", worker), report(f, 1, 1999, 0, table);
+                    printf("pause of workers %u ns: ", worker), report(f, 1, 2103, 0, table);
+                    printf("pause of workers %u ns: ", worker), report(f, 1, 32767, 0, table);
+                }
+            CHECK(cudaMemcpyToSymbol(ds4_experiment, &usual, 4));
+            f.s.in_flight = 4;
+        }
         if (has("stamps")) for (u32 position : {1999u, 2103u, 32763u}) stamps(f, position);
 #endif
         if (has("time")) {
-        for (u32 flight : {2u, 3u, 4u, 6u, 8u}) f.s.in_flight = flight, report(f, 1, 1999, 3300, table);
-        f.s.in_flight = 4;
+        for (u32 flight : {2u, 3u, 4u}) f.s.in_flight = flight, report(f, 1, 1999, 3300, table);
+        f.s.in_flight = 2;
         report(f, 1, 2103, 3450, table);
         report(f, 1, 8191, 3500, table);
         report(f, 1, 32767, 3650, table);

@@ -167,13 +167,16 @@ pub(crate) struct OtherNames {
 /// What computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendArg {
-    /// The NVIDIA device when there is one and the model fits it, else the CPU
+    /// The NVIDIA device when there is one and the model fits it, else another GPU, else the CPU
     #[default]
     Auto,
     /// The CPU kernels
     Cpu,
     /// An NVIDIA device
     Cuda,
+    /// Any GPU, through Metal or Vulkan
+    #[value(aliases = ["metal", "vulkan"])]
+    Wgpu,
     /// The scalar meaning of every op: slow, for comparison
     Reference,
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -245,7 +246,7 @@ pub fn main() -> ExitCode {
     )) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ds4-server: {}", error::one_line(&error));
+            let _ = writeln!(io::stderr(), "ds4-server: {}", error::one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -284,12 +285,14 @@ fn run(args: ServerArgs) -> Result<()> {
     let quiet = args.verbosity.quiet;
     options.log = Arc::new(move |line| {
         if !quiet {
-            eprintln!("{line}");
+            // Nothing can be done about a stderr that does not take it.
+            let _ = writeln!(io::stderr(), "{line}");
         }
     });
     options.note = Arc::new(move |line| {
         if !quiet {
-            eprintln!("{line}");
+            // Nothing can be done about a stderr that does not take it.
+            let _ = writeln!(io::stderr(), "{line}");
         }
     });
     if let Some(path) = &args.trace {

@@ -8,6 +8,7 @@
 //! One thread owns an engine; nothing in here locks.
 
 mod engine;
+mod gpu;
 mod importance;
 mod memory;
 mod plan;

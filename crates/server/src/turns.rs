@@ -490,12 +490,12 @@ mod tests {
             ["1", "2", "3", "4"].map(|id| find(&turns, id)),
             [true, false, true, true]
         );
-        let mut small = Turns::new(100, 2 * turn("x", &[]).n_bytes());
+        let small = Turns::new(100, 2 * turn("x", &[]).n_bytes());
         for content in ["x", "y", "z"] {
             small.insert(turn(content, &[]));
         }
         assert_eq!(small.len(), 2, "bytes are limited");
-        let mut none = Turns::new(0, 1 << 20);
+        let none = Turns::new(0, 1 << 20);
         none.insert(turn("", &[("1", "{}")]));
         assert!(none.is_empty());
     }

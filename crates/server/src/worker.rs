@@ -131,6 +131,10 @@ struct Shared {
     /// When the step began that is under way.
     step: Mutex<Option<Instant>>,
     slots: Mutex<Vec<SlotView>>,
+    /// About how long a reply runs.
+    reply_ms: AtomicU64,
+    /// Requests that were told when to come again.
+    n_turned_away: AtomicU64,
     counters: Counters,
     store: Option<StoreMeter>,
 }
@@ -362,6 +366,17 @@ impl Worker {
     /// Waits until what happened so far is written down.
     pub fn settle(&self) {
         self.books.settle();
+    }
+
+    /// Seconds after which one more request is likely to find room, 1 to 60: as long as those that
+    /// run and wait will take, for one client after another up to twice that, so that not all who
+    /// were turned away come again at once.
+    pub fn retry_after_s(&self) -> u64 {
+        let (running, waiting) = self.load();
+        let rounds = (running + waiting).div_ceil(self.options.n_slots.max(1)) as u64;
+        let all_ms = self.shared.reply_ms.load(Ordering::Relaxed) * rounds / 2;
+        let turn = self.shared.n_turned_away.fetch_add(1, Ordering::Relaxed) % 8;
+        (all_ms * (8 + turn) / 8).div_ceil(1000).clamp(1, 60)
     }
 
     /// What the slots were doing after the last step.

@@ -82,7 +82,8 @@ DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, f
     const u32 g = lane >> 2;
     const uint4 i4 = *(const uint4 *)(tile + lane * 16), s4 = *(const uint4 *)(tile + DS4_IQ2_SIGNS + lane * 16);
     const u32 index[4] = {i4.x, i4.y, i4.z, i4.w}, sign[4] = {s4.x, s4.y, s4.z, s4.w};
-    const u32 *table = lut + (lane & 7);
+    const u8 *table = (const u8 *)lut; // 8 copies of every word; a lane reads copy lane % 8
+    const u32 copy = (lane & 7) * 4;
     int c[4] = {0, 0, 0, 0}, d[4] = {0, 0, 0, 0};
 #pragma unroll
     for (u32 p = 0; p < 4; p++) {
@@ -90,7 +91,8 @@ DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, f
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             const u32 flip = i == 0 ? sign[p] : i == 1 ? sign[p] << 1 : i == 2 ? sign[p] << 2 : sign[p] >> 1;
-            e[i] = table[(index[p] >> (8 * i) & 255) * 8] ^ (flip & 0x44444444u);
+            const u32 at = (i == 0 ? index[p] << 5 : index[p] >> (8 * i - 5)) & 0x1fe0u;
+            e[i] = *(const u32 *)(table + (at | copy)) ^ (flip & 0x44444444u);
         }
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
@@ -115,7 +117,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
     for (u32 batch = 0; batch < R; batch++) {
         float *red = k.partials(); // [ITEMS][16 warps][gate, up][32]
         for (u32 i = 0; i < ITEMS; i++) {
-            const u32 item = k.b * ITEMS * R + batch * ITEMS + i, r = item / (F / 32) / USED;
+            const u32 item = k.b + W * (batch * ITEMS + i), r = item / (F / 32) / USED;
             if (r != row) {
                 row = r;
                 const Line x = poll_line(k.ws + B::X::x + (TURN_FFN * R + r) * (E * 2) + (k.w * 32 + lane) * 16, number);
@@ -138,7 +140,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
         }
         consumer_sync();
         if (k.w < ITEMS) {
-            const u32 item = k.b * ITEMS * R + batch * ITEMS + k.w, slot = item / (F / 32), channel = item % (F / 32) * 32;
+            const u32 item = k.b + W * (batch * ITEMS + k.w), slot = item / (F / 32), channel = item % (F / 32) * 32;
             const float *p = red + k.w * 16 * 64 + lane;
             float gate = sum_parts(p, 64, 16), up = sum_parts(p + 32, 64, 16);
             gate = fminf(gate, l.expert_clamp), up = clamp(up, -l.expert_clamp, l.expert_clamp);

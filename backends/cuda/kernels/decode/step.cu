@@ -57,6 +57,10 @@ template <int R> DS4_DEV u32 float_row_out(u32 kind, u32 row, u32 r) { // offset
     return X::iw + (r * IHEADS + row - INDEX_DIM2) * 4;
 }
 
+// What blocks take at the same time lies together, so that memory pages are read whole: unit i of q_b (64
+// rows) of block b is number b + 128 i; of out_a block b has two pairs of tiles of its group.
+DS4_DEV u32 out_a_tile(u32 b, u32 i) { return b / SPLITS * (OUT_RANK / 16) + 2 * (b % SPLITS + SPLITS * (i >> 1)) + (i & 1); }
+
 // Tiles of the output matrix of block b.
 DS4_DEV u32 head_tile(u32 b) { return VOCAB / 16 * b / W; }
 
@@ -91,9 +95,9 @@ template <int R> DS4_DEV void produce(Block<R> &k, Producer &p) {
             size_t offset = 0;
             if (op == Q8_IN) from = (const u8 *)(b < QR / 32 ? l.q_a : l.kv), offset = (size_t)(b < QR / 32 ? b : b - QR / 32) * 2 * Q8_ROW, count = 16, runs = b < TILED;
             else if (op == F_IN) bytes = E * 2, count = 1, runs = float_row(kind, b + 1) - float_row(kind, b);
-            else if (op == Q8_QUERY) from = (const u8 *)l.q_b, offset = (size_t)b * 64 * DS4_Q8_RECORD, count = 32;
+            else if (op == Q8_QUERY) from = (const u8 *)l.q_b, runs = 4;
             else if (op == F_QUERY) from = (const u8 *)l.index_q_b, offset = (size_t)b * (IQ / W) * QR * 2, bytes = E * 2, count = 16, runs = kind == DS4_CSA && s.selects;
-            else if (op == Q8_OUT_A) from = (const u8 *)l.out_a, offset = (size_t)b * 4 * Q8_ROW, count = 32;
+            else if (op == Q8_OUT_A) from = (const u8 *)l.out_a, count = 16, runs = 2;
             else if (op == Q8_OUT_B) from = (const u8 *)l.out_b, offset = (size_t)b * 4 * Q8_ROW, count = 32;
             else if (op == F_ROUTER) from = (const u8 *)l.router, offset = (size_t)b * 2 * E * 2, bytes = E * 2, count = 2;
             else if (op == Q8_SHARED) runs = 2;
@@ -105,9 +109,11 @@ template <int R> DS4_DEV void produce(Block<R> &k, Producer &p) {
 #pragma unroll 1
             for (u32 i = 0; i < runs; i++) {
                 if (op == F_IN) from = (const u8 *)float_row_at(l, float_row(kind, b) + i);
+                else if (op == Q8_QUERY) offset = (size_t)(b + W * i) * 16 * DS4_Q8_RECORD;
+                else if (op == Q8_OUT_A) offset = (size_t)out_a_tile(b, 2 * i) * Q8_ROW;
                 else if (op == Q8_SHARED) from = (const u8 *)(i ? l.shared_up : l.shared_gate), offset = (size_t)b * Q8_ROW;
                 else if (op == GATE_UP_OP) {
-                    const u32 item = b * ITEMS * R + i;
+                    const u32 item = b + W * i;
                     from = (const u8 *)l.gate_up[ids[item / (F / 32)]], offset = (size_t)(item % (F / 32)) * 16 * DS4_IQ2_PAIR;
                 } else if (op == DOWN_OP) from = (const u8 *)l.down[ids[i]], offset = (size_t)b * 8 * DS4_Q2K_PAIR;
                 p.run(from + offset, bytes, count);
@@ -192,8 +198,8 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
                 store_one(to, stamp(v, number));
             } else if (op == Q8_QUERY) {
                 inv = rsqrt_f(((squares[r] + squares[R + r]) + (squares[2 * R + r] + squares[3 * R + r])) * (1.f / QR) + DS4_RMS_EPS);
-                store_one(k.ws + B::X::q + (r * Q + k.b * 256 + first * 64 + o) * 4, stamp(v * inv, number));
-            } else if (op == Q8_OUT_A) store_block(k.ws + B::X::u + ((size_t)r * U + k.b * 64 + first * 16 + o / 32 * 32) * 2, v, k.lane, number);
+                store_one(k.ws + B::X::q + (r * Q + (k.b + W * (first + o / 64)) * 64 + o % 64) * 4, stamp(v * inv, number));
+            } else if (op == Q8_OUT_A) store_block(k.ws + B::X::u + ((size_t)r * U + out_a_tile(k.b, first + o / 32 * 2) * 16) * 2, v, k.lane, number);
             else if (op == Q8_SHARED) { // lanes below 16 have the gate, the others up
                 const float up = clamp(xor_f(v, 16), -l.shared_clamp, l.shared_clamp), gate = fminf(v, l.shared_clamp);
                 if (o < 16) store_one(k.ws + B::X::shared + (r * F + k.b * 16 + o) * 4, stamp(gate * sigmoid(gate) * up, number));

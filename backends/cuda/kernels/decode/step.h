@@ -85,7 +85,7 @@ struct Ds4Step {
     uint32_t selects;              // 1 when some row sees more than index_top_k index rows
     uint32_t head;                 // 1: phases after the layers run
     uint32_t first, end;           // phases
-    uint32_t in_flight;            // copies in flight of each of a block's two producer warps, 1..8; 4 is best
+    uint32_t in_flight;            // copies in flight of each of a block's two producer warps, 1..8; 2 is best
 #ifdef DS4_STAMPS
     uint32_t *marks;               // [132][DS4_STAMPS] clocks, for the bench
 #endif

@@ -14,7 +14,8 @@ use ds4_engine::store::TurnLog;
 use ds4_text::{Prompt, Tokenizer};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tower::ServiceExt as _;
+use tower::{Layer as _, ServiceExt as _};
+use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
 use crate::calls::CallReader;
@@ -227,6 +228,11 @@ impl Server {
         &self.options
     }
 
+    /// Says something of a request in the log, once.
+    pub(super) fn note(&self, wire: &Wire, notice: &str) {
+        note_warnings(self, wire, &[notice.to_owned()]);
+    }
+
     /// Takes no more requests and says how long those that run may take.
     pub(super) fn shut_down(&self) -> Duration {
         if let Some(ready) = self.ready.get() {
@@ -273,8 +279,10 @@ impl Server {
                     *request.uri_mut() = uri;
                 }
                 request.extensions_mut().insert(wire.clone());
-                match confine(router.clone().oneshot(request)).await {
-                    Ok(Ok(response)) => response,
+                // The limit of a body counts what comes of it.
+                let router = RequestDecompressionLayer::new().layer(router.clone());
+                match confine(router.oneshot(request)).await {
+                    Ok(Ok(response)) => response.map(Body::new),
                     Ok(Err(never)) => match never {},
                     Err(Panicked) => {
                         HttpError::new(FailureKind::Internal, "answering failed by a bug")
@@ -303,6 +311,20 @@ impl Server {
                 "the path or the query of the address is not well-formed UTF-8",
             )
             .response(&wire);
+        }
+        if response.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE && !is_json(&response) {
+            response = HttpError::of_http(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_content_encoding",
+                "content-encoding: expected identity, gzip, deflate, br or zstd",
+            )
+            .response(&wire);
+        }
+        if matches!(response.status().as_u16(), 429 | 529)
+            && let Some(ready) = self.ready.get()
+        {
+            let seconds = HeaderValue::from(ready.worker.retry_after_s());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         let label = if response.status() == StatusCode::NOT_FOUND {
             "other"
@@ -462,7 +484,29 @@ type Call = (State<Arc<Server>>, axum::Extension<Wire>, HeaderMap);
 
 async fn not_found(wire: axum::Extension<Wire>, request: Request) -> Response {
     let path = request.uri().path();
-    HttpError::new(FailureKind::NotFound, format!("there is nothing at {path}")).response(&wire)
+    let first = path.trim_start_matches("/v1").trim_start_matches('/');
+    let what = match first.split('/').next().unwrap_or_default() {
+        "embeddings" | "embedding" => {
+            "this model makes no embeddings; ask a server of an embedding model"
+        }
+        "rerank" | "reranking" => "this model ranks nothing; ask a server of a ranking model",
+        "moderations" => "there are no moderations; ask the model itself in a chat",
+        "batches" | "files" => {
+            "there are no batches and files; send the requests one by one, as many at once as \
+             --parallel and --max-queue let in"
+        }
+        "images" | "audio" => "this model reads and writes text only",
+        "assistants" | "threads" | "conversations" => {
+            "there are no assistants and conversations; use /v1/responses with \
+             previous_response_id, or /v1/chat/completions"
+        }
+        _ => {
+            let message = format!("there is nothing at {path}");
+            return HttpError::new(FailureKind::NotFound, message).response(&wire);
+        }
+    };
+    let message = format!("there is nothing at {path}: {what}");
+    HttpError::new(FailureKind::NotFound, message).response(&wire)
 }
 
 /// Answers, or the error in the client's words.

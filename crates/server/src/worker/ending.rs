@@ -51,6 +51,10 @@ impl<S: TokenSource> Body<S> {
         let now = Instant::now();
         let started_at = started.as_ref().map_or(now, |s| s.at);
         let first_token = first_token.unwrap_or(now);
+        let ms = (now - started_at).as_millis() as u64;
+        let known = self.shared.reply_ms.load(Ordering::Relaxed);
+        let mean = if known == 0 { ms } else { (7 * known + ms) / 8 };
+        self.shared.reply_ms.store(mean, Ordering::Relaxed);
         let n_cached = started.as_ref().map_or(0, |s| s.n_cached);
         let usage = Usage {
             n_prompt: job.prompt.tokens.len(),
