@@ -10,6 +10,7 @@ compile_error!("this backend runs on little-endian machines only");
 
 mod backend;
 mod buffer;
+mod encode;
 mod kernels;
 mod memory;
 mod ops;
@@ -21,6 +22,7 @@ mod weight;
 
 pub use backend::{CpuBackend, CpuError, CpuOptions, MAX_THREADS};
 pub use buffer::Buffer;
+pub use encode::encode_row;
 pub use path::Path as SimdPath;
 pub use pool::Pool;
 pub use weight::Weight;

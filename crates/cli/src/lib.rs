@@ -10,6 +10,7 @@ mod console;
 mod conversation;
 mod ds4;
 mod error;
+mod file_args;
 mod folders;
 mod interrupt;
 mod kv_args;

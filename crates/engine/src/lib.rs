@@ -33,7 +33,7 @@ pub use scheduler::{
 };
 pub use slots::{Group, Slots};
 
-pub use ds4_cpu::SimdPath;
+pub use ds4_cpu::{SimdPath, encode_row};
 pub use ds4_model::{
     Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError,
     StoredRows, Wanted,

@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use ds4_engine::encode_row;
 use ds4_formats::GgmlType;
 use ds4_formats::gguf::{Gguf, TensorSpec, Value, Writer};
 use ds4_formats::imatrix::{Columns, Imatrix};
-use ds4_formats::quant::encode_row;
 use ds4_model::{Geometry, weights};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;

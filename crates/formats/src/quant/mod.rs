@@ -16,7 +16,9 @@ use half::f16;
 pub use activation::{ActQ8, Activation, BlockQ8K, quantize_q8, quantize_q8_k};
 pub use block::*;
 pub use dot::dot;
-pub use encode::{Encoder, encode_bf16, encode_f16, encode_q8_0, encode_row, encoder};
+pub use encode::{
+    Encoder, encode_bf16, encode_f16, encode_q8_0, encode_row, encode_row_inlined, encoder,
+};
 pub use grid::*;
 
 use crate::GgmlType;

@@ -12,6 +12,7 @@ mod body;
 mod compile;
 mod confine;
 mod connection;
+mod endpoints;
 mod error;
 mod generate;
 mod guard;

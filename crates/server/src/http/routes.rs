@@ -1,38 +1,36 @@
-//! The table of routes, and the answers that need no reply.
+//! What all connections share, and the table of routes.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use ds4_engine::store::TurnLog;
-use ds4_text::{Prompt, Tokenizer};
-use serde_json::{Value, json};
+use ds4_text::Tokenizer;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::decompression::RequestDecompressionLayer;
 
-use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
+use crate::api::{RequestContext, models, responses};
 use crate::calls::CallReader;
 use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
-use crate::log::endpoint_name;
 use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{Health, STALLED_AFTER, SlotRequest, TokenSource, Worker, WorkerOptions};
+use crate::worker::{STALLED_AFTER, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
 use super::compile::Compilations;
 use super::confine::{Panicked, confine};
-use super::error::{HttpError, json as json_response, json_text};
-use super::generate::{self, Shape};
+use super::endpoints::*;
+use super::error::HttpError;
 use super::guard::Guard;
 use super::metrics::Metrics;
 use super::notices::Notices;
@@ -57,7 +55,6 @@ const READ_HEADERS: [&str; 8] = [
     "x-session-affinity",
 ];
 
-type Answer = Result<Response, HttpError>;
 /// What the content and the calls of a reply must follow, and what of it is not enforced.
 type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
 
@@ -65,9 +62,9 @@ type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
 pub(super) struct Ready {
     pub(super) worker: Worker,
     pub(super) prompter: Prompter,
-    facts: ModelFacts,
+    pub(super) facts: ModelFacts,
     /// Names what a seed's effect depends on.
-    fingerprint: String,
+    pub(super) fingerprint: String,
     /// Made when the first schema or tool comes: it takes a while.
     schemas: OnceLock<Result<Schemas, String>>,
     pub(super) compilations: Compilations,
@@ -133,7 +130,7 @@ impl Ready {
     }
 
     /// The responses that clients may refer to.
-    fn stored(&self) -> MutexGuard<'_, responses::MemoryStore> {
+    pub(super) fn stored(&self) -> MutexGuard<'_, responses::MemoryStore> {
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         stored.expire(now_unix());
         stored
@@ -150,14 +147,14 @@ impl Ready {
 
 /// A server: what all connections share.
 pub struct Server {
-    options: ServerOptions,
-    guard: Guard,
-    bodies: BodyReader,
+    pub(super) options: ServerOptions,
+    pub(super) guard: Guard,
+    pub(super) bodies: BodyReader,
     router: OnceLock<Router>,
-    ready: OnceLock<Arc<Ready>>,
+    pub(super) ready: OnceLock<Arc<Ready>>,
     pub(super) metrics: Metrics,
-    notices: Notices,
-    started: Instant,
+    pub(super) notices: Notices,
+    pub(super) started: Instant,
     started_unix: u64,
 }
 
@@ -255,7 +252,7 @@ impl Server {
         }
     }
 
-    fn ready(&self) -> Result<Arc<Ready>, HttpError> {
+    pub(super) fn ready(&self) -> Result<Arc<Ready>, HttpError> {
         self.ready
             .get()
             .cloned()
@@ -343,7 +340,7 @@ impl Server {
         response
     }
 
-    fn card(&self, ready: &Ready) -> models::ModelCard {
+    pub(super) fn card(&self, ready: &Ready) -> models::ModelCard {
         let facts = &ready.facts;
         models::ModelCard {
             created: self.started_unix,
@@ -358,7 +355,12 @@ impl Server {
         }
     }
 
-    fn context(&self, ready: &Ready, wire: &Wire, headers: &HeaderMap) -> RequestContext {
+    pub(super) fn context(
+        &self,
+        ready: &Ready,
+        wire: &Wire,
+        headers: &HeaderMap,
+    ) -> RequestContext {
         let header = |name: &&str| {
             let value = headers.get(*name)?.to_str().ok()?;
             Some(((*name).to_owned(), value.to_owned()))
@@ -478,512 +480,4 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/cancel/{id}", post(cancel))
         .fallback(not_found)
         .with_state(server)
-}
-
-type Call = (State<Arc<Server>>, axum::Extension<Wire>, HeaderMap);
-
-async fn not_found(wire: axum::Extension<Wire>, request: Request) -> Response {
-    let path = request.uri().path();
-    let first = path.trim_start_matches("/v1").trim_start_matches('/');
-    let what = match first.split('/').next().unwrap_or_default() {
-        "embeddings" | "embedding" => {
-            "this model makes no embeddings; ask a server of an embedding model"
-        }
-        "rerank" | "reranking" => "this model ranks nothing; ask a server of a ranking model",
-        "moderations" => "there are no moderations; ask the model itself in a chat",
-        "batches" | "files" => {
-            "there are no batches and files; send the requests one by one, as many at once as \
-             --parallel and --max-queue let in"
-        }
-        "images" | "audio" => "this model reads and writes text only",
-        "assistants" | "threads" | "conversations" => {
-            "there are no assistants and conversations; use /v1/responses with \
-             previous_response_id, or /v1/chat/completions"
-        }
-        _ => {
-            let message = format!("there is nothing at {path}");
-            return HttpError::new(FailureKind::NotFound, message).response(&wire);
-        }
-    };
-    let message = format!("there is nothing at {path}: {what}");
-    HttpError::new(FailureKind::NotFound, message).response(&wire)
-}
-
-/// Answers, or the error in the client's words.
-fn in_words(answer: Answer, wire: &Wire) -> Response {
-    answer.unwrap_or_else(|error| error.response(wire))
-}
-
-async fn health(
-    State(server): State<Arc<Server>>,
-    query: Query<Vec<(String, String)>>,
-) -> Response {
-    let Some(ready) = server.ready.get() else {
-        let mut response = json_response(&json!({
-            "error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}
-        }));
-        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-        return response;
-    };
-    let (status, code) = match ready.worker.health() {
-        Health::Well => ("ok", StatusCode::OK),
-        Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
-        Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
-    };
-    let mut body = json!({"status": status});
-    if query.iter().any(|(name, _)| name == "verbose") {
-        let (running, waiting) = ready.worker.load();
-        body["running"] = json!(running);
-        body["waiting"] = json!(waiting);
-        body["slots"] = json!(ready.facts.n_slots);
-        body["uptime_s"] = json!(server.started.elapsed().as_secs());
-        body["log_left_out"] = json!(ready.worker.n_left_out());
-    }
-    let mut response = json_response(&body);
-    *response.status_mut() = code;
-    response
-}
-
-async fn version() -> Response {
-    json_response(&json!({"version": env!("CARGO_PKG_VERSION")}))
-}
-
-async fn metrics(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -> Response {
-    if !server.options.metrics {
-        return HttpError::new(FailureKind::NotFound, "metrics are off").response(&wire);
-    }
-    let answer = server.ready().map(|ready| {
-        let mut response = Response::new(Body::from(
-            server.metrics.text(&ready.worker, ready.facts.size_bytes),
-        ));
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; version=0.0.4"),
-        );
-        response
-    });
-    in_words(answer, &wire)
-}
-
-async fn props(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -> Response {
-    let answer = server.ready().map(|ready| {
-        let facts = &ready.facts;
-        json_response(&json!({
-            "default_generation_settings": {
-                "n_ctx": facts.n_context,
-                "params": {
-                    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.05,
-                    "n_predict": server.options.default_max_tokens,
-                },
-            },
-            "total_slots": facts.n_slots,
-            "model_path": facts.file_name,
-            "model_alias": server.options.model_id,
-            "model_name": facts.name,
-            "chat_template": "(rendered natively)",
-            "build_info": concat!("ds4-server ", env!("CARGO_PKG_VERSION")),
-            "is_sleeping": false,
-            "prompt_revision": format!("{:?}", server.options.prompt.revision),
-        }))
-    });
-    in_words(answer, &wire)
-}
-
-async fn slots(State(server): State<Arc<Server>>, wire: axum::Extension<Wire>) -> Response {
-    let answer = server.ready().map(|ready| {
-        let slots = ready.worker.slots().into_iter().enumerate();
-        let rows: Vec<Value> = slots
-            .map(|(id, slot)| {
-                json!({
-                    "id": id,
-                    "n_ctx": ready.facts.n_context,
-                    "is_processing": slot.request_id.is_some(),
-                    "request_id": slot.request_id,
-                    "n_past": slot.n_tokens,
-                    "cache_tokens": slot.n_tokens,
-                    "next_token": {"n_decoded": slot.n_decoded},
-                    "last_prompt": slot.last.as_ref().map_or("", |last| &last.why),
-                    "last_request": slot.last.as_ref().map(last_request),
-                })
-            })
-            .collect();
-        json_response(&Value::from(rows))
-    });
-    in_words(answer, &wire)
-}
-
-/// The story of a slot's request.
-fn last_request(last: &SlotRequest) -> Value {
-    json!({
-        "id": last.request_id,
-        "endpoint": endpoint_name(last.endpoint),
-        "client": last.client.name,
-        "session": last.client.session,
-        "prompt_tokens": last.usage.n_prompt,
-        "cached_tokens": last.usage.n_cached,
-        "cache_source": last.source,
-        "why": last.why,
-        "generated_tokens": last.usage.n_generated,
-        "reasoning_tokens": last.usage.n_reasoning,
-        "prefill_per_second": last.prefill_rate,
-        "decode_per_second": last.decode_rate,
-        "finish": last.finish,
-    })
-}
-
-async fn tokenize(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let request = body.read(|body| utility::parse_tokenize(body, &context))?;
-        let room = body.into_room();
-        let tools = Arc::clone(&ready);
-        let answer = ready.utility.run(move || {
-            let _room = room;
-            let tokenizer = tools.prompter.tokenizer();
-            let ids = token_ids(&tools, &request.source)?;
-            let bytes_of = |id| tokenizer.token_bytes(id);
-            let n_context = tools.facts.n_context;
-            Ok(utility::tokenized(&request, &ids, bytes_of, n_context))
-        });
-        Ok(json_text(answer.await?))
-    };
-    in_words(answer.await, &wire)
-}
-
-/// The tokens that `/tokenize` is asked for.
-fn token_ids(ready: &Ready, source: &utility::Source) -> Result<Vec<u32>, Failure> {
-    let tokenizer = ready.prompter.tokenizer();
-    let (text, add_special, parse_special) = match source {
-        utility::Source::Chat(generation) => return ready.prompter.encode(generation),
-        utility::Source::Text {
-            text,
-            add_special,
-            parse_special,
-        } => (text, *add_special, *parse_special),
-    };
-    let mut ids = Vec::new();
-    if add_special {
-        ids.push(tokenizer.protocol().bos);
-    }
-    if parse_special {
-        ids.extend(tokenizer.encode(text));
-    } else {
-        // What a client wrote, with nothing trusted in it.
-        let whole = 0..text.len();
-        ids.extend(tokenizer.encode_prompt(&Prompt {
-            text: text.clone(),
-            untrusted: vec![whole],
-            ..Prompt::default()
-        }));
-    }
-    Ok(ids)
-}
-
-async fn detokenize(call: Call, body: Body) -> Response {
-    let (State(server), wire, _) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let n_vocab = ready.prompter.tokenizer().n_vocab();
-        let ids = body.read(|body| utility::parse_detokenize(body, n_vocab))?;
-        let room = body.into_room();
-        let tools = Arc::clone(&ready);
-        let text = ready.utility.run(move || {
-            let _room = room;
-            let decoded = tools.prompter.tokenizer().decode(&ids);
-            decoded.map_err(|e| crate::api::invalid("tokens", e.to_string()))
-        });
-        Ok(json_response(&utility::detokenized(&text.await?)))
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn apply_template(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let generation = body.read(|body| chat::parse(body, &context))?.generation;
-        let room = body.into_room();
-        let tools = Arc::clone(&ready);
-        let answer = ready.utility.run(move || {
-            let _room = room;
-            let text = tools.prompter.text(&generation)?.text;
-            let n = tools.prompter.encode(&generation)?.len();
-            Ok(utility::applied_template(&text, n))
-        });
-        Ok(json_response(&answer.await?))
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn list_models(call: Call) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = server.ready().map(|ready| {
-        let context = server.context(&ready, &wire, &headers);
-        json_response(&models::list(&server.card(&ready), &context))
-    });
-    in_words(answer, &wire)
-}
-
-async fn one_model(call: Call, Path(name): Path<String>) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = server.ready().and_then(|ready| {
-        let context = server.context(&ready, &wire, &headers);
-        Ok(json_response(&models::one(
-            &server.card(&ready),
-            &name,
-            &context,
-        )?))
-    });
-    in_words(answer, &wire)
-}
-
-fn missing(param: &str, expected: &str) -> HttpError {
-    HttpError::from(crate::api::invalid(
-        param,
-        format!("{param} must be {expected}"),
-    ))
-}
-
-async fn post_chat(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| chat::parse(body, &context))?;
-        note_warnings(&server, &wire, &parsed.warnings);
-        let shape = Shape::Chat(Box::new(parsed.reply));
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn count_chat(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| chat::parse(body, &context))?;
-        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
-        Ok(json_response(&chat::token_count(n)))
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn post_completions(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| completions::parse(body, &context))?;
-        let shape = Shape::Completions(Box::new(parsed.reply));
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn post_messages(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| messages::parse(body, &context))?;
-        note_warnings(&server, &wire, &parsed.warnings);
-        let shape = Shape::Messages(parsed.reply);
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn count_messages(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| messages::parse(body, &context))?;
-        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
-        Ok(json_response(&messages::token_count(n)))
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn post_responses(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed =
-            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
-        note_warnings(&server, &wire, &parsed.warnings);
-        let shape = Shape::Responses {
-            shape: Box::new(parsed.reply),
-            input: parsed.store.then_some(parsed.input),
-            truncate: parsed.truncate,
-        };
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
-    };
-    in_words(answer.await, &wire)
-}
-
-async fn count_responses(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed =
-            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
-        let n =
-            generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
-        Ok(json_response(&responses::token_count(n)))
-    };
-    in_words(answer.await, &wire)
-}
-
-/// One agent tries a WebSocket first, and goes on with HTTP at once when it is told to.
-async fn no_websocket(wire: axum::Extension<Wire>, headers: HeaderMap) -> Response {
-    let (status, code) = if headers.contains_key(header::UPGRADE) {
-        (StatusCode::UPGRADE_REQUIRED, "upgrade_required")
-    } else {
-        (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed")
-    };
-    let mut response =
-        HttpError::of_http(status, code, "use POST; there are no WebSockets here").response(&wire);
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static("POST"));
-    response
-}
-
-fn no_such_response(id: &str) -> HttpError {
-    HttpError::from(Failure {
-        kind: FailureKind::NotFound,
-        message: format!("there is no stored response {id}"),
-        param: Some("response_id".to_owned()),
-    })
-}
-
-async fn get_response(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    Path(id): Path<String>,
-) -> Response {
-    let answer = server.ready().and_then(|ready| {
-        let found = responses::ResponseStore::response(&*ready.stored(), &id);
-        let found = found.ok_or_else(|| no_such_response(&id))?;
-        Ok(json_response(&found.response))
-    });
-    in_words(answer, &wire)
-}
-
-async fn get_input_items(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    Path(id): Path<String>,
-    query: Query<HashMap<String, String>>,
-) -> Response {
-    let answer = server.ready().and_then(|ready| {
-        let found = responses::ResponseStore::response(&*ready.stored(), &id);
-        let found = found.ok_or_else(|| no_such_response(&id))?;
-        let of = |name: &str| query.get(name).map(String::as_str);
-        let limit = of("limit")
-            .map(|limit| limit.parse().map_err(|_| missing("limit", "a number")))
-            .transpose()?;
-        let page = responses::input_items(&found, of("order"), of("after"), limit)?;
-        Ok(json_response(&page))
-    });
-    in_words(answer, &wire)
-}
-
-async fn cancel(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    Path(id): Path<String>,
-) -> Response {
-    let answer = server.ready().and_then(|ready| {
-        if ready.worker.cancel(&id) {
-            Ok(json_response(&json!({"id": id, "cancelled": true})))
-        } else {
-            Err(HttpError::new(
-                FailureKind::NotFound,
-                format!("no request {id} is running or waiting"),
-            ))
-        }
-    });
-    in_words(answer, &wire)
-}
-
-/// Ends the reasoning of a reply that is being streamed, as llama.cpp has it.
-async fn control(call: Call, body: Body) -> Response {
-    let (State(server), wire, _) = call;
-    let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let id = body.read(utility::parse_control)?;
-        if ready.worker.end_reasoning(&id) {
-            Ok(json_response(&json!({"id": id, "success": true})))
-        } else {
-            Err(HttpError::new(
-                FailureKind::NotFound,
-                format!("no request {id} is running or waiting"),
-            ))
-        }
-    };
-    in_words(answer.await, &wire)
-}
-
-/// A response is stored when it is complete, so one that is found has nothing left to cancel.
-async fn cancel_response(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    Path(id): Path<String>,
-) -> Response {
-    let answer = server.ready().and_then(|ready| {
-        let found = responses::ResponseStore::response(&*ready.stored(), &id);
-        found.ok_or_else(|| no_such_response(&id))?;
-        Err(HttpError::from(crate::api::invalid(
-            "response_id",
-            "response_id: this response is complete; a running one is cancelled by closing its \
-             connection, or by POST /v1/cancel/ and its x-request-id.",
-        )))
-    });
-    in_words(answer, &wire)
-}
-
-async fn delete_response(
-    State(server): State<Arc<Server>>,
-    wire: axum::Extension<Wire>,
-    Path(id): Path<String>,
-) -> Response {
-    let answer = server.ready().and_then(|ready| {
-        if ready.stored().remove(&id) {
-            Ok(json_response(&responses::deleted(&id)))
-        } else {
-            Err(no_such_response(&id))
-        }
-    });
-    in_words(answer, &wire)
-}
-
-fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
-    for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
-        if let Some(ready) = server.ready.get() {
-            ready.worker.note(format!("{} {warning}", wire.request_id));
-        }
-    }
 }

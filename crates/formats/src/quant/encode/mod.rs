@@ -47,6 +47,16 @@ fn block_weights<const LEN: usize>(weights: Option<&[f32]>, first: usize) -> [f3
 /// When `out` is not exactly the encoded length of `x`, `weights` have another length than `x`, or
 /// `ty` is I32, which encodes no weights.
 pub fn encode_row(ty: GgmlType, x: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    encode_row_inlined(ty, x, weights, out);
+}
+
+/// [`encode_row`], inlined into the caller, so that it is compiled with the caller's instructions.
+/// The bytes are the same with any.
+///
+/// # Panics
+/// As [`encode_row`].
+#[inline(always)]
+pub fn encode_row_inlined(ty: GgmlType, x: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
     check_row(ty, out, x.len());
     if let Some(weights) = weights {
         assert_eq!(weights.len(), x.len(), "a weight for every value");
@@ -76,38 +86,10 @@ pub fn encode_row(ty: GgmlType, x: &[f32], weights: Option<&[f32]>, out: &mut [u
     }
 }
 
-/// Encodes block by block, with the vector instructions that the machine has. The numbers are the
-/// same with any.
-fn blocks<const LEN: usize, B: IntoBytes + Immutable>(
-    x: &[f32],
-    weights: Option<&[f32]>,
-    out: &mut [u8],
-    encode: impl Fn(&[f32; LEN], &[f32; LEN]) -> B,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the machine has the instructions, which was asked just now.
-        unsafe { blocks_avx2(x, weights, out, encode) };
-        return;
-    }
-    blocks_here(x, weights, out, encode);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn blocks_avx2<const LEN: usize, B: IntoBytes + Immutable>(
-    x: &[f32],
-    weights: Option<&[f32]>,
-    out: &mut [u8],
-    encode: impl Fn(&[f32; LEN], &[f32; LEN]) -> B,
-) {
-    blocks_here(x, weights, out, encode);
-}
-
-/// The loop, compiled with the instructions of whoever calls it; so is every search, for they are
-/// all inlined.
+/// Encodes block by block, compiled with the instructions of whoever calls it; so is every search,
+/// for they are all inlined.
 #[inline(always)]
-fn blocks_here<const LEN: usize, B: IntoBytes + Immutable>(
+fn blocks<const LEN: usize, B: IntoBytes + Immutable>(
     x: &[f32],
     weights: Option<&[f32]>,
     out: &mut [u8],

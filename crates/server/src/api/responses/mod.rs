@@ -1,6 +1,7 @@
 //! The OpenAI Responses API: `/v1/responses` and what hangs on it.
 
 mod input;
+mod item;
 mod origin;
 mod reply;
 mod request;

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use crate::api::responses::origin::{InputText, Origin, Origins};
+use crate::api::responses::item::{Kind, OpenItem, Status, call_status, last_status};
+use crate::api::responses::origin::Origins;
 use crate::api::{Frame, Logprobs, logprobs};
-use crate::generation::{
-    Call, Failure, FailureKind, Finish, Outcome, ReplyEvent, TokenLogprob, Usage,
-};
+use crate::generation::{Failure, FailureKind, Finish, Outcome, ReplyEvent, TokenLogprob, Usage};
 
 /// A client that counts events and not bytes gets one at least this often.
 const EVENT_INTERVAL: Duration = Duration::from_secs(30);
@@ -103,7 +102,7 @@ impl ReplyShape {
     }
 
     /// The 24 hex digits of an item's id, by the item's number among the texts of the reply.
-    fn item_digits(&self, i: usize) -> String {
+    pub(super) fn item_digits(&self, i: usize) -> String {
         let digits = self.id.strip_prefix("resp_").unwrap_or(&self.id);
         let half = digits.len() / 2;
         match (digits.is_ascii(), i) {
@@ -111,175 +110,6 @@ impl ReplyShape {
             (true, 1) => digits[half..].to_owned(),
             _ => format!("{digits}{i:x}"),
         }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    InProgress,
-    Completed,
-    Incomplete,
-}
-
-impl Status {
-    fn name(self) -> &'static str {
-        match self {
-            Status::InProgress => "in_progress",
-            Status::Completed => "completed",
-            Status::Incomplete => "incomplete",
-        }
-    }
-}
-
-/// Of the text that a reply ends in.
-fn last_status(finish: &Finish) -> Status {
-    match finish {
-        Finish::Stop | Finish::StopString(_) | Finish::ToolCalls => Status::Completed,
-        Finish::Length | Finish::ContextFull | Finish::Cancelled => Status::Incomplete,
-    }
-}
-
-fn call_status(call: &Call) -> Status {
-    match call.complete {
-        true => Status::Completed,
-        false => Status::Incomplete,
-    }
-}
-
-/// An output item while its text grows.
-#[derive(Clone, Debug)]
-struct OpenItem {
-    kind: Kind,
-    id: String,
-    /// The reasoning, the content or the arguments so far.
-    text: String,
-    logprobs: Vec<Value>,
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
-    Reasoning,
-    Message,
-    Call {
-        call_id: String,
-        name: String,
-        origin: Origin,
-        /// Reads the raw input of a custom tool out of the arguments.
-        input: InputText,
-    },
-}
-
-impl OpenItem {
-    fn reasoning(shape: &ReplyShape) -> OpenItem {
-        OpenItem::new(Kind::Reasoning, format!("rs_{}", shape.item_digits(0)))
-    }
-
-    fn message(shape: &ReplyShape) -> OpenItem {
-        OpenItem::new(Kind::Message, format!("msg_{}", shape.item_digits(1)))
-    }
-
-    fn call(call_id: &str, name: &str, shape: &ReplyShape) -> OpenItem {
-        let origin = shape.origins.of(name);
-        let digits = call_id.strip_prefix("call_").unwrap_or(call_id);
-        let digits = digits
-            .get(digits.len().saturating_sub(24)..)
-            .unwrap_or(digits);
-        let id = format!("{}_{digits}", origin.item_prefix());
-        let kind = Kind::Call {
-            call_id: call_id.to_owned(),
-            name: name.to_owned(),
-            origin,
-            input: InputText::default(),
-        };
-        OpenItem::new(kind, id)
-    }
-
-    fn new(kind: Kind, id: String) -> OpenItem {
-        OpenItem {
-            kind,
-            id,
-            text: String::new(),
-            logprobs: Vec::new(),
-        }
-    }
-
-    /// Whether there is an item of this status.
-    ///
-    /// A shell's has no shape before its arguments are complete. A custom tool's raw input has no
-    /// closing bracket that would tell a whole one from half of one, so half of one is added, but
-    /// never done.
-    fn is_shown(&self, status: Status) -> bool {
-        match (&self.kind, status) {
-            (Kind::Reasoning | Kind::Message, _) | (_, Status::Completed) => true,
-            (Kind::Call { origin, .. }, Status::InProgress) => origin.streams(),
-            (Kind::Call { origin, .. }, Status::Incomplete) => {
-                origin.streams() && !origin.is_custom()
-            }
-        }
-    }
-
-    fn value(&self, shape: &ReplyShape, status: Status) -> Value {
-        let started = status != Status::InProgress;
-        match &self.kind {
-            Kind::Reasoning => self.reasoning_value(shape, status),
-            Kind::Message => {
-                let parts = match started {
-                    true => vec![self.text_part()],
-                    false => Vec::new(),
-                };
-                json!({
-                    "id": self.id,
-                    "type": "message",
-                    "role": "assistant",
-                    "status": status.name(),
-                    "content": parts,
-                })
-            }
-            Kind::Call {
-                call_id,
-                name,
-                origin,
-                ..
-            } => origin.item(&self.id, call_id, name, &self.text, status.name()),
-        }
-    }
-
-    fn reasoning_value(&self, shape: &ReplyShape, status: Status) -> Value {
-        let mut summary = Vec::new();
-        let mut content = Vec::new();
-        if status != Status::InProgress {
-            match shape.reasoning {
-                ReasoningDisplay::Summary => summary.push(self.summary_part()),
-                ReasoningDisplay::Text => content.push(self.reasoning_part()),
-                ReasoningDisplay::Hidden => {}
-            }
-        }
-        let mut item = json!({"id": self.id, "type": "reasoning", "summary": summary});
-        if shape.reasoning == ReasoningDisplay::Text {
-            item["content"] = content.into();
-        }
-        if let (Some(handle), true) = (&shape.encrypted_content, status != Status::InProgress) {
-            item["encrypted_content"] = handle.as_str().into();
-        }
-        item["status"] = status.name().into();
-        item
-    }
-
-    fn text_part(&self) -> Value {
-        json!({
-            "type": "output_text",
-            "text": self.text,
-            "annotations": [],
-            "logprobs": self.logprobs,
-        })
-    }
-
-    fn reasoning_part(&self) -> Value {
-        json!({"type": "reasoning_text", "text": self.text})
-    }
-
-    fn summary_part(&self) -> Value {
-        json!({"type": "summary_text", "text": self.text})
     }
 }
 
