@@ -15,7 +15,7 @@ use ds4_model::operands::*;
 use ds4_model::weights::{HyperConnection, Requirement};
 use ds4_model::{Backend, Geometry, RopeTable, RowsImage, SessionShape};
 
-/// Number of a buffer in [`Memory`].
+/// Number of a buffer, or of the numbers of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handle(usize);
 

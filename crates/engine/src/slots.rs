@@ -1,25 +1,4 @@
-//! The contract between a loaded model and whoever runs it: slots that hold tokens,
-//! and steps that append to them.
-//!
-//! # The contract
-//!
-//! A slot holds tokens, from none up to its capacity, and what the network remembers of
-//! them. [`Slots::launch`] starts a step that appends a batch's tokens to their slots;
-//! [`Slots::wait`] ends it and fetches what its outputs wanted: [`Slots::output`] has it,
-//! and [`Slots::read_logits`] the whole row, until the next step is launched. Between the
-//! two nothing else is called but what only asks ([`Slots::tokens`], [`Slots::shape`]).
-//! A step that fails empties its own slots and no others.
-//!
-//! A slot can be emptied ([`Slots::clear`]), cut back by a few tokens ([`Slots::rewind`],
-//! down to [`Slots::rewind_floor`]) or to a place of which a [`Frontier`] was taken
-//! ([`Slots::frontier`], [`Slots::frontier_at`], [`Slots::restore`]), and copied
-//! ([`Slots::fork`], [`Slots::fork_at`]; [`Slots::carry`] takes a frontier along). Its rows
-//! can be read ([`Slots::read_groups`]), and all of it can leave and come back
-//! ([`Slots::export`], [`Slots::import`]), on another device too.
-//!
-//! [`Slots::reopen`] gives all slots up and takes others. [`Slots::check_integrity`] says
-//! whether what the host believes fits together; it costs little and is asked when nothing
-//! runs.
+//! Slots: the contract, and its one implementation.
 
 use std::ops::Range;
 
@@ -32,7 +11,26 @@ use ds4_model::{
 /// Rows of a layer: its number, their kind, and which of them.
 pub type Group = (usize, RowKind, Range<usize>);
 
-/// Slots of a loaded model; see the [module](self).
+/// The contract between a loaded model and whoever runs it: slots that hold tokens, and
+/// steps that append to them.
+///
+/// A slot holds tokens, from none up to its capacity, and what the network remembers of
+/// them. [`Slots::launch`] starts a step that appends a batch's tokens to their slots;
+/// [`Slots::wait`] ends it and fetches what its outputs wanted: [`Slots::output`] has it,
+/// and [`Slots::read_logits`] the whole row, until the next step is launched. Between the
+/// two nothing else is called but what only asks ([`Slots::tokens`], [`Slots::shape`]).
+/// A step that fails empties its own slots and no others.
+///
+/// A slot can be emptied ([`Slots::clear`]), cut back by a few tokens ([`Slots::rewind`],
+/// down to [`Slots::rewind_floor`]) or to a place of which a [`Frontier`] was taken
+/// ([`Slots::frontier`], [`Slots::frontier_at`], [`Slots::restore`]), and copied
+/// ([`Slots::fork`], [`Slots::fork_at`]; [`Slots::carry`] takes a frontier along). Its rows
+/// can be read ([`Slots::read_groups`]), and all of it can leave and come back
+/// ([`Slots::export`], [`Slots::import`]), on another device too.
+///
+/// [`Slots::reopen`] gives all slots up and takes others. [`Slots::check_integrity`] says
+/// whether what the host believes fits together; it costs little and is asked when nothing
+/// runs.
 pub trait Slots: Send {
     /// Sizes of the session.
     fn shape(&self) -> &SessionShape;

@@ -96,7 +96,7 @@ pub struct SlotRequest {
     pub client: Client,
     /// Tokens of its prompt, of those in the slot when it began, and where they came from.
     pub usage: Usage,
-    /// Where they came from, as in [`Timings::cache_source`].
+    /// Where they came from, as in [`Timings::cache_source`](crate::generation::Timings::cache_source).
     pub source: &'static str,
     /// Why the rest was not cached.
     pub why: String,

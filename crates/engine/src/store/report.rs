@@ -50,7 +50,7 @@ pub struct Candidate {
 pub struct SaveOptions<'a> {
     /// Why; [`Reason::Block`] stores completed blocks only.
     pub reason: Reason,
-    /// Texts that the tokens stand for, at most [`MAX_TEXT_KEYS`].
+    /// Texts that the tokens stand for, at most [`MAX_TEXT_KEYS`](super::MAX_TEXT_KEYS).
     pub text_keys: &'a [TextKey],
     /// Wait for room in the queue instead of giving up.
     pub wait: bool,
@@ -80,7 +80,7 @@ pub enum PointSaved {
     Known,
     /// Only blocks were asked for.
     NotAsked,
-    /// The state is shorter than [`StoreOptions::min_tokens`].
+    /// The state is shorter than [`StoreOptions::min_tokens`](super::StoreOptions::min_tokens).
     TooShort,
     /// It would take more than the whole budget.
     TooLarge,
@@ -95,7 +95,7 @@ pub enum PointSaved {
 /// Something the log should say once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// Writing stopped for [`PAUSE`].
+    /// Writing stopped for [`PAUSE`](super::PAUSE).
     Paused {
         /// The error.
         why: String,
