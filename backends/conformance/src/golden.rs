@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use ds4_formats::gguf::Gguf;
 use npyz::NpyFile;
 
+use crate::fixtures::Random;
+
 /// A model, a prompt and the logits after every token of it.
 pub struct Golden {
     /// Name for messages.
@@ -64,6 +66,23 @@ pub fn committed() -> Vec<Golden> {
             logits: read_npy(&dir.join("logits.npy")),
         })
         .collect()
+}
+
+/// The small trained model of the program, quantised as large ones are, with a prompt of
+/// any tokens and no logits: for what must hold whatever they are.
+pub fn built_in() -> Golden {
+    let path = project_root().join("models/ds4-small-q8_0.gguf");
+    let gguf = Gguf::open(&path).expect("the built-in model opens");
+    let n_vocab = gguf.spec("token_embd.weight").expect("an embedding").ne[1];
+    let mut random = Random(11);
+    Golden {
+        name: "the built-in model".to_owned(),
+        gguf,
+        tokens: (0..150)
+            .map(|_| random.below(n_vocab as usize) as u32)
+            .collect(),
+        logits: Vec::new(),
+    }
 }
 
 /// The model of the shared data folder with the publisher's logits, unpacked to

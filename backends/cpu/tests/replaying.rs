@@ -32,6 +32,12 @@ fn recorded_networks_obey_every_property() {
     }
 }
 
+/// Quantised weights, and activations that are quantised for them.
+#[test]
+fn the_built_in_model_obeys_every_property() {
+    network::every_property(&recorder, &golden::built_in(), 0.0);
+}
+
 #[test]
 fn candidates_are_the_largest_logits() {
     for golden in golden::committed() {

@@ -13,9 +13,15 @@
         if (err_ != cudaSuccess) { printf("CUDA: %s at line %d\n", cudaGetErrorString(err_), __LINE__); fflush(stdout); exit(1); } \
     } while (0)
 
+#ifdef DS4_ONLY_ONE_ROW
+constexpr int MOST_ROWS = 1;
+static void *kernel(int) { return (void *)ds4_decode_step_r1; }
+#else
+constexpr int MOST_ROWS = 4;
 static void *kernel(int r) { return r == 1 ? (void *)ds4_decode_step_r1 : r == 2 ? (void *)ds4_decode_step_r2 : (void *)ds4_decode_step_r4; }
+#endif
 static void prepare() {
-    for (int r : {1, 2, 4}) CHECK(cudaFuncSetAttribute(kernel(r), cudaFuncAttributeMaxDynamicSharedMemorySize, ds4_decode_smem(r)));
+    for (int r = 1; r <= MOST_ROWS; r *= 2) CHECK(cudaFuncSetAttribute(kernel(r), cudaFuncAttributeMaxDynamicSharedMemorySize, ds4_decode_smem(r)));
 }
 static void launch(int r, Ds4Step s, cudaStream_t stream) {
     void *args[] = {&s};
@@ -188,7 +194,7 @@ struct Full {
         s.caches = (const Ds4DecodeCache *)p;
         s.score_stride = (n_tokens / 4 + 63) / 64 * 64;
         s.logits = (float *)take((size_t)4 * VOCAB * 4);
-        s.n_layers = n_layers, s.head = 1, s.first = 0, s.end = ds4_decode_phases(n_layers), s.in_flight = 4;
+        s.n_layers = n_layers, s.head = 1, s.first = 0, s.end = ds4_decode_phases(n_layers), s.in_flight = 2;
         CHECK(cudaDeviceSynchronize());
         printf("full size: %.2f GB on the device\n", total / 1e9), fflush(stdout);
     }
@@ -254,6 +260,9 @@ struct Full {
 
 static void report(Full &f, int R, u32 position, double predicted, std::vector<std::string> &table) {
     f.set(R, position);
+#ifdef DS4_STAMPS
+    if (!f.s.marks) CHECK(cudaMalloc(&f.s.marks, DS4_DECODE_BLOCKS * DS4_STAMPS * 4));
+#endif
     const Full::Timed t = f.time(R);
     std::vector<float> l((size_t)R * ds4::VOCAB);
     CHECK(cudaMemcpy(l.data(), f.s.logits, l.size() * 4, cudaMemcpyDeviceToHost));
@@ -326,8 +335,8 @@ int main(int n, char **v) {
     bool ok = true;
     if (has("check")) {
         ok = check_rows<1>(3, 37), clock("1 row checked");
-        ok = check_rows<2>(3, 97) && ok, clock("2 rows checked");
-        ok = check_rows<4>(3, 97) && ok, clock("4 rows checked");
+        if (MOST_ROWS > 1) ok = check_rows<2>(3, 97) && ok, clock("2 rows checked");
+        if (MOST_ROWS > 2) ok = check_rows<4>(3, 97) && ok, clock("4 rows checked");
         printf("CHECKS %s\n", ok ? "PASSED" : "FAILED"), fflush(stdout);
     }
     std::vector<std::string> table;
@@ -336,20 +345,65 @@ int main(int n, char **v) {
         f.build(132 * 1024);
         clock("built");
 #ifdef DS4_STAMPS
-        for (u32 position : {2047u, 2103u, 32767u}) stamps(f, position);
-#else
-        for (u32 flight : {2u, 3u, 4u, 5u, 6u, 8u}) f.s.in_flight = flight, report(f, 1, 2047, 3300, table);
-        f.s.in_flight = 4;
+        if (has("experiments")) {
+            // Phases of layer 20 (ratio 4) and the head, each as a launch of its own.
+            f.set(1, 1999);
+            if (!f.s.marks) CHECK(cudaMalloc(&f.s.marks, DS4_DECODE_BLOCKS * DS4_STAMPS * 4));
+            const u32 all = f.s.end, head = all - 2;
+            for (u32 x : {0u, 1u, 3u, 5u, 4u, 8u}) {
+                CHECK(cudaMemcpyToSymbol(ds4_experiment, &x, 4));
+                printf("experiment %u:", x);
+                if (x & 1) {
+                    for (u32 flight : {2u, 4u, 8u}) f.s.in_flight = flight, f.s.first = 0, f.s.end = all, printf(" whole (%u) %.0f us;", flight, f.time(1, 7).us);
+                    f.s.in_flight = 4;
+                    for (u32 p : {1u, 2u, 7u, 8u, 11u, 12u}) f.s.first = 1 + 13 * 20 + p, f.s.end = f.s.first + 1, printf(" phase %u %.1f;", p, f.time(1, 7).us);
+                    f.s.first = head + 1, f.s.end = all, printf(" head %.1f;", f.time(1, 7).us);
+                } else if (x != 4) f.s.first = 0, f.s.end = all, printf(" whole %.0f us;", f.time(1, 7).us);
+                f.s.first = 0, f.s.end = all;
+                puts(""), fflush(stdout);
+            }
+            const u32 x = 0;
+            CHECK(cudaMemcpyToSymbol(ds4_experiment, &x, 4));
+        }
+        if (has("local")) for (u32 x : {5u, 1u}) {
+            CHECK(cudaMemcpyToSymbol(ds4_experiment, &x, 4));
+            printf("experiment %u\n", x), stamps(f, 1999), stamps(f, 2103);
+            const u32 none = 0;
+            CHECK(cudaMemcpyToSymbol(ds4_experiment, &none, 4));
+        }
+        const u32 usual = 1000u << 20 | 400u << 8;
+        CHECK(cudaMemcpyToSymbol(ds4_experiment, &usual, 4));
+        if (has("polls")) {
+            for (u32 worker : {300u, 400u, 600u, 800u, 1200u})
+                for (u32 flight : {2u, 3u}) {
+                    const u32 x = 1000u << 20 | worker << 8;
+                    CHECK(cudaMemcpyToSymbol(ds4_experiment, &x, 4));
+                    f.s.in_flight = flight;
+                    printf("pause of workers %u ns: ", worker), report(f, 1, 1999, 0, table);
+                    printf("pause of workers %u ns: ", worker), report(f, 1, 2103, 0, table);
+                    printf("pause of workers %u ns: ", worker), report(f, 1, 32767, 0, table);
+                }
+            CHECK(cudaMemcpyToSymbol(ds4_experiment, &usual, 4));
+            f.s.in_flight = 4;
+        }
+        if (has("stamps")) for (u32 position : {1999u, 2103u, 32763u}) stamps(f, position);
+#endif
+        if (has("time")) {
+        for (u32 flight : {2u, 3u, 4u}) f.s.in_flight = flight, report(f, 1, 1999, 3300, table);
+        f.s.in_flight = 2;
         report(f, 1, 2103, 3450, table);
         report(f, 1, 8191, 3500, table);
         report(f, 1, 32767, 3650, table);
         report(f, 1, 131071, 4000, table);
         report(f, 1, 2103, 3450, table);
-        report(f, 2, 2103, 4500, table);
-        report(f, 4, 2103, 6500, table);
-        report(f, 2, 32767, 4700, table);
-        report(f, 4, 32767, 6900, table);
-#endif
+        if (MOST_ROWS > 2) {
+            report(f, 2, 2103, 4500, table);
+            report(f, 4, 2103, 6500, table);
+            report(f, 2, 32767, 4700, table);
+            report(f, 4, 32767, 6900, table);
+        }
+        }
+
         clock("timed");
     }
     printf("---- table\n");

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -18,11 +19,11 @@
 #include "layout.cuh"
 #include "iq2_grid.cuh"
 #include "../kernels/prefill/experts.cuh"
+#include "../kernels/prefill/rounding.cuh"
 #include "../kernels/prefill/wgmma.cuh"
 namespace in_gemm {
 #include "../kernels/prefill/gemm.cu"
 }
-#define DS4_ATTEND_8_WARPS
 namespace in_attend {
 #include "../kernels/prefill/attend.cu"
 }
@@ -64,6 +65,11 @@ namespace in_hc {
 #undef EMBD
 namespace in_rows {
 #include "../kernels/prefill/rows.cu"
+}
+#undef EPS
+#undef ROPE
+namespace in_compress {
+#include "../kernels/prefill/compress.cu"
 }
 namespace in_matrix {
 #include "../kernels/prefill/matrix.cu"
@@ -398,6 +404,8 @@ static void experts() {
         for (int path = 0; path < 3; path++) { // few, wgmma, many
             bool few = path == 0;
             const char* names[3] = {"few", "wgmma", "many"};
+            clock_t started = clock();
+            printf("(%s, %u rows at %.1f s)\n", names[path], n, (double)started / CLOCKS_PER_SEC);
             if (timing ? (few ? n > 512 : path == 1 ? n < 512 : n != 2048) : n != 32) continue;
             u32 tokens = few ? 16 : 64, max_tiles = std::min(256u, 6 * n) + 6 * n / tokens;
             Experts p = {dslot.p, dids.p, dw.p, x.p, gates.p, downs.p, lists.p, counts.p, tiles.p, hidden.p, part.p, shared.p, y.p, n, tokens, 10.0f, 0, xf.p, codes.p, x_scale.p, sums.p, hidden_scale.p};
@@ -431,12 +439,12 @@ static void experts() {
                 const signed char* at = (const signed char*)hh.data() + q * 4096 + c / 256 * 512 + c % 256 / 32 * 64 + c % 16 / 4 * 16 + c % 32 / 16 * 4 + c % 4;
                 return (128.0 * at[0] + at[8]) * hidden_scale.row(q * 8 + c / 256, 1)[0];
             };
-            for (u32 q = 0; q < n * 6 && seen < 12; q++) if (ids[q] == 7 && slot[q / 6] != PAD_SLOT) {
+            for (u32 q = 0; q < n * 6 && seen < 3; q++) if (ids[q] == 7 && slot[q / 6] != PAD_SLOT) {
                 seen++;
                 std::vector<double> hv(2048);
                 for (u32 k = 0; k < 2048; k++) hv[k] = few ? 0 : hidden_at(q, k);
                 if (few) { auto sc = hidden_scale.row((size_t)q * 8, 8); for (u32 k = 0; k < 2048; k++) { const signed char* at = (const signed char*)hh.data() + (size_t)q * 4096 + k / 256 * 512 + k % 256 / 32 * 64 + k % 16 / 4 * 16 + k % 32 / 16 * 4 + k % 4; hv[k] = (128.0 * at[0] + at[8]) * sc[k / 256]; } }
-                for (int i = 0; i < 40; i++) {
+                for (int i = 0; i < 12; i++) {
                     u32 o = rng() % 2048;
                     double g = 0, u = 0;
                     for (u32 k = 0; k < 4096; k++) { double v = half_value(hx[(size_t)(q / 6) * 4096 + order1(k)]); g += v * iq2_weight(&gate[(size_t)o * 16 * 66], k); u += v * iq2_weight(&up[(size_t)o * 16 * 66], k); }
@@ -473,7 +481,7 @@ static void experts() {
 
 // Attention -------------------------------------------------------------------------------------
 static void attention() {
-    allow(in_attend::attend, ATTEND_SHARED), allow(in_attend::attend_8, ATTEND_SHARED);
+    allow(in_attend::attend, ATTEND_SHARED);
     struct Case { const char* name; u32 n, from, ratio; bool selects; u32 splits, slots; double predicted; } cases[] = {
         {"window only", 2048, 6144, 0, false, 1, 1, 110}, {"HCA at 8k", 2048, 6144, 128, false, 1, 1, 150}, {"HCA at 32k", 2048, 30720, 128, false, 1, 1, 250},
         {"CSA first 2048", 2048, 0, 4, false, 1, 1, 320}, {"CSA selected at 8k", 2048, 6144, 4, true, 1, 1, 600},
@@ -494,8 +502,7 @@ static void attention() {
         for (auto& v : hs) v = uniform();
         Dev<float> sinks(hs), part((size_t)c.splits * (c.splits > 1 ? c.n : 0) * 32768), part_max((size_t)c.splits * c.n * 128);
         Attend p = {rows, q.p, kv.p, ring.p, c.ratio ? cache.p : nullptr, c.selects ? selected.p : nullptr, sinks.p, out.p, nullptr, part.p, part_max.p, n_ring, c.ratio, 512, 1, c.splits, c.n};
-        bool eight = false;
-        auto run = [&](cudaStream_t st) { if (eight) in_attend::attend_8<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); else in_attend::attend<<<dim3(c.n, c.splits), 512, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
+        auto run = [&](cudaStream_t st) { in_attend::attend<<<dim3(c.n, c.splits), 256, ATTEND_SHARED, st>>>(p); if (c.splits > 1) in_attend::attend_combine<<<dim3(c.n, 8), 256, 0, st>>>(p); };
         run(0);
         CK(cudaGetLastError());
         auto hq = q.get(), hk = kv.get(), hr = ring.get(), hc = cache.get(), ho = out.get();
@@ -520,9 +527,6 @@ static void attention() {
         char line[80];
         snprintf(line, 80, "attend, %s", c.name);
         check(line, e.value(), 4e-3, out.guard_kept());
-        result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
-        eight = true;
-        snprintf(line, 80, "attend, %s, 8 warps", c.name);
         result(line, time_us(2, [&](cudaStream_t st, int) { run(st); }, 5), c.predicted, seen_rows * 131072, 0);
         for (auto* d : {&q, &kv, &ring, &cache, &out}) CK(cudaFree(d->p));
         CK(cudaFree(part.p));
@@ -584,79 +588,7 @@ static void indexer() {
     }
 }
 
-// Turns and rows --------------------------------------------------------------------------------
-static void turns() {
-    for (u32 n : {2048u, 16u}) {
-        if (!timing && n != 16) continue;
-        const u32 steps = n == 2048 ? 4 : 1;
-        Dev<float> y((size_t)n * 4096), gates((size_t)n * 24), streams((size_t)n * 16384), base(24), scale(3), norm(4096), part((size_t)64 * n * 32), x((size_t)n * 4096);
-        Dev<u16> fn(24 * 16384), xh((size_t)n * 4096), xl((size_t)n * 4096), xe((size_t)n * 4096);
-        y.fill(0, 1, 1), gates.fill(0, 1, 2), streams.fill(0, 30, 3), base.fill(0, 1, 4), scale.fill(0, 1, 5), norm.fill(0, 1, 6), fn.fill(1, 0.05f, 7);
-        std::vector<u32> slot(n, 0);
-        slot[n / 3] = PAD_SLOT;
-        Dev<u32> ds(slot);
-        auto g0 = gates.get(), s0 = streams.get(), hy = y.get(), hb = base.get(), hs = scale.get(), hn = norm.get();
-        auto hf = fn.get();
-        Turn p = {ds.p, y.p, nullptr, gates.p, streams.p, fn.p, base.p, scale.p, norm.p, part.p, x.p, xh.p, xl.p, xe.p, n, steps};
-        auto mix = [&](cudaStream_t st) { in_hc::turn_mix<<<dim3((n + 15) / 16, 64 / steps), 256, 0, st>>>(p); };
-        auto pre = [&](cudaStream_t st) { in_hc::turn_pre<<<n, 256, 0, st>>>(p); };
-        mix(0), pre(0);
-        CK(cudaGetLastError());
-        auto s1 = streams.get(), g1 = gates.get(), hx = x.get();
-        auto hh = xh.get(), hl = xl.get();
-        Relative es, eg, ex;
-        for (int i = 0; i < 6; i++) {
-            u32 r = i == 0 ? n - 1 : rng() % n;
-            if (slot[r] == PAD_SLOT) continue;
-            std::vector<double> v(16384);
-            for (u32 c = 0; c < 4096; c++) for (int k = 0; k < 4; k++) { double s = (double)g0[r * 24 + 4 + k] * hy[(size_t)r * 4096 + c]; for (int j = 0; j < 4; j++) s += (double)g0[r * 24 + 8 + 4 * j + k] * s0[(size_t)r * 16384 + j * 4096 + c]; v[k * 4096 + c] = s; }
-            double ss = 0, g[24];
-            for (int c = 0; c < 16384; c++) ss += v[c] * v[c], es.add(s1[(size_t)r * 16384 + c], v[c]);
-            for (int m = 0; m < 24; m++) { double d = 0; for (int c = 0; c < 16384; c++) { int stream = c / 4096, channel = c % 4096; d += v[c] * half_value(hf[((channel / 32 * 24 + m) * 4 + stream) * 32 + channel % 32]); } g[m] = d / std::sqrt(ss / 16384 + 1e-6); }
-            for (int j = 0; j < 4; j++) { g[j] = 1 / (1 + std::exp(-(g[j] * hs[0] + hb[j]))) + 1e-6; g[4 + j] = 2 / (1 + std::exp(-(g[4 + j] * hs[1] + hb[4 + j]))); }
-            for (int j = 8; j < 24; j++) g[j] = g[j] * hs[2] + hb[j];
-            double* c = g + 8;
-            for (int j = 0; j < 4; j++) { double m = -1e9, s = 0; for (int k = 0; k < 4; k++) m = std::max(m, c[4 * j + k]); for (int k = 0; k < 4; k++) s += c[4 * j + k] = std::exp(c[4 * j + k] - m); for (int k = 0; k < 4; k++) c[4 * j + k] = c[4 * j + k] / s + 1e-6; }
-            for (int it = 0; it < 20; it++) {
-                if (it) for (int j = 0; j < 4; j++) { double s = 1e-6; for (int k = 0; k < 4; k++) s += c[4 * j + k]; for (int k = 0; k < 4; k++) c[4 * j + k] /= s; }
-                for (int k = 0; k < 4; k++) { double s = 1e-6; for (int j = 0; j < 4; j++) s += c[4 * j + k]; for (int j = 0; j < 4; j++) c[4 * j + k] /= s; }
-            }
-            for (int j = 0; j < 24; j++) eg.add(g1[r * 24 + j], g[j]);
-            double s2 = 0;
-            std::vector<double> o(4096);
-            for (int k = 0; k < 4096; k++) { for (int j = 0; j < 4; j++) o[k] += g[j] * v[j * 4096 + k]; s2 += o[k] * o[k]; }
-            for (int k = 0; k < 4096; k++) { double want = hn[k] * o[k] / std::sqrt(s2 / 4096 + 1e-6); ex.add(hx[(size_t)r * 4096 + k], want); ex.add((double)half_value(hh[(size_t)r * 4096 + k]) + half_value(hl[(size_t)r * 4096 + k]), want); }
-        }
-        char line[80];
-        snprintf(line, 80, "turn, %u rows: streams, gates, x", n);
-        check(line, std::max(std::max(es.value(), eg.value()), ex.value()), 3e-6, streams.guard_kept() && x.guard_kept() && gates.guard_kept());
-        snprintf(line, 80, "turn_mix, %u rows", n);
-        // In place and with random gates the streams would grow: time on what is there, without y's growth mattering.
-        result(line, time_us(4, [&](cudaStream_t st, int) { mix(st); }), 4 + n * 147456 / 4.0e6, 0, n * 147456.0);
-        snprintf(line, 80, "turn_pre, %u rows", n);
-        result(line, time_us(4, [&](cudaStream_t st, int) { pre(st); }), 6 + n * 98304 / 4.0e6, 0, n * 98304.0);
-    }
-}
-
-static void rows() {
-    const u32 n = timing ? 2048 : 64;
-    Step s;
-    s.segment(0, 0, 4000, n);
-    StepRows r = s.rows();
-    Dev<float> q((size_t)n * 32768), kv((size_t)n * 512), iq((size_t)n * 8192), w(4096), a((size_t)n * 4096);
-    Dev<u16> o((size_t)n * 32768), o2((size_t)n * 4096), qh((size_t)n * 32768);
-    qh.fill(1, 3, 6);
-    q.fill(0, 3, 1), kv.fill(0, 3, 2), iq.fill(0, 3, 3), w.fill(0, 1, 4), a.fill(0, 1, 5);
-    Prepare pq = {r, q.p, o.p, nullptr, nullptr, n, 1, 1, 0}, pqh = {r, nullptr, o.p, nullptr, qh.p, n, 1, 1, 0}, pi = {r, iq.p, o.p, nullptr, nullptr, n, 1, 1, 0}, pk = {r, kv.p, o.p, w.p, nullptr, n, 1, 1, 0};
-    RowsHalf ph = {a.p, a.p, w.p, o.p, o2.p, n, 4096, 0, 10}, pn = {a.p, nullptr, w.p, o.p, nullptr, n, 1024, 0, 0}, pg = {a.p, q.p, nullptr, o.p, nullptr, n, 2048, 0, 10};
-    result("q_prepare, 2048 rows", time_us(2, [&](cudaStream_t st, int) { in_rows::q_prepare<<<dim3(n, 8), 256, 0, st>>>(pq); }), 105, 0, n * 196608.0);
-    result("q_prepare, 2048 rows, from halves", time_us(2, [&](cudaStream_t st, int) { in_rows::q_prepare<<<dim3(n, 8), 256, 0, st>>>(pqh); }), 70, 0, n * 131072.0);
-    result("iq_prepare, 2048 rows", time_us(2, [&](cudaStream_t st, int) { in_rows::iq_prepare<<<dim3(n, 8), 256, 0, st>>>(pi); }), 30, 0, n * 49152.0);
-    result("kv_prepare, 2048 rows", time_us(2, [&](cudaStream_t st, int) { in_rows::kv_prepare<<<n / 8, 256, 0, st>>>(pk); }), 4, 0, n * 5120.0);
-    result("rows_to_half, 2048 x 4096, two halves", time_us(2, [&](cudaStream_t st, int) { in_rows::rows_to_half<<<n * 4096 / 2048, 256, 0, st>>>(ph); }), 17, 0, n * 32768.0);
-    result("norm_half, 2048 x 1024", time_us(2, [&](cudaStream_t st, int) { in_rows::norm_half<<<n, 256, 0, st>>>(pn); }), 6, 0, n * 10240.0);
-    result("gate_half, 2048 x 2048", time_us(2, [&](cudaStream_t st, int) { in_rows::gate_half<<<n, 256, 0, st>>>(pg); }), 11, 0, n * 20480.0);
-}
+#include "prefill_turns.h"
 
 int main(int argc, char** argv) {
     setbuf(stdout, nullptr);
@@ -673,6 +605,7 @@ int main(int argc, char** argv) {
     part("matrix", check_and_time_matrix);
     part("index", indexer);
     part("turn", turns);
+    part("compress", compress);
     part("rows", rows);
     printf("\n==== table ====\n");
     for (const auto& line : table) printf("%s\n", line.c_str());

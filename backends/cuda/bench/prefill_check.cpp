@@ -7,6 +7,7 @@
 #include "../kernels/layout.cuh"
 #include "../kernels/iq2_grid.cuh"
 #include "../kernels/prefill/experts.cuh"
+#include "../kernels/prefill/rounding.cuh"
 namespace in_gemm {
 #include "../kernels/prefill/gemm.cu"
 }
@@ -43,6 +44,11 @@ namespace in_hc {
 #undef EMBD
 namespace in_rows {
 #include "../kernels/prefill/rows.cu"
+}
+#undef EPS
+#undef ROPE
+namespace in_compress {
+#include "../kernels/prefill/compress.cu"
 }
 namespace in_matrix {
 #include "../kernels/prefill/matrix.cu"
@@ -140,7 +146,7 @@ static void check_attend(bool selects, u32 splits) {
     for (auto& v : sinks) v = 2 * uniform();
     Attend p = {s.rows(), q.data(), kv.data(), ring.data(), cache.data(), selects ? selected.data() : nullptr, sinks.data(), out.data(), nullptr, part.data(), part_max.data(), n_ring, ratio, selects ? 16u : top_k, 1, splits, n};
     if (selects) { p.top_k = 16; for (u32 r = 0; r < n; r++) for (u32 i = 0; i < 16; i++) selected[r * 16 + i] = i * ((s.position[r] + 1) / ratio) / 16; }
-    emulate::launch(dim3(n, splits), dim3(ATTEND_THREADS), [&] { in_attend::attend(p); });
+    emulate::launch(dim3(n, splits), dim3(256), [&] { in_attend::attend(p); });
     if (splits > 1) emulate::launch(dim3(n, 8), dim3(256), [&] { in_attend::attend_combine(p); });
     Relative e;
     for (u32 r = 0; r < n; r++) {
@@ -325,7 +331,7 @@ static void check_turn(bool post) {
     }
     Turn p = {slot.data(), post ? y.data() : nullptr, nullptr, gates.data(), streams.data(), fn.data(), base.data(), scale.data(), norm.data(), part.data(), x.data(), xh.data(), xl.data(), xe.data(), n, steps};
     emulate::launch(dim3((n + 15) / 16, 64 / steps), dim3(256), [&] { in_hc::turn_mix(p); });
-    emulate::launch(dim3(n), dim3(256), [&] { in_hc::turn_pre(p); });
+    emulate::launch(dim3(n), dim3(288), [&] { in_hc::turn_pre(p); });
     Relative es, eg, ex;
     for (u32 r = 0; r < n; r++) if (slot[r] != PAD_SLOT) {
         const double* v = &want[(size_t)r * 16384];
@@ -496,6 +502,76 @@ static void check_rows() {
     report("rows_to_half and back", eb.value(), 4e-4);
 }
 
+static void check_compress(u32 ratio) {
+    Step s;
+    s.segment(1, 1024, ratio == 4 ? 5 : 120, ratio == 4 ? 9 : 20, 128);
+    s.segment(0, 0, 0, 4, 128);
+    s.segment(2, 2048, 254, 70, 128);
+    s.pad();
+    const u32 n = (u32)s.slot.size(), n_ring = 64, n_frontier = ratio == 4 ? 68 : 192, n_parts = ratio == 4 ? 2 : 1;
+    std::vector<float> kv[2], gate[2], ape[2], norm[2], frontier[2];
+    std::vector<u16> cache[2], rows(n * 512), window(3 * n_ring * 512, 0x7fc0);
+    for (auto& v : rows) v = f2bf(uniform());
+    CompressRows p = {s.rows(), rows.data(), window.data(), n_ring, 0, n_parts, 0, {}};
+    u32 dims[2] = {512, 128}, widths[2];
+    for (u32 i = 0; i < n_parts; i++) {
+        widths[i] = ratio == 4 ? 2 * dims[i] : dims[i];
+        kv[i].resize(n * widths[i]), gate[i].resize(n * widths[i]), ape[i].resize(ratio * widths[i]), norm[i].resize(dims[i]), frontier[i].resize(3 * n_frontier * 2 * widths[i]);
+        for (auto* v : {&kv[i], &gate[i], &ape[i], &norm[i], &frontier[i]}) for (auto& e : *v) e = 2 * uniform();
+        cache[i].assign(3072 / ratio * dims[i], 0x7fc0);
+        p.parts[i] = {kv[i].data(), gate[i].data(), ape[i].data(), norm[i].data(), frontier[i].data(), cache[i].data(), widths[i], dims[i], ratio, n_frontier};
+    }
+    auto before = frontier[0];
+    for (u32 rounded = 0; rounded < 2; rounded++) {
+        p.rounded = rounded;
+        emulate::launch(dim3(n, n_parts), dim3(128), [&] { in_compress::compress_rows(p); });
+        for (u32 i = 0; i < n_parts; i++) {
+            Relative e;
+            double written = 0, expected = 0;
+            for (auto v : cache[i]) written += v != 0x7fc0;
+            for (u32 r = 0; r < n; r++) {
+                u32 end = s.position[r] + 1, dim = dims[i], w = widths[i];
+                if (s.slot[r] == PAD_SLOT || end % ratio) continue;
+                expected += dim;
+                std::vector<double> v(dim);
+                double ss = 0;
+                u32 segment = s.position[r] - (r - s.first_row[r]), pooled = ratio == 4 ? 8 : 128;
+                for (u32 c = 0; c < dim; c++) {
+                    double top = -1e30, sum = 0, weight = 0;
+                    for (int pass = 0; pass < 2; pass++) for (u32 at = end > pooled ? end - pooled : 0; at < end; at++) {
+                        u32 ch = c + (ratio == 4 && at + 4 >= end ? dim : 0);
+                        size_t row = s.first_row[r] + at - segment, ring = ((size_t)s.slot[r] * n_frontier + at % n_frontier) * 2 * w;
+                        double a = at >= segment ? kv[i][row * w + ch] : frontier[i][ring + ch], g = at >= segment ? (double)gate[i][row * w + ch] + ape[i][at % ratio * w + ch] : frontier[i][ring + w + ch];
+                        if (pass == 0) top = std::max(top, g); else { double x = std::exp(g - top); weight += x; sum += x * a; }
+                    }
+                    v[c] = sum / weight, ss += v[c] * v[c];
+                }
+                for (u32 c = 0; c < dim; c++) v[c] *= norm[i][c] / std::sqrt(ss / dim + 1e-6);
+                const float* cs = &s.angles[(r * 4 + (ratio == 4 ? 2 : 3)) * 64];
+                for (u32 k = 0; k < 32; k++) { double a = v[dim - 64 + 2 * k], b = v[dim - 63 + 2 * k]; v[dim - 64 + 2 * k] = a * cs[2 * k] - b * cs[2 * k + 1]; v[dim - 63 + 2 * k] = a * cs[2 * k + 1] + b * cs[2 * k]; }
+                if (rounded && i == 1) { for (u32 half = 1; half < 128; half *= 2) for (u32 k = 0; k < 128; k++) if (!(k & half)) { double a = v[k], b = v[k + half]; v[k] = a + b; v[k + half] = a - b; } for (auto& x : v) x /= std::sqrt(128.0); }
+                for (u32 c = 0; c < dim; c++) e.add(bf2f(cache[i][(size_t)(s.base[r] / ratio + end / ratio - 1) * dim + c]), v[c]);
+            }
+            char line[80];
+            snprintf(line, 80, "compress_rows, ratio %u, dim %u, %s", ratio, dims[i], rounded ? "rounded" : "not rounded");
+            // Rounding moves a value by up to 1 / 16 (E4M3) or 1 / 4 (E2M1) of itself.
+            report(line, e.value(), rounded ? (i ? 0.15 : 0.03) : 3e-3);
+            report("compress_rows: elements written", std::fabs(written - expected), 0);
+        }
+    }
+    if (frontier[0] != before) report("compress_rows: frontier untouched", 1, 0);
+    emulate::launch(dim3(n, n_parts + 1), dim3(128), [&] { in_compress::store_rows(p); });
+    double wrong = 0;
+    for (u32 r = 0; r < n; r++) if (s.slot[r] != PAD_SLOT) {
+        if (s.end_row[r] - r <= n_ring) for (u32 c = 0; c < 512; c++) wrong += window[(s.slot[r] * n_ring + s.position[r] % n_ring) * 512 + c] != rows[r * 512 + c];
+        for (u32 i = 0; i < n_parts; i++) if (s.end_row[r] - r <= n_frontier) for (u32 c = 0; c < widths[i]; c++) {
+            size_t at = ((size_t)s.slot[r] * n_frontier + s.position[r] % n_frontier) * 2 * widths[i] + c;
+            wrong += frontier[i][at] != kv[i][r * widths[i] + c] || frontier[i][at + widths[i]] != gate[i][r * widths[i] + c] + ape[i][s.position[r] % ratio * widths[i] + c];
+        }
+    }
+    report("store_rows: values that differ", wrong, 0);
+}
+
 int main(int argc, char**) {
     setbuf(stdout, nullptr);
     if (argc > 1) { check_experts(true); check_experts(true, true); check_experts(false); return failures; }
@@ -503,6 +579,8 @@ int main(int argc, char**) {
     check_rows();
     check_matrix();
     check_index();
+    check_compress(4);
+    check_compress(128);
     check_turn(true);
     check_turn(false);
     check_attend(false, 1);

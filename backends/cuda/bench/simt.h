@@ -11,6 +11,7 @@
 #include <vector>
 
 #define DS4_DEV inline
+#define DS4_EXPERIMENT(bit) false
 #define DS4_FULL 0xffffffffu
 #define DS4_SPIN_GUARD(n) simt::wait_elsewhere()
 
@@ -123,6 +124,7 @@ static inline uint8_t *smem() { return blocks[current / n_threads].smem.data(); 
 
 static inline u32 tid_x() { return simt::current % simt::n_threads; }
 static inline u32 block_x() { return simt::current / simt::n_threads; }
+static inline u8 *shared_memory() { return simt::smem(); }
 static inline u32 smem_addr(const void *p) { return (u32)((const uint8_t *)p - simt::smem()); }
 
 // mbarrier: [phase:1 | pending count | expected | tx]

@@ -133,6 +133,11 @@ impl RowsView {
     }
 }
 
+/// Words between the arrays of so many rows and their angles.
+fn n_padding(n_rows: usize) -> usize {
+    (n_rows * (ds4_model::N_ROW_IDS + 1)).wrapping_neg() % 4
+}
+
 /// A [`RowsImage`] on the device, with the pinned memory it comes from.
 #[derive(Debug)]
 pub struct Rows {
@@ -149,7 +154,7 @@ impl Rows {
         geometry: &Geometry,
         capacity: usize,
     ) -> Result<Rows, BackendError> {
-        let n_bytes = RowsImage::n_bytes(geometry, capacity);
+        let n_bytes = RowsImage::n_bytes(geometry, capacity) + 16;
         let what = || format!("the numbers of {capacity} rows");
         let failed = |e| out_of_memory(e, what(), n_bytes);
         Ok(Rows {
@@ -175,12 +180,13 @@ impl Rows {
         self.offset_of_angles() + self.n_rows * self.angle_len * 4
     }
 
+    /// Kernels load 16 bytes of angles at a time.
     fn offset_of_angles(&self) -> usize {
-        self.n_rows * 4 * (ds4_model::N_ROW_IDS + 1)
+        (self.n_rows * 4 * (ds4_model::N_ROW_IDS + 1)).next_multiple_of(16)
     }
 
-    /// Arrays lie one after another, each as long as the step has rows, so that one copy of their
-    /// bytes moves them all.
+    /// Arrays lie one after another, each as long as the step has rows, the angles at a multiple of 16
+    /// bytes, so that one copy of their bytes moves them all.
     pub(crate) fn fill(&mut self, image: &RowsImage) {
         assert!(image.len() <= self.capacity, "{} rows", image.len());
         self.n_rows = image.len();
@@ -196,6 +202,8 @@ impl Rows {
             put(&mut ids.iter().copied());
         }
         put(&mut image.inv_temperature.iter().map(|x| x.to_bits()));
+        let n_padding = n_padding(image.len());
+        put(&mut std::iter::repeat_n(0, n_padding));
         put(&mut image.angles.iter().map(|x| x.to_bits()));
     }
 

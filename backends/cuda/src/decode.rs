@@ -26,7 +26,7 @@ const MAX_ROWS: usize = 4;
 const N_VOCAB: usize = 129_280;
 const PHASES_PER_LAYER: u32 = 13;
 /// Copies in flight of each of a block's two producer warps.
-const IN_FLIGHT: u32 = 4;
+const IN_FLIGHT: u32 = 2;
 
 macro_rules! structs {
     ($($(#[$doc:meta])* $name:ident { $($field:ident: $ty:ty,)* })*) => {
@@ -134,7 +134,7 @@ const _: () = assert!(size_of::<DecodeCache>() == 5 * 8 + 8);
 
 /// Dynamic shared memory of a block.
 fn shared_bytes(n_rows: usize) -> usize {
-    225_792 + 864 * n_rows
+    226_816 + 880 * n_rows
 }
 
 /// What blocks exchange, then scores.
@@ -306,7 +306,7 @@ impl CudaBackend {
             && prefill::takes(&self.geometry)
             && self.geometry.window == 128
             && self.geometry.expert_scale == 1.5
-            && self.geometry.n_vocab % 128 == 0
+            && self.geometry.n_vocab.is_multiple_of(128)
             && runs_on(&self.context);
         self.decoder.noted = takes.then(|| Noted {
             key: *key,

@@ -67,6 +67,10 @@ const SOURCES: &[(&str, &str)] = &[
         include_str!("../kernels/prefill/attend.cu"),
     ),
     (
+        "prefill/compress.cu",
+        include_str!("../kernels/prefill/compress.cu"),
+    ),
+    (
         "prefill/device.cuh",
         include_str!("../kernels/prefill/device.cuh"),
     ),
@@ -102,6 +106,10 @@ const SOURCES: &[(&str, &str)] = &[
     (
         "prefill/prefill.h",
         include_str!("../kernels/prefill/prefill.h"),
+    ),
+    (
+        "prefill/rounding.cuh",
+        include_str!("../kernels/prefill/rounding.cuh"),
     ),
     (
         "prefill/rows.cu",
@@ -264,6 +272,7 @@ pub fn flash_units() -> Vec<Unit> {
         "decode/step.cu",
         "index.cu",
         "prefill/attend.cu",
+        "prefill/compress.cu",
         "prefill/experts.cu",
         "prefill/experts_few.cu",
         "prefill/experts_wgmma.cu",

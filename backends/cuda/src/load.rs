@@ -372,7 +372,6 @@ pub(crate) fn move_all(
         }
         readers
             .into_iter()
-            .map(|reader| reader.join().expect("readers do not panic"))
-            .collect()
+            .try_for_each(|reader| reader.join().expect("readers do not panic"))
     })
 }

@@ -36,7 +36,7 @@ impl Layout {
     pub(crate) fn of(need: &Requirement, ty: GgmlType, n_hc: usize) -> Layout {
         let n_in = need.ne[0];
         let n_out = need.ne.get(1).copied().unwrap_or(1);
-        let tiled = |rows: u64| n_out % rows == 0 && n_in % 256 == 0;
+        let tiled = |rows: u64| n_out.is_multiple_of(rows) && n_in.is_multiple_of(256);
         let is = |suffix: &str| need.name.ends_with(suffix);
         match (need.role, ty) {
             (WeightRole::Vector, _) => Layout::Vector,
@@ -52,7 +52,7 @@ impl Layout {
                 if (is("hc_attn_fn.weight")
                     || is("hc_ffn_fn.weight")
                     || is("output_hc_fn.weight"))
-                    && n_in % (32 * n_hc as u64) == 0 =>
+                    && n_in.is_multiple_of(32 * n_hc as u64) =>
             {
                 Layout::Hc
             }

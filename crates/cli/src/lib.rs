@@ -13,6 +13,7 @@ mod error;
 mod file_args;
 mod folders;
 mod interrupt;
+mod kv_args;
 mod markdown_style;
 mod model;
 mod model_choice;

@@ -95,6 +95,7 @@ impl EngineOptions {
                 BackendArg::Auto => BackendKind::Auto,
                 BackendArg::Cpu => BackendKind::Cpu,
                 BackendArg::Cuda => BackendKind::Cuda,
+                BackendArg::Wgpu => BackendKind::Wgpu,
                 BackendArg::Reference => BackendKind::Reference,
             },
             n_threads: args.threads,

@@ -20,6 +20,7 @@ pub(crate) fn compat(
         numerics_class: match engine.backend() {
             BackendKind::Auto | BackendKind::Cpu => "cpu",
             BackendKind::Cuda => "cuda",
+            BackendKind::Wgpu => "wgpu",
             BackendKind::Reference => "reference",
         },
     };

@@ -11,6 +11,7 @@ use ds4_formats::gguf::{self, Gguf};
 use ds4_model::{Geometry, Network, Reference, SessionShape};
 use ds4_text::Tokenizer;
 
+use crate::gpu;
 use crate::plan::{BackendKind, OpenError, OpenOptions, Plan, plan};
 use crate::slots::{Loaded, Measured, Slots};
 
@@ -122,6 +123,14 @@ impl Engine {
                 let backend = cuda(&geometry, options)?;
                 let (slots, plan) = load(backend, gguf, options, progress)?;
                 (BackendKind::Cuda, slots, plan)
+            }
+            BackendKind::Wgpu => {
+                let (backend, what) = gpu::open(&geometry, true)?;
+                progress(LoadProgress::Chosen {
+                    what: format!("running on {what}"),
+                });
+                let (slots, plan) = load(backend, gguf, options, progress)?;
+                (BackendKind::Wgpu, slots, plan)
             }
             BackendKind::Auto => on_the_best(&geometry, gguf, options, progress)?,
         };
@@ -257,7 +266,13 @@ fn on_the_best(
             }
             Err(error) => Some(error),
         },
-        Err(OpenError::NoDevice(error)) if error.is_absent() => None,
+        Err(OpenError::NoDevice(error)) if error.is_absent() => {
+            match on_any_gpu(geometry, gguf, options, progress) {
+                Ok(opened) => return Ok(opened),
+                Err(OpenError::NoGpu(_)) => None,
+                Err(error) => Some(error),
+            }
+        }
         Err(error) => Some(error),
     };
     if let Some(error) = why_not {
@@ -265,6 +280,22 @@ fn on_the_best(
         progress(LoadProgress::Chosen { what });
     }
     on_cpu(geometry, gguf, options, progress)
+}
+
+/// On a GPU through wgpu, if there is one and the model fits it.
+fn on_any_gpu(
+    geometry: &Geometry,
+    gguf: &Gguf,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Opened, OpenError> {
+    let (backend, what) = gpu::open(geometry, false)?;
+    plan(&backend, gguf, options)?;
+    progress(LoadProgress::Chosen {
+        what: format!("running on {what}"),
+    });
+    let (slots, plan) = load(backend, gguf, options, progress)?;
+    Ok((BackendKind::Wgpu, slots, plan))
 }
 
 fn load<B>(

@@ -8,6 +8,7 @@
 //! One thread owns an engine; nothing in here locks.
 
 mod engine;
+mod gpu;
 mod importance;
 mod memory;
 mod plan;
@@ -26,8 +27,9 @@ pub use sampler::{
 pub use scheduler::{
     Event, FinishReason, GENERATION_TOKENS, IDLE_SAVE, MAX_WAITING, MIN_ANCHOR, MIN_ANCHOR_GAIN,
     MIN_COPY_GAIN, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, MIXED_CHUNK, MIXED_TIME, PREFILL_TIME,
-    READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL, SNAPSHOT_BYTES,
-    SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, Scheduler, SchedulerOptions, SequenceId, SlotUse, Timings,
+    READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL, SAVE_RETRY,
+    SNAPSHOT_BYTES, SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, STORE_PATIENCE, Scheduler,
+    SchedulerOptions, SequenceId, SlotUse, Timings,
 };
 pub use slots::{Group, Slots};
 

@@ -25,13 +25,16 @@ const RESERVED_SIXTEENTHS: u64 = 1;
 /// Where the network runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendKind {
-    /// The NVIDIA device when there is one and the model fits it, else the processor.
+    /// The NVIDIA device when there is one and the model fits it, else any GPU that this build
+    /// knows, else the processor.
     Auto,
     /// Vectorised kernels on the processor.
     #[default]
     Cpu,
     /// Kernels on an NVIDIA device.
     Cuda,
+    /// Kernels on any GPU, through Metal or Vulkan.
+    Wgpu,
     /// The scalar reference: slow, for comparison.
     Reference,
 }
@@ -264,6 +267,9 @@ pub enum OpenError {
     /// There is no device to use.
     #[error(transparent)]
     NoDevice(#[from] CudaError),
+    /// There is no GPU to use, or this build knows none.
+    #[error("{0}")]
+    NoGpu(String),
     /// The options contradict each other or the machine.
     #[error("{0}")]
     Options(String),

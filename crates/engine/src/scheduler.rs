@@ -31,6 +31,7 @@
 //! the rates measured so far. No failure of the store is one of a request.
 
 mod choice;
+mod lookup;
 mod rates;
 mod report;
 mod request;
@@ -40,25 +41,27 @@ mod snapshots;
 mod step;
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_model::StepError;
 
 use crate::engine::Engine;
 use crate::plan::OpenError;
 use crate::sampler::{Constraint, Sampler};
-use crate::store::Store;
+use crate::store::{Read, Store};
 
 use choice::{Start, n_alike};
+use lookup::Lookup;
 use rates::Rates;
 use slot::Slot;
 use snapshots::{Place, prompt_end};
 use step::Flight;
 
+pub use lookup::STORE_PATIENCE;
 pub use rates::{MIN_LOAD_GAIN, MIN_PREFILL_ROWS, READ_RATE};
 pub use report::{Event, FinishReason, Reuse, SlotUse, Timings};
 pub use request::{Request, RequestError, SequenceId};
-pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL};
+pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL, SAVE_RETRY};
 pub(crate) use snapshots::most_snapshot_bytes;
 pub use snapshots::{
     GENERATION_TOKENS, MIN_ANCHOR, RECENT_TOKENS, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL,
@@ -127,6 +130,8 @@ struct Waiting {
     /// The sequence whose prompt begins like this one, and the tokens of it that this
     /// one waits for. It runs, and what runs waits for nobody: no request waits for ever.
     awaits: Option<(SequenceId, usize)>,
+    /// What it asks of the store.
+    lookup: Lookup,
 }
 
 struct Sequence {
@@ -162,6 +167,9 @@ pub struct Scheduler {
     flight: Option<Flight>,
     /// A row of logits that candidates did not decide.
     row: Vec<f32>,
+    /// When the last step ended.
+    landed: Option<Instant>,
+    turnaround: Option<Duration>,
     /// Counts how often a slot was taken or left.
     clock: u64,
     next_id: u64,
@@ -183,6 +191,8 @@ impl Scheduler {
             pending: Vec::new(),
             flight: None,
             row: Vec::new(),
+            landed: None,
+            turnaround: None,
             clock: 0,
             next_id: 0,
             store: None,
@@ -228,6 +238,12 @@ impl Scheduler {
         &self.engine
     }
 
+    /// Time between the last two steps in which the device had nothing to do: from the end
+    /// of the one to the start of the other. `None` when the last tick did not do both.
+    pub fn turnaround(&self) -> Option<Duration> {
+        self.turnaround
+    }
+
     /// Gives the engine back; running sequences are dropped.
     pub fn into_engine(mut self) -> Engine {
         self.abandon_step();
@@ -263,7 +279,9 @@ impl Scheduler {
         }
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        let lookup = self.look(&request);
         self.waiting.push_back(Waiting {
+            lookup,
             id,
             request,
             constraint: Constraint::default(),
@@ -386,6 +404,9 @@ impl Scheduler {
         }
         self.save_idle();
         self.admit(&mut events);
+        if events.is_empty() {
+            self.admit_from_store(&mut events);
+        }
         if let Err(error) = self.launch() {
             self.pending = events;
             return Err(error);
@@ -427,7 +448,7 @@ impl Scheduler {
             if idle.is_empty() {
                 return;
             }
-            let Some(at) = (0..self.waiting.len()).find(|at| !self.awaits(*at)) else {
+            let Some(at) = self.next_ready(idle.len()) else {
                 return;
             };
             let waiting = self.waiting.remove(at).expect("just found");
@@ -435,9 +456,14 @@ impl Scheduler {
                 id,
                 request,
                 constraint,
+                lookup,
                 ..
             } = waiting;
-            let reuse = self.find(&idle, &request);
+            let read = match lookup {
+                Lookup::Done(read) => read,
+                _ => None,
+            };
+            let reuse = self.find(&idle, &request, read);
             let Reuse { slot, n_cached, .. } = reuse;
             let goes_on =
                 reuse.from == slot && reuse.n_loaded == 0 && reuse.n_held == reuse.n_cached;
@@ -484,7 +510,7 @@ impl Scheduler {
     }
 
     /// Makes an idle slot hold as much of a prompt as can be had.
-    fn find(&mut self, idle: &[usize], request: &Request) -> Reuse {
+    fn find(&mut self, idle: &[usize], request: &Request, read: Option<Box<Read>>) -> Reuse {
         let prompt = &request.tokens;
         if !request.use_cache {
             let (_, slot) = self.spare(idle, prompt, 0).expect("an idle slot");
@@ -502,7 +528,9 @@ impl Scheduler {
             (self.shared(**slot, prompt), order)
         });
         let nearest = self.held(*nearest.expect("an idle slot"), prompt);
-        if let Some((slot, n_loaded)) = self.load(idle, request) {
+        if let Some(read) = read
+            && let Some((slot, n_loaded)) = self.load(idle, request, *read)
+        {
             return Reuse {
                 slot,
                 n_cached: n_loaded,
@@ -562,10 +590,7 @@ impl Scheduler {
             _ if !request.use_cache => None,
             _ => {
                 let prompt = &request.tokens;
-                let held = (0..self.slots.len())
-                    .filter(|slot| !self.slots[*slot].is_private)
-                    .map(|slot| self.reusable(slot, prompt));
-                let now = held.max().unwrap_or(0);
+                let now = self.n_held(prompt);
                 self.running
                     .iter()
                     .filter(|s| s.is_prefilling() && s.request.use_cache)

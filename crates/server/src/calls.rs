@@ -26,7 +26,7 @@ use llguidance::Matcher;
 use llguidance::toktrie::TokEnv;
 use serde_json::Value;
 
-use crate::generation::{Failure, FailureKind, Generation, Tool};
+use crate::generation::{Failure, FailureKind, Generation, InputGrammar, Tool};
 use crate::schema::{Schemas, first_line, relaxed};
 use closing::{Closing, Read};
 use place::Place;
@@ -47,6 +47,8 @@ pub(crate) struct DelicateTokens {
     tags: Vec<u32>,
     /// Those that open arrays and objects.
     openers: Vec<u32>,
+    /// Those that may begin one more part of JSON, from outside and from inside of a string.
+    growers: [Vec<u32>; 2],
 }
 
 impl DelicateTokens {
@@ -73,8 +75,24 @@ impl DelicateTokens {
             bars: with(&|word| word.iter().any(|b| matches!(b, b'|' | 0xef | 0xbd | 0x9c))),
             tags: with(&|word| closes(Closing::Nowhere, word) || closes(Closing::Less, word)),
             openers: with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{'))),
+            growers: [
+                with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{' | b','))),
+                with(&|word| {
+                    let quote = word.iter().position(|b| *b == b'"');
+                    quote.is_some_and(|at| word[at..].contains(&b','))
+                }),
+            ],
             words,
         }
+    }
+
+    pub(crate) fn bytes(&self, token: u32) -> &[u8] {
+        &self.words[token as usize]
+    }
+
+    /// Tokens that may begin one more part of JSON.
+    pub(crate) fn growers(&self, in_string: bool) -> &[u32] {
+        &self.growers[usize::from(in_string)]
     }
 }
 
@@ -171,6 +189,10 @@ impl Schemas {
         let mut schemas: Vec<Value> = Vec::new();
         for tool in &tools {
             schemas.push(self.bounded(tool, &mut warnings)?);
+            if matches!(tool.input, Some(InputGrammar::Lark(_))) {
+                let name = &tool.name;
+                warnings.push(format!("tools: the lark grammar of {name} is not enforced"));
+            }
         }
         let rules =
             |tool: &Tool, schema: &Value| (ToolRules::new(tool, schema), !rules::is_strict(tool));

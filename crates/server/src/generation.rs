@@ -238,6 +238,9 @@ pub struct Timings {
     pub queue: Duration,
     /// Computing the prompt.
     pub prefill: Duration,
+    /// Prompt tokens computed in that time: those that were not cached, and fewer when the request
+    /// was given up before.
+    pub n_prefilled: usize,
     /// Generating.
     pub decode: Duration,
     /// Where the cached tokens came from: `none`, `memory` (the slot itself), `copy` (another

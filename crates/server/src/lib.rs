@@ -5,6 +5,7 @@
 //! into its own JSON and events. Wire types live in [`api`] and nowhere else.
 
 pub mod api;
+pub mod bookkeeper;
 pub mod calls;
 pub mod generation;
 pub mod http;

@@ -106,18 +106,18 @@ pub enum Ending {
 }
 
 /// What is said of a request when it is over. It never holds text of the prompt or the reply.
-#[derive(Debug)]
-pub struct RequestLine<'a> {
+#[derive(Clone, Debug)]
+pub struct RequestLine {
     /// Its id.
-    pub request_id: &'a str,
+    pub request_id: String,
     /// Where it came in.
     pub endpoint: Endpoint,
     /// Who asked.
-    pub client: &'a Client,
+    pub client: Client,
     /// Its tokens.
     pub usage: Usage,
     /// Its time, and why what was computed was not cached.
-    pub timings: &'a Timings,
+    pub timings: Timings,
     /// Assistant messages of the prompt in the model's own tokens.
     pub n_replayed: usize,
     /// Assistant messages of the prompt rendered from text.
@@ -134,7 +134,7 @@ fn shown(rate: Option<f64>) -> String {
     rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
 }
 
-impl fmt::Display for RequestLine<'_> {
+impl fmt::Display for RequestLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Usage {
             n_prompt,
@@ -142,7 +142,7 @@ impl fmt::Display for RequestLine<'_> {
             n_generated,
             n_reasoning,
         } = self.usage;
-        let t = self.timings;
+        let t = &self.timings;
         write!(f, "{} {}", self.request_id, endpoint_name(self.endpoint))?;
         for (name, value) in [
             ("client", &self.client.name),
@@ -166,7 +166,7 @@ impl fmt::Display for RequestLine<'_> {
             self.n_replayed + self.n_rendered,
             seconds(t.queue),
             seconds(t.prefill),
-            shown(rate(n_prompt - n_cached, t.prefill)),
+            shown(rate(t.n_prefilled, t.prefill)),
             seconds(t.decode),
             shown(rate(n_generated.saturating_sub(1), t.decode)),
         )?;
@@ -201,11 +201,11 @@ mod tests {
             param: None,
         };
         let line = RequestLine {
-            request_id: "req_1",
+            request_id: "req_1".to_owned(),
             endpoint: Endpoint::Chat,
-            client: &Client::default(),
+            client: Client::default(),
             usage: Usage::default(),
-            timings: &Timings::default(),
+            timings: Timings::default(),
             n_replayed: 0,
             n_rendered: 0,
             ending: Ending::Failed(failure),

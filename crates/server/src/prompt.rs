@@ -1,6 +1,6 @@
 //! A request's conversation to the tokens that the model continues.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use ds4_text::{
     Effort, MarkerText, Message, Mode, Passage, Prompt, RenderOptions, Revision, Role, Start,
@@ -87,7 +87,7 @@ struct Encoded {
 #[derive(Clone)]
 pub struct Prompter {
     tokenizer: Arc<Tokenizer>,
-    turns: Arc<Mutex<Turns>>,
+    turns: Arc<Turns>,
     rules: PromptRules,
     context: usize,
     /// Bytes of the longest token.
@@ -98,7 +98,7 @@ impl Prompter {
     /// For a model with this tokenizer and so many tokens of context.
     pub fn new(
         tokenizer: Arc<Tokenizer>,
-        turns: Arc<Mutex<Turns>>,
+        turns: Arc<Turns>,
         rules: PromptRules,
         context: usize,
     ) -> Prompter {
@@ -293,8 +293,6 @@ impl Prompter {
             let before = &prompt.text[..range.start];
             let turn = self
                 .turns
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .find(message, key, before.ends_with(markers::THINK_OPEN));
             let (Some(turn), Some(part)) = (turn, prompt.part(written..range.start)) else {
                 continue;

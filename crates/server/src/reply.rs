@@ -26,6 +26,11 @@ const OPENING_BYTES: usize = 512;
 /// What closes a block behind a call.
 const BLOCK_CLOSING: &str = "\n</｜DSML｜tool_calls>";
 
+/// Tokens that are left beside those that end the content, when it is ended.
+const SPARE_TOKENS: usize = 3;
+/// Tokens that are left, beside twice those that end the content, when it begins nothing new.
+const LAST_TOKENS: usize = 48;
+
 /// What follows from a token.
 #[derive(Debug, Default)]
 pub struct Step {
@@ -153,7 +158,48 @@ impl ReplyInProgress {
         if !self.in_reasoning {
             self.open_call(&mut step);
         }
+        self.close_in_time(&mut step);
         step
+    }
+
+    /// Tokens that this reply may still have.
+    fn n_left(&self) -> usize {
+        let limit = self.generation.max_tokens.unwrap_or(usize::MAX);
+        let limit = limit.min(self.prompt.n_left);
+        limit.saturating_sub(self.tokens.len())
+    }
+
+    /// Ends content that follows a schema while there are tokens left to end it with, and reasoning
+    /// while there are any for the content.
+    fn close_in_time(&mut self, step: &mut Step) {
+        let is_calling = self.block.as_ref().is_some_and(CallReader::has_begun);
+        let n_left = self.n_left();
+        let Some(schema) = &mut self.schema else {
+            return;
+        };
+        if step.ends || is_calling || self.opened || n_left > 2 * schema.n_least() + LAST_TOKENS {
+            return;
+        }
+        if self.in_reasoning {
+            if n_left <= schema.n_least() + SPARE_TOKENS + 1 {
+                let close = self.tokenizer.protocol().think_close;
+                self.take_forced(&[close], step);
+                self.close_in_time(step);
+            }
+            return;
+        }
+        if self.parser.phase() != Phase::Content {
+            return;
+        }
+        if let Some(closing) = schema.closing()
+            && !closing.is_empty()
+            && n_left <= closing.len() + SPARE_TOKENS
+        {
+            for token in &closing {
+                schema.push(*token);
+            }
+            self.take_forced(&closing, step);
+        }
     }
 
     /// What holds for the next token.
@@ -174,6 +220,12 @@ impl ReplyInProgress {
             forbidden.push(protocol.dsml);
         }
         if self.generation.ignore_eos {
+            forbidden.extend(stop_tokens(&self.tokenizer));
+        }
+        let must_go_on =
+            self.schema.is_some() || matches!(self.generation.tool_choice, ToolChoice::Required(_));
+        if phase == Phase::Reasoning && must_go_on && !self.generation.ignore_eos {
+            // What was asked for comes behind the reasoning.
             forbidden.extend(stop_tokens(&self.tokenizer));
         }
         let follows = self.schema.as_ref().is_some_and(SchemaReader::has_begun);
@@ -199,9 +251,11 @@ impl ReplyInProgress {
 
     /// Tokens that keep the content on its schema. A call may stand in the content's place.
     fn schema_allows(&mut self, may_call: bool) -> Result<Option<TokenSet>, Failure> {
+        let n_left = self.n_left();
         let Some(schema) = &mut self.schema else {
             return Ok(None);
         };
+        let ends_soon = n_left <= 2 * schema.n_least() + LAST_TOKENS;
         let wanted = &self.generation.schema;
         let lost = |reason: String| Failure {
             kind: FailureKind::Unsupported,
@@ -215,7 +269,7 @@ impl ReplyInProgress {
                 only.insert(dsml);
                 return Ok(Some(only));
             }
-            let mut set = schema.allowed().map_err(lost)?;
+            let mut set = schema.allowed(ends_soon).map_err(lost)?;
             for text in ["\n", "\n\n", "<"] {
                 if let [token] = self.tokenizer.encode(text)[..] {
                     set.insert(token);
@@ -223,7 +277,7 @@ impl ReplyInProgress {
             }
             return Ok(Some(set));
         }
-        schema.allowed().map(Some).map_err(lost)
+        schema.allowed(ends_soon).map(Some).map_err(lost)
     }
 
     /// A token that was sampled.
@@ -254,6 +308,7 @@ impl ReplyInProgress {
         if was_reasoning && !self.in_reasoning && !step.ends {
             self.open_call(&mut step);
         }
+        self.close_in_time(&mut step);
         step
     }
 

@@ -164,10 +164,11 @@ impl Schemas {
 
     /// A reader that knows what may come first.
     fn reader(&self, schema: &Value) -> Result<SchemaReader, String> {
-        let mut reader = SchemaReader::new(self.parser(schema)?);
+        let parser = self.parser(schema)?;
+        let mut reader = SchemaReader::new(parser, self.tok_env(), self.delicate());
         // What nothing can begin is found here and not in the middle of a reply.
         reader
-            .allowed()
+            .allowed(false)
             .map_err(|_| "nothing can satisfy it".to_owned())?;
         Ok(reader)
     }
@@ -442,18 +443,93 @@ fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
+/// Most tokens of a way to the end that is looked for.
+const MAX_CLOSING: usize = 2048;
+/// Texts that lead to the end of JSON, the best first: outside of strings.
+const CLOSERS: [&str; 9] = ["}", "]", "null", "0", "false", "true", "\"", "1", "{"];
+
 /// Says which tokens keep the content on its schema.
 pub struct SchemaReader {
     matcher: Matcher,
+    env: TokEnv,
+    tokens: Arc<DelicateTokens>,
     begun: bool,
+    quotes: Quotes,
+    n_least: usize,
+}
+
+/// Whether the end of JSON text stands in a string.
+#[derive(Clone, Copy, Debug, Default)]
+struct Quotes {
+    inside: bool,
+    escaped: bool,
+}
+
+impl Quotes {
+    fn read(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            match (self.inside, self.escaped, byte) {
+                (true, true, _) => self.escaped = false,
+                (true, false, b'\\') => self.escaped = true,
+                (_, _, b'"') => self.inside = !self.inside,
+                _ => {}
+            }
+        }
+    }
 }
 
 impl SchemaReader {
-    fn new(parser: TokenParser) -> SchemaReader {
-        SchemaReader {
+    fn new(parser: TokenParser, env: TokEnv, tokens: Arc<DelicateTokens>) -> SchemaReader {
+        let mut reader = SchemaReader {
             matcher: Matcher::new(Ok(parser)),
+            env,
+            tokens,
             begun: false,
+            quotes: Quotes::default(),
+            n_least: 0,
+        };
+        reader.n_least = reader.closing().map_or(0, |closing| closing.len());
+        reader
+    }
+
+    /// Tokens that some content takes, not many more than the shortest.
+    pub fn n_least(&self) -> usize {
+        self.n_least
+    }
+
+    /// Tokens that end the content, none where it may end; a short way, if not the shortest. `None`
+    /// when none was found.
+    pub fn closing(&self) -> Option<Vec<u32>> {
+        let trie = self.env.tok_trie();
+        let mut matcher = self.matcher.clone();
+        let mut quotes = self.quotes;
+        let mut closing = Vec::new();
+        while closing.len() <= MAX_CLOSING {
+            if matcher.is_accepting().ok()? {
+                return Some(closing);
+            }
+            let mut next = trie.greedy_tokenize(&matcher.compute_ff_bytes());
+            if next.is_empty() {
+                let mask = matcher.compute_mask().ok()?;
+                let is_admitted = |text: &&str| {
+                    let token = trie.token_id(text.as_bytes());
+                    token.filter(|token| mask.is_allowed(*token))
+                };
+                let known = match quotes.inside {
+                    true => is_admitted(&"\""),
+                    false => CLOSERS.iter().find_map(is_admitted),
+                };
+                let eos = trie.eos_token();
+                let any = || mask.iter().find(|token| *token != eos);
+                next.push(known.or_else(any)?);
+            }
+            matcher.consume_tokens(&next).ok()?;
+            for token in &next {
+                quotes.read(self.tokens.bytes(*token));
+            }
+            closing.extend(next);
         }
+        None
     }
 
     /// Whether content was read.
@@ -466,17 +542,30 @@ impl SchemaReader {
     /// # Errors
     /// Why the schema can no longer be followed: what was read does not follow it, or what it needs
     /// exceeds a limit. It is the same from then on.
-    pub fn allowed(&mut self) -> Result<TokenSet, String> {
+    ///
+    /// Where it `ends_soon`, those that begin more than must be there are left out.
+    pub fn allowed(&mut self, ends_soon: bool) -> Result<TokenSet, String> {
         let mask = self.matcher.compute_mask_or_eos().map_err(first_line)?;
         if mask.is_zero() {
             return Err("nothing can follow".to_owned());
         }
-        Ok(TokenSet::from_words(mask.as_slice().to_vec()))
+        let mut words = mask.as_slice().to_vec();
+        if ends_soon {
+            for &token in self.tokens.growers(self.quotes.inside) {
+                words[token as usize / 32] &= !(1 << (token % 32));
+            }
+            if words.iter().all(|word| *word == 0) {
+                // They must be there.
+                words = mask.as_slice().to_vec();
+            }
+        }
+        Ok(TokenSet::from_words(words))
     }
 
     /// Reads a token of the content.
     pub fn push(&mut self, token: u32) {
         self.begun = true;
+        self.quotes.read(self.tokens.bytes(token));
         // A token that was not allowed is an error of what comes next; `allowed` says so.
         let _ = self.matcher.consume_token(token);
     }

@@ -163,7 +163,7 @@ fn on_disk(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use ds4_conformance::speaking_model;
     use ds4_text::{Effort, Message, Mode, ToolCall};
@@ -180,7 +180,7 @@ mod tests {
         let tokenizer = Tokenizer::from_gguf_parts("gpt2", "joyai-llm", tokens, &types, merges);
         Prompter::new(
             Arc::new(tokenizer.expect("a tokenizer")),
-            Arc::new(Mutex::new(Turns::new(100, 1 << 20))),
+            Arc::new(Turns::new(100, 1 << 20)),
             PromptRules::default(),
             4096,
         )

@@ -17,15 +17,15 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use ds4_engine::Constraint;
+use ds4_text::Tokenizer;
 use serde_json::{Value, json};
 
-use crate::generation::{Call, Timings, Usage};
-use crate::log::{Client, Ending, endpoint_name, finish_name};
-use crate::worker::Job;
+use crate::generation::{Call, Generation};
+use crate::log::{Client, Ending, RequestLine, endpoint_name, finish_name};
 
 /// A file of traces.
 pub struct Trace {
@@ -70,8 +70,13 @@ impl Trace {
     }
 
     /// Appends a line.
-    pub(crate) fn write(&self, record: &Record) -> io::Result<()> {
-        let mut line = record.to_json().to_string();
+    pub(crate) fn write(
+        &self,
+        request: &RequestLine,
+        record: &Record,
+        tokenizer: &Tokenizer,
+    ) -> io::Result<()> {
+        let mut line = record.to_json(request, tokenizer).to_string();
         line.push('\n');
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.write_all(line.as_bytes())
@@ -89,27 +94,28 @@ pub(crate) fn constraint(n_generated: usize, constraint: &Constraint) -> Value {
     })
 }
 
-/// A request that is over.
-pub(crate) struct Record<'a> {
-    pub(crate) job: &'a Job,
-    /// The prompt's tokens as text.
-    pub(crate) prompt: String,
-    pub(crate) usage: Usage,
-    pub(crate) timings: &'a Timings,
+/// What the line of a request that is over leaves out.
+pub(crate) struct Record {
+    pub(crate) generation: Arc<Generation>,
+    pub(crate) prompt_tokens: Vec<u32>,
     /// What held for its tokens, as [`constraint`] writes it.
-    pub(crate) constraints: &'a [Value],
+    pub(crate) constraints: Vec<Value>,
     /// The generated tokens.
-    pub(crate) tokens: &'a [u32],
+    pub(crate) tokens: Vec<u32>,
     /// Their text.
-    pub(crate) text: &'a str,
-    pub(crate) calls: &'a [Call],
-    pub(crate) ending: &'a Ending,
+    pub(crate) text: String,
+    pub(crate) calls: Vec<Call>,
 }
 
-impl Record<'_> {
-    fn to_json(&self) -> Value {
-        let generation = &self.job.generation;
-        let Client { name, session } = &self.job.client;
+impl Record {
+    fn to_json(&self, request: &RequestLine, tokenizer: &Tokenizer) -> Value {
+        let generation = &self.generation;
+        let Client { name, session } = &request.client;
+        let prompt = self.prompt_tokens.iter();
+        let prompt: Vec<u8> = prompt
+            .flat_map(|token| tokenizer.token_bytes(*token))
+            .copied()
+            .collect();
         let calls = self.calls.iter().map(|call| {
             json!({
                 "id": call.id,
@@ -118,27 +124,28 @@ impl Record<'_> {
                 "complete": call.complete,
             })
         });
-        let (finish, error) = match self.ending {
+        let (finish, error) = match &request.ending {
             Ending::Finished(finish) => (Value::from(finish_name(finish)), Value::Null),
             Ending::Failed(failure) => (Value::Null, Value::from(failure.message.as_str())),
         };
         let ms = |duration: std::time::Duration| duration.as_millis() as u64;
+        let timings = &request.timings;
         json!({
             "time": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-            "id": self.job.request_id,
-            "endpoint": endpoint_name(generation.endpoint),
+            "id": request.request_id,
+            "endpoint": endpoint_name(request.endpoint),
             "client": name,
             "session": session,
             "sampling": format!("{:?}", generation.sampling),
-            "prompt": self.prompt,
-            "prompt_tokens": self.job.prompt.tokens,
-            "replayed": self.job.prompt.n_replayed,
-            "rendered": self.job.prompt.n_rendered,
+            "prompt": String::from_utf8_lossy(&prompt),
+            "prompt_tokens": self.prompt_tokens,
+            "replayed": request.n_replayed,
+            "rendered": request.n_rendered,
             "cache": {
                 "used": generation.use_cache,
-                "n_cached": self.usage.n_cached,
-                "source": self.timings.cache_source,
-                "why": self.timings.cache_miss,
+                "n_cached": request.usage.n_cached,
+                "source": timings.cache_source,
+                "why": timings.cache_miss,
             },
             "constraints": self.constraints,
             "output": self.text,
@@ -146,9 +153,9 @@ impl Record<'_> {
             "calls": calls.collect::<Vec<Value>>(),
             "finish": finish,
             "error": error,
-            "queue_ms": ms(self.timings.queue),
-            "prefill_ms": ms(self.timings.prefill),
-            "decode_ms": ms(self.timings.decode),
+            "queue_ms": ms(timings.queue),
+            "prefill_ms": ms(timings.prefill),
+            "decode_ms": ms(timings.decode),
         })
     }
 }

@@ -7,9 +7,9 @@
 //! client changed anything the text stands.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ds4_engine::store::TurnLog;
+use ds4_engine::store::{TurnLog, TurnLogError};
 use ds4_text::{Message, json};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -199,8 +199,128 @@ struct Record {
     last_used: u64,
 }
 
-/// The turns of a server, least recently used out first.
+/// The turns of a server, least recently used out first. What is in memory is never locked while a
+/// file is read or written.
 pub struct Turns {
+    memory: Mutex<Memory>,
+    /// Where turns outlive the process.
+    log: Option<Mutex<TurnLog>>,
+    /// What went wrong with it, for the server's log.
+    problems: Mutex<Vec<String>>,
+}
+
+impl Turns {
+    /// Remembers so much; no call ids is nothing at all.
+    pub fn new(max_call_ids: usize, max_bytes: usize) -> Turns {
+        Turns {
+            memory: Mutex::new(Memory {
+                max_call_ids,
+                max_bytes,
+                records: HashMap::new(),
+                by_key: HashMap::new(),
+                by_use: BTreeMap::new(),
+                n_bytes: 0,
+                clock: 0,
+            }),
+            log: None,
+            problems: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Keeps turns in a log too, and looks there for those that are not in memory.
+    pub fn with_log(mut self, log: TurnLog) -> Turns {
+        self.log = Some(Mutex::new(log));
+        self
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What went wrong with the log; each is told once.
+    pub fn take_problems(&self) -> Vec<String> {
+        let problems = self.problems.lock();
+        std::mem::take(&mut *problems.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn note_problem(&self, error: &TurnLogError) {
+        let problems = self.problems.lock();
+        let mut problems = problems.unwrap_or_else(PoisonError::into_inner);
+        problems.push(format!("the turn log: {error}"));
+    }
+
+    /// Number of turns remembered.
+    pub fn len(&self) -> usize {
+        self.memory().records.len()
+    }
+
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether a call of this id, with any prefix, is remembered.
+    pub fn knows_call(&self, id: &str) -> bool {
+        self.memory().by_key.contains_key(&call_key(id))
+    }
+
+    /// Remembers a turn. It outlives the process once it is [written](Turns::write).
+    pub fn insert(&self, turn: Turn) -> Arc<Turn> {
+        let turn = Arc::new(turn);
+        self.memory().remember(Arc::clone(&turn));
+        turn
+    }
+
+    /// Appends a turn to the log, if there is one.
+    pub fn write(&self, turn: &Turn) {
+        let remembers = self.memory().max_call_ids > 0;
+        let Some(log) = self.log.as_ref().filter(|_| remembers) else {
+            return;
+        };
+        let keys = turn.keys();
+        let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
+        let record = turn.to_record();
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        let appended = log.append(RECORD_KIND, &keys, &record);
+        drop(log);
+        if let Err(error) = appended {
+            self.note_problem(&error);
+        }
+    }
+
+    /// Takes the turn of a key from the log into memory, if it is only there.
+    fn read(&self, key: &str) {
+        let Some(log) = &self.log else { return };
+        if self.memory().by_key.contains_key(key) {
+            return;
+        }
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = log.get(key.as_bytes());
+        drop(log);
+        match found {
+            Ok(Some(record)) if record.kind == RECORD_KIND => {
+                if let Some(turn) = Turn::of_record(&record.payload) {
+                    self.memory().remember(Arc::new(turn));
+                }
+            }
+            Ok(_) => {}
+            Err(error) => self.note_problem(&error),
+        }
+    }
+
+    /// The turn that a message repeats, if it is remembered and unchanged. `prompt` is the key of
+    /// the text before the message, and `thinking` says whether that text ends in `<think>`.
+    pub fn find(&self, message: &Message, prompt: PromptKey, thinking: bool) -> Option<Arc<Turn>> {
+        let key = match message.tool_calls.first() {
+            Some(first) => call_key(&first.id),
+            None => content_key(prompt, &message.content),
+        };
+        self.read(&key);
+        self.memory().find(message, &key, thinking)
+    }
+}
+
+struct Memory {
     max_call_ids: usize,
     max_bytes: usize,
     records: HashMap<u64, Record>,
@@ -209,70 +329,13 @@ pub struct Turns {
     n_bytes: usize,
     /// Counts records and uses.
     clock: u64,
-    /// Where turns outlive the process.
-    log: Option<TurnLog>,
-    /// What went wrong with it, for the server's log.
-    problems: Vec<String>,
 }
 
-impl Turns {
-    /// Remembers so much; no call ids is nothing at all.
-    pub fn new(max_call_ids: usize, max_bytes: usize) -> Turns {
-        Turns {
-            max_call_ids,
-            max_bytes,
-            records: HashMap::new(),
-            by_key: HashMap::new(),
-            by_use: BTreeMap::new(),
-            n_bytes: 0,
-            clock: 0,
-            log: None,
-            problems: Vec::new(),
-        }
-    }
-
-    /// Keeps turns in a log too, and looks there for those that are not in memory.
-    pub fn with_log(mut self, log: TurnLog) -> Turns {
-        self.log = Some(log);
-        self
-    }
-
-    /// What went wrong with the log; each is told once.
-    pub fn take_problems(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.problems)
-    }
-
-    /// Number of turns remembered.
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    /// Whether nothing is remembered.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
-    }
-
-    /// Whether a call of this id, with any prefix, is remembered.
-    pub fn knows_call(&self, id: &str) -> bool {
-        self.by_key.contains_key(&call_key(id))
-    }
-
-    /// Remembers a turn.
-    pub fn insert(&mut self, turn: Turn) {
+impl Memory {
+    fn remember(&mut self, turn: Arc<Turn>) {
         if self.max_call_ids == 0 {
             return;
         }
-        if let Some(log) = &mut self.log {
-            let keys = turn.keys();
-            let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
-            if let Err(error) = log.append(RECORD_KIND, &keys, &turn.to_record()) {
-                self.problems.push(format!("the turn log: {error}"));
-            }
-        }
-        self.remember(turn);
-    }
-
-    fn remember(&mut self, turn: Turn) {
         self.clock += 1;
         let number = self.clock;
         for key in turn.keys() {
@@ -283,13 +346,8 @@ impl Turns {
         }
         self.n_bytes += turn.n_bytes();
         self.by_use.insert(number, number);
-        self.records.insert(
-            number,
-            Record {
-                turn: Arc::new(turn),
-                last_used: number,
-            },
-        );
+        let last_used = number;
+        self.records.insert(number, Record { turn, last_used });
         while self.by_key.len() > self.max_call_ids || self.n_bytes > self.max_bytes {
             let Some((_, &oldest)) = self.by_use.first_key_value() else {
                 break;
@@ -298,51 +356,15 @@ impl Turns {
         }
     }
 
-    /// The number of the turn of a key, read from the log if need be.
-    fn number_of(&mut self, key: &str) -> Option<u64> {
-        if let Some(number) = self.by_key.get(key) {
-            return Some(*number);
-        }
-        let found = self.log.as_mut()?.get(key.as_bytes());
-        match found {
-            Ok(Some(record)) if record.kind == RECORD_KIND => {
-                self.remember(Turn::of_record(&record.payload)?);
-                self.by_key.get(key).copied()
-            }
-            Ok(_) => None,
-            Err(error) => {
-                self.problems.push(format!("the turn log: {error}"));
-                None
-            }
-        }
-    }
-
-    /// The turn that a message repeats, if it is remembered and unchanged. `prompt` is the key of
-    /// the text before the message, and `thinking` says whether that text ends in `<think>`.
-    pub fn find(
-        &mut self,
-        message: &Message,
-        prompt: PromptKey,
-        thinking: bool,
-    ) -> Option<Arc<Turn>> {
-        let number = if let Some(first) = message.tool_calls.first() {
-            let number = self.number_of(&call_key(&first.id))?;
-            let turn = &self.records.get(&number)?.turn;
-            let ids_agree = message.tool_calls.len() == turn.calls.len()
-                && message
-                    .tool_calls
-                    .iter()
-                    .zip(&turn.calls)
-                    .all(|(a, b)| without_prefix(&a.id) == without_prefix(&b.id));
-            if !ids_agree {
-                return None;
-            }
-            number
-        } else {
-            self.number_of(&content_key(prompt, &message.content))?
-        };
+    fn find(&mut self, message: &Message, key: &str, thinking: bool) -> Option<Arc<Turn>> {
+        let number = *self.by_key.get(key)?;
         let record = self.records.get_mut(&number)?;
-        if record.turn.thinking != thinking || !record.turn.is_said_by(message) {
+        let pairs = message.tool_calls.iter().zip(&record.turn.calls);
+        let ids_agree = message.tool_calls.len() == record.turn.calls.len()
+            && pairs
+                .into_iter()
+                .all(|(a, b)| without_prefix(&a.id) == without_prefix(&b.id));
+        if !ids_agree || record.turn.thinking != thinking || !record.turn.is_said_by(message) {
             return None;
         }
         self.clock += 1;
@@ -406,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_turn_is_found_by_its_calls_however_their_json_is_written() {
-        let mut turns = Turns::new(100, 1 << 20);
+        let turns = Turns::new(100, 1 << 20);
         let written = r#"{"b": 1.0, "a": ["\u00e9", {"x": true}]}"#;
         turns.insert(turn("", &[("1", written), ("2", "{}")]));
         for (calls, content, found) in [
@@ -440,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_turn_without_calls_is_found_by_prompt_and_content() {
-        let mut turns = Turns::new(100, 1 << 20);
+        let turns = Turns::new(100, 1 << 20);
         turns.insert(turn("answer", &[]));
         let mut said = message("answer\n", &[]);
         assert!(turns.find(&said, prompt_key("p"), true).is_some());
@@ -453,27 +475,27 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_turn_goes_first() {
-        let mut turns = Turns::new(3, 1 << 20);
+        let turns = Turns::new(3, 1 << 20);
         for id in ["1", "2", "3"] {
             turns.insert(turn("", &[(id, "{}")]));
         }
-        let find = |turns: &mut Turns, id| {
+        let find = |turns: &Turns, id| {
             turns
                 .find(&message("", &[(id, "{}")]), prompt_key("p"), true)
                 .is_some()
         };
-        assert!(find(&mut turns, "1"));
+        assert!(find(&turns, "1"));
         turns.insert(turn("", &[("4", "{}")]));
         assert_eq!(
-            ["1", "2", "3", "4"].map(|id| find(&mut turns, id)),
+            ["1", "2", "3", "4"].map(|id| find(&turns, id)),
             [true, false, true, true]
         );
-        let mut small = Turns::new(100, 2 * turn("x", &[]).n_bytes());
+        let small = Turns::new(100, 2 * turn("x", &[]).n_bytes());
         for content in ["x", "y", "z"] {
             small.insert(turn(content, &[]));
         }
         assert_eq!(small.len(), 2, "bytes are limited");
-        let mut none = Turns::new(0, 1 << 20);
+        let none = Turns::new(0, 1 << 20);
         none.insert(turn("", &[("1", "{}")]));
         assert!(none.is_empty());
     }
@@ -486,12 +508,13 @@ mod tests {
             let log = TurnLog::open(&path, TurnLogOptions::default()).expect("a log");
             Turns::new(100, 1 << 20).with_log(log)
         };
-        let mut turns = open();
+        let turns = open();
         let called = turn("said", &[("1", r#"{"x": "é"}"#), ("2", "{}")]);
-        turns.insert(called.clone());
-        turns.insert(turn("answer", &[]));
+        for turn in [called.clone(), turn("answer", &[])] {
+            turns.write(&turns.insert(turn));
+        }
         drop(turns);
-        let mut turns = open();
+        let turns = open();
         let calls = [("1", r#"{"x":"é"}"#), ("2", "{}")];
         let found = turns.find(&message("said", &calls), prompt_key("x"), true);
         assert_eq!(found.as_deref(), Some(&called));

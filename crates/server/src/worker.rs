@@ -4,119 +4,34 @@
 //! two steps does what it was told meanwhile: cancel, end the reasoning, shut down. A panic in one
 //! reply ends that reply; one in the engine ends the replies that ran and empties the slots.
 
+mod body;
+mod ending;
+mod source;
+
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ds4_engine::store::{Store, StoreCounts, StoreMeter, StoreUsage};
-use ds4_engine::{
-    Constraint, Event, FinishReason, Request, RequestError, Reuse, Scheduler, SequenceId, SlotUse,
-    StepError,
-};
+use ds4_engine::store::{StoreCounts, StoreMeter, StoreUsage};
 use ds4_text::Tokenizer;
-use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use crate::bookkeeper::{Bookkeeper, Log, Note};
 use crate::calls::CallReader;
-use crate::generation::{
-    Endpoint, Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Timings, Usage,
-};
-use crate::log::{Client, Ending, RequestLine, finish_name, rate};
+use crate::generation::{Endpoint, Failure, FailureKind, Generation, ReplyEvent, Usage};
+use crate::log::Client;
 use crate::prompt::TokenPrompt;
-use crate::reply::{ReplyInProgress, Step, stop_tokens};
 use crate::schema::SchemaReader;
-use crate::story;
-use crate::trace::{self, Trace};
+use crate::trace::Trace;
 use crate::turns::Turns;
 
-/// Where tokens come from: the scheduler, or a script in tests.
-pub trait TokenSource: Send {
-    /// Accepts a request.
-    fn submit(&mut self, request: Request) -> Result<SequenceId, RequestError>;
-    /// Says what a sequence may say next.
-    fn constrain(&mut self, id: SequenceId, constraint: Constraint);
-    /// Puts tokens behind the last one reported.
-    fn force(&mut self, id: SequenceId, tokens: &[u32]);
-    /// Ends a sequence.
-    fn cancel(&mut self, id: SequenceId);
-    /// Whether a sequence waits or runs.
-    fn contains(&self, id: SequenceId) -> bool;
-    /// What a running sequence found in its slot.
-    fn reuse(&self, id: SequenceId) -> Option<Reuse>;
-    /// What the slots are doing.
-    fn slots(&self) -> Vec<SlotUse>;
-    /// Whether there is nothing to do.
-    fn is_idle(&self) -> bool;
-    /// One step.
-    fn tick(&mut self) -> Result<Vec<Event>, StepError>;
-    /// Drops all sequences and what the slots hold.
-    fn reset(&mut self);
-    /// What the log should say; each is told once.
-    fn take_notices(&mut self) -> Vec<String> {
-        Vec::new()
-    }
-    /// Keeps what idle slots hold when it is time, and says when it will be again.
-    fn save_idle(&mut self) -> Option<Duration> {
-        None
-    }
-    /// Keeps what the slots hold, before the program ends.
-    fn save_all(&mut self) {}
-    /// What says how the store of states fares, if there is one.
-    fn store_meter(&self) -> Option<StoreMeter> {
-        None
-    }
-}
+use body::Body;
+pub use source::TokenSource;
 
-impl TokenSource for Scheduler {
-    fn submit(&mut self, request: Request) -> Result<SequenceId, RequestError> {
-        Scheduler::submit(self, request)
-    }
-    fn constrain(&mut self, id: SequenceId, constraint: Constraint) {
-        Scheduler::constrain(self, id, constraint);
-    }
-    fn force(&mut self, id: SequenceId, tokens: &[u32]) {
-        Scheduler::force(self, id, tokens);
-    }
-    fn cancel(&mut self, id: SequenceId) {
-        Scheduler::cancel(self, id);
-    }
-    fn contains(&self, id: SequenceId) -> bool {
-        Scheduler::contains(self, id)
-    }
-    fn reuse(&self, id: SequenceId) -> Option<Reuse> {
-        Scheduler::reuse(self, id)
-    }
-    fn slots(&self) -> Vec<SlotUse> {
-        Scheduler::slots(self)
-    }
-    fn is_idle(&self) -> bool {
-        Scheduler::is_idle(self)
-    }
-    fn tick(&mut self) -> Result<Vec<Event>, StepError> {
-        Scheduler::tick(self)
-    }
-    fn reset(&mut self) {
-        Scheduler::reset(self);
-    }
-    fn take_notices(&mut self) -> Vec<String> {
-        self.take_store_notices()
-    }
-    fn save_idle(&mut self) -> Option<Duration> {
-        Scheduler::save_idle(self)
-    }
-    fn save_all(&mut self) {
-        Scheduler::save_all(self);
-    }
-    fn store_meter(&self) -> Option<StoreMeter> {
-        self.store().map(Store::meter)
-    }
-}
-
+/// How long a step may take before the engine counts as stalled: no device computes for so long.
+pub const STALLED_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Grace in place of one that no clock can tell: 30 years.
 const MAX_GRACE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
@@ -130,9 +45,11 @@ pub struct WorkerOptions {
     /// Tokens of a reply when its request says nothing.
     pub default_max_tokens: usize,
     /// Reads the one line that every request leaves.
-    pub log: Arc<dyn Fn(&RequestLine) + Send + Sync>,
+    pub log: Log,
     /// Reads what else is worth knowing.
-    pub note: Arc<dyn Fn(&str) + Send + Sync>,
+    pub note: Note,
+    /// How long a step may take before the engine counts as stalled.
+    pub stalled_after: Duration,
     /// Where everything of a request is written, its text included.
     pub trace: Option<Arc<Trace>>,
 }
@@ -209,9 +126,34 @@ struct Shared {
     in_flight: AtomicUsize,
     running: AtomicUsize,
     stopping: AtomicBool,
+    /// Whether the thread is over.
+    has_ended: AtomicBool,
+    /// When the step began that is under way.
+    step: Mutex<Option<Instant>>,
     slots: Mutex<Vec<SlotView>>,
+    /// About how long a reply runs.
+    reply_ms: AtomicU64,
+    /// Requests that were told when to come again.
+    n_turned_away: AtomicU64,
     counters: Counters,
     store: Option<StoreMeter>,
+}
+
+impl Shared {
+    fn set_step(&self, began: Option<Instant>) {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = began;
+    }
+}
+
+/// Whether the engine lives and steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Well,
+    /// A step takes longer than any should.
+    Stalled,
+    /// Its thread is over.
+    Ended,
 }
 
 /// What an accepted job is called.
@@ -240,6 +182,7 @@ pub struct Worker {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     options: WorkerOptions,
+    books: Arc<Bookkeeper>,
     next_number: AtomicU64,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -271,7 +214,7 @@ impl Worker {
     pub fn start(
         source: impl TokenSource + 'static,
         tokenizer: Arc<Tokenizer>,
-        turns: Arc<Mutex<Turns>>,
+        turns: Arc<Turns>,
         options: WorkerOptions,
     ) -> std::io::Result<Worker> {
         let (commands, inbox) = mpsc::channel();
@@ -279,7 +222,15 @@ impl Worker {
             store: source.store_meter(),
             ..Shared::default()
         });
+        let books = Arc::new(Bookkeeper::start(
+            Arc::clone(&tokenizer),
+            Arc::clone(&turns),
+            Arc::clone(&options.log),
+            Arc::clone(&options.note),
+            options.trace.clone(),
+        )?);
         let mut body = Body {
+            books: Arc::clone(&books),
             source,
             tokenizer,
             turns,
@@ -298,6 +249,7 @@ impl Worker {
             commands,
             shared,
             options,
+            books,
             next_number: AtomicU64::new(0),
             thread: Mutex::new(Some(thread)),
         })
@@ -310,6 +262,9 @@ impl Worker {
     pub fn submit(&self, job: Job) -> Result<(UnboundedReceiver<ReplyEvent>, Ticket), Failure> {
         if self.shared.stopping.load(Ordering::Acquire) {
             return Err(shutting_down());
+        }
+        if self.shared.has_ended.load(Ordering::Acquire) {
+            return Err(stopped());
         }
         let limit = self.options.n_slots + self.options.max_queue;
         let admitted =
@@ -352,7 +307,7 @@ impl Worker {
             submitted: Instant::now(),
         };
         if self.commands.send(Command::Run(Box::new(pending))).is_err() {
-            return Err(shutting_down());
+            return Err(stopped());
         }
         Ok((receiver, ticket))
     }
@@ -383,6 +338,45 @@ impl Worker {
         let running = self.shared.running.load(Ordering::Acquire);
         let in_flight = self.shared.in_flight.load(Ordering::Acquire);
         (running, in_flight.saturating_sub(running))
+    }
+
+    /// Whether the engine lives and steps.
+    pub fn health(&self) -> Health {
+        if self.shared.has_ended.load(Ordering::Acquire) {
+            return Health::Ended;
+        }
+        let step = self.shared.step.lock();
+        let began = *step.unwrap_or_else(PoisonError::into_inner);
+        match began {
+            Some(began) if began.elapsed() >= self.options.stalled_after => Health::Stalled,
+            _ => Health::Well,
+        }
+    }
+
+    /// Entries of the log that were left out because it was too slow.
+    pub fn n_left_out(&self) -> u64 {
+        self.books.n_left_out()
+    }
+
+    /// Has something said in the log.
+    pub fn note(&self, text: String) {
+        self.books.note(text);
+    }
+
+    /// Waits until what happened so far is written down.
+    pub fn settle(&self) {
+        self.books.settle();
+    }
+
+    /// Seconds after which one more request is likely to find room, 1 to 60: as long as those that
+    /// run and wait will take, for one client after another up to twice that, so that not all who
+    /// were turned away come again at once.
+    pub fn retry_after_s(&self) -> u64 {
+        let (running, waiting) = self.load();
+        let rounds = (running + waiting).div_ceil(self.options.n_slots.max(1)) as u64;
+        let all_ms = self.shared.reply_ms.load(Ordering::Relaxed) * rounds / 2;
+        let turn = self.shared.n_turned_away.fetch_add(1, Ordering::Relaxed) % 8;
+        (all_ms * (8 + turn) / 8).div_ceil(1000).clamp(1, 60)
     }
 
     /// What the slots were doing after the last step.
@@ -420,6 +414,7 @@ impl Worker {
             // Its panics are caught inside; there is nothing to learn here.
             let _ = thread.join();
         }
+        self.books.end();
     }
 }
 
@@ -431,611 +426,18 @@ fn shutting_down() -> Failure {
     }
 }
 
+fn stopped() -> Failure {
+    Failure {
+        kind: FailureKind::Unavailable,
+        message: "the engine has stopped; the server must be restarted".to_owned(),
+        param: None,
+    }
+}
+
 fn internal(message: impl Into<String>) -> Failure {
     Failure {
         kind: FailureKind::Internal,
         message: message.into(),
         param: None,
     }
-}
-
-struct Running {
-    number: u64,
-    job: Job,
-    events: UnboundedSender<ReplyEvent>,
-    reply: ReplyInProgress,
-    constraint: Constraint,
-    /// What the reply begins with, until it has a slot.
-    opening: Vec<ReplyEvent>,
-    submitted: Instant,
-    started: Option<Started>,
-    first_token: Option<Instant>,
-    /// What held for its tokens, for the trace.
-    constraints: Vec<Value>,
-}
-
-struct Started {
-    at: Instant,
-    slot: Option<usize>,
-    n_cached: usize,
-    source: &'static str,
-    why: String,
-}
-
-struct Body<S> {
-    source: S,
-    tokenizer: Arc<Tokenizer>,
-    turns: Arc<Mutex<Turns>>,
-    options: WorkerOptions,
-    inbox: mpsc::Receiver<Command>,
-    shared: Arc<Shared>,
-    running: HashMap<SequenceId, Running>,
-    /// For every slot, its last request that ended.
-    last: Vec<Option<SlotRequest>>,
-    deadline: Option<Instant>,
-}
-
-impl<S: TokenSource> Body<S> {
-    fn run(&mut self) {
-        self.serve();
-        // A state that cannot be kept is computed again; that must not keep the program from
-        // ending.
-        let _ = catch_unwind(AssertUnwindSafe(|| self.source.save_all()));
-        self.tell_notices();
-    }
-
-    fn serve(&mut self) {
-        loop {
-            if self.source.is_idle() {
-                if self.deadline.is_some() {
-                    return;
-                }
-                let received = match self.source.save_idle() {
-                    None => self.inbox.recv().map_err(RecvTimeoutError::from),
-                    Some(due) => self.inbox.recv_timeout(due),
-                };
-                match received {
-                    Ok(command) => self.try_to_obey(command),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
-            }
-            while let Ok(command) = self.inbox.try_recv() {
-                self.try_to_obey(command);
-            }
-            if self.deadline.is_some_and(|at| Instant::now() >= at) {
-                self.give_up_all();
-                return;
-            }
-            if !self.source.is_idle() {
-                self.step();
-                self.publish();
-                self.tell_notices();
-            }
-        }
-    }
-
-    fn tell_notices(&mut self) {
-        let mut notices = self.source.take_notices();
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        notices.extend(turns.take_problems());
-        drop(turns);
-        for notice in notices {
-            (self.options.note)(&notice);
-        }
-    }
-
-    fn try_to_obey(&mut self, command: Command) {
-        // Whoever waits for a reply that was not begun learns that nobody makes it.
-        if catch_unwind(AssertUnwindSafe(|| self.obey(command))).is_err() {
-            (self.options.note)("a request could not be begun or ended, by a bug");
-        }
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::Run(pending) => self.begin(*pending),
-            Command::Cancel(number) => {
-                let id = self.running.iter().find(|(_, r)| r.number == number);
-                if let Some(id) = id.map(|(id, _)| *id) {
-                    self.source.cancel(id);
-                    self.end(id, Some(FinishReason::Cancelled));
-                    self.publish();
-                }
-            }
-            Command::EndReasoning(number) => {
-                let mut running = self.running.iter_mut();
-                let found = running.find(|(_, r)| r.number == number);
-                if let Some((&id, running)) = found {
-                    let step = running.reply.end_reasoning();
-                    self.follow(id, step);
-                }
-            }
-            Command::Shutdown { deadline } => self.deadline = Some(deadline),
-        }
-    }
-
-    fn begin(&mut self, pending: Pending) {
-        let Pending {
-            number,
-            mut job,
-            events,
-            submitted,
-        } = pending;
-        let mut reply = ReplyInProgress::new(
-            Arc::clone(&job.generation),
-            Arc::clone(&self.tokenizer),
-            job.prompt.clone(),
-            job.schema.take(),
-            job.calls.take(),
-        );
-        let opening = reply.opening();
-        let mut tokens = job.prompt.tokens.clone();
-        tokens.extend_from_slice(&opening.force);
-        let stop_tokens = if job.generation.ignore_eos {
-            Vec::new()
-        } else {
-            stop_tokens(&self.tokenizer)
-        };
-        let request = Request {
-            tokens,
-            sampling: job.generation.sampling.clone(),
-            max_tokens: job
-                .generation
-                .max_tokens
-                .unwrap_or(self.options.default_max_tokens),
-            stop_tokens,
-            n_logprobs: job.generation.n_top_logprobs,
-            use_cache: job.generation.use_cache,
-            anchors: job.prompt.anchors.clone(),
-            affinity: job.generation.affinity.as_deref().map(affinity),
-        };
-        let id = match self.source.submit(request) {
-            Ok(id) => id,
-            Err(error) => {
-                let failure = Failure {
-                    kind: match error {
-                        RequestError::QueueFull => FailureKind::Overloaded,
-                        RequestError::PromptTooLong { found, context } => {
-                            FailureKind::ContextOverflow {
-                                n_prompt: found,
-                                n_context: context,
-                            }
-                        }
-                        _ => FailureKind::Invalid,
-                    },
-                    message: error.to_string(),
-                    param: None,
-                };
-                // Whoever asked may be gone.
-                let _ = events.send(ReplyEvent::Failed(failure));
-                return;
-            }
-        };
-        let constraint = match reply.constraint() {
-            Ok(constraint) => constraint,
-            Err(failure) => {
-                self.source.cancel(id);
-                let said = (reply.tokens(), reply.text());
-                return self.lose(&job, &events, said, failure);
-            }
-        };
-        let mut constraints = Vec::new();
-        if constraint != Constraint::default() {
-            self.source.constrain(id, constraint.clone());
-            if self.options.trace.is_some() {
-                constraints.push(trace::constraint(0, &constraint));
-            }
-        }
-        let running = Running {
-            number,
-            job,
-            events,
-            reply,
-            constraint,
-            opening: opening.events,
-            submitted,
-            started: None,
-            first_token: None,
-            constraints,
-        };
-        self.running.insert(id, running);
-    }
-
-    fn step(&mut self) {
-        let began = Instant::now();
-        match catch_unwind(AssertUnwindSafe(|| self.source.tick())) {
-            Ok(Ok(events)) => {
-                for event in events {
-                    let (Event::Prefill { id, .. }
-                    | Event::Token { id, .. }
-                    | Event::Finished { id, .. }) = event;
-                    let done = catch_unwind(AssertUnwindSafe(|| self.dispatch(event, began)));
-                    if done.is_err() {
-                        self.source.cancel(id);
-                        self.fail(id, internal("reading the reply failed by a bug"));
-                    }
-                }
-            }
-            Ok(Err(error)) => {
-                let lost: Vec<SequenceId> = self
-                    .running
-                    .keys()
-                    .copied()
-                    .filter(|id| !self.source.contains(*id))
-                    .collect();
-                for id in lost {
-                    self.fail(id, internal(format!("the engine failed: {error}")));
-                }
-            }
-            Err(_) => {
-                self.source.reset();
-                let all: Vec<SequenceId> = self.running.keys().copied().collect();
-                for id in all {
-                    self.fail(
-                        id,
-                        internal("the engine failed by a bug; the request is lost"),
-                    );
-                }
-            }
-        }
-        self.shared.counters.n_steps.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Passes on what a step that began then did.
-    fn dispatch(&mut self, event: Event, began: Instant) {
-        match event {
-            Event::Prefill {
-                id,
-                n_done,
-                n_cached,
-                ..
-            } => {
-                let reuse = self.source.reuse(id);
-                let Some(running) = self.running.get_mut(&id) else {
-                    return;
-                };
-                // Tokens that open a call are part of the reply, not of the prompt.
-                let n_prompt = running.job.prompt.tokens.len();
-                let n_cached = n_cached.min(n_prompt);
-                if running.started.is_none() {
-                    let source = story::source(n_cached, reuse.as_ref());
-                    let prompt = &running.job.prompt;
-                    let why = reuse.as_ref().map_or_else(String::new, |reuse| {
-                        story::why(prompt, &self.tokenizer, n_cached, reuse)
-                    });
-                    running.started = Some(Started {
-                        at: began.max(running.submitted),
-                        slot: reuse.as_ref().map(|reuse| reuse.slot),
-                        n_cached,
-                        source,
-                        why: why.clone(),
-                    });
-                    running.send(vec![ReplyEvent::Started {
-                        n_prompt,
-                        n_cached,
-                        source,
-                        why,
-                    }]);
-                    let opening = std::mem::take(&mut running.opening);
-                    running.send(opening);
-                } else {
-                    let n_done = n_done.min(n_prompt);
-                    running.send(vec![ReplyEvent::Progress { n_done, n_prompt }]);
-                }
-            }
-            Event::Token {
-                id,
-                token,
-                logprobs,
-            } => {
-                let Some(running) = self.running.get_mut(&id) else {
-                    return;
-                };
-                running.first_token.get_or_insert_with(Instant::now);
-                let step = running.reply.push(token, logprobs);
-                self.follow(id, step);
-            }
-            Event::Finished { id, reason, .. } => self.end(id, Some(reason)),
-        }
-    }
-
-    /// Does what follows from a token.
-    fn follow(&mut self, id: SequenceId, step: Step) {
-        let Some(running) = self.running.get_mut(&id) else {
-            return;
-        };
-        running.send(step.events);
-        if step.ends {
-            self.source.cancel(id);
-            self.end(id, None);
-            return;
-        }
-        if !step.force.is_empty() {
-            self.source.force(id, &step.force);
-        }
-        let constraint = match running.reply.constraint() {
-            Ok(constraint) => constraint,
-            Err(failure) => {
-                self.source.cancel(id);
-                return self.fail(id, failure);
-            }
-        };
-        if constraint != running.constraint {
-            if self.options.trace.is_some() {
-                let n_generated = running.reply.tokens().len();
-                let line = trace::constraint(n_generated, &constraint);
-                running.constraints.push(line);
-            }
-            running.constraint = constraint.clone();
-            self.source.constrain(id, constraint);
-        }
-    }
-
-    /// Finishes a reply: for the source's reason, or because it ended itself.
-    fn end(&mut self, id: SequenceId, reason: Option<FinishReason>) {
-        let Some(running) = self.running.remove(&id) else {
-            return;
-        };
-        let mut shown = running.view();
-        let Running {
-            job,
-            events,
-            reply,
-            submitted,
-            started,
-            first_token,
-            constraints,
-            ..
-        } = running;
-        let reason = reason.unwrap_or(FinishReason::Stop);
-        let said = self.options.trace.is_some().then(|| {
-            let text = reply.text().to_owned();
-            (reply.tokens().to_vec(), text)
-        });
-        let Ok(ended) = catch_unwind(AssertUnwindSafe(|| reply.finish(reason))) else {
-            let failure = internal("finishing the reply failed by a bug");
-            let (tokens, text) = said.unwrap_or_default();
-            self.lose(&job, &events, (&tokens, &text), failure);
-            return;
-        };
-        let now = Instant::now();
-        let started_at = started.as_ref().map_or(now, |s| s.at);
-        let first_token = first_token.unwrap_or(now);
-        let n_cached = started.as_ref().map_or(0, |s| s.n_cached);
-        let usage = Usage {
-            n_prompt: job.prompt.tokens.len(),
-            n_cached,
-            n_generated: ended.n_generated,
-            n_reasoning: ended.n_reasoning,
-        };
-        let timings = Timings {
-            queue: started_at - submitted,
-            prefill: first_token - started_at,
-            decode: now - first_token,
-            cache_source: started.as_ref().map_or("none", |s| s.source),
-            cache_miss: started.as_ref().map_or_else(String::new, |s| s.why.clone()),
-        };
-        if let Some(turn) = ended.turn
-            && job.generation.use_cache
-        {
-            self.turns
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(turn);
-        }
-        let calls = said.is_some().then(|| ended.calls.clone());
-        let mut all = ended.events;
-        let ending = match ended.finish {
-            Ok(finish) => {
-                if finish == Finish::Cancelled {
-                    let counter = &self.shared.counters.n_cancelled;
-                    counter.fetch_add(1, Ordering::Relaxed);
-                }
-                let ending = Ending::Finished(finish.clone());
-                all.push(ReplyEvent::Finished(Box::new(Outcome {
-                    finish,
-                    reasoning: ended.reasoning,
-                    content: ended.content,
-                    calls: ended.calls,
-                    usage,
-                    timings: timings.clone(),
-                })));
-                ending
-            }
-            Err(failure) => {
-                let counter = &self.shared.counters.n_failed;
-                counter.fetch_add(1, Ordering::Relaxed);
-                all.push(ReplyEvent::Failed(failure.clone()));
-                Ending::Failed(failure)
-            }
-        };
-        if let Some((tokens, text)) = said {
-            self.write_trace(&trace::Record {
-                job: &job,
-                prompt: self.text_of(&job.prompt.tokens),
-                usage,
-                timings: &timings,
-                constraints: &constraints,
-                tokens: &tokens,
-                text: &text,
-                calls: calls.as_deref().unwrap_or_default(),
-                ending: &ending,
-            });
-        }
-        if let Some(slot) = started.and_then(|started| started.slot) {
-            shown.finish = Some(match &ending {
-                Ending::Finished(finish) => finish_name(finish),
-                Ending::Failed(_) => "failed",
-            });
-            shown.usage = usage;
-            shown.decode_rate = rate(usage.n_generated.saturating_sub(1), timings.decode);
-            if self.last.len() <= slot {
-                self.last.resize(slot + 1, None);
-            }
-            self.last[slot] = Some(shown);
-        }
-        (self.options.log)(&RequestLine {
-            request_id: &job.request_id,
-            endpoint: job.generation.endpoint,
-            client: &job.client,
-            usage,
-            timings: &timings,
-            n_replayed: job.prompt.n_replayed,
-            n_rendered: job.prompt.n_rendered,
-            ending,
-        });
-        for event in all {
-            // Whoever asked may be gone.
-            let _ = events.send(event);
-        }
-    }
-
-    fn fail(&mut self, id: SequenceId, failure: Failure) {
-        if let Some(running) = self.running.remove(&id) {
-            let said = (running.reply.tokens(), running.reply.text());
-            self.lose(&running.job, &running.events, said, failure);
-        }
-    }
-
-    /// Reports a reply that cannot be finished, after it said these tokens and their text.
-    fn lose(
-        &self,
-        job: &Job,
-        events: &UnboundedSender<ReplyEvent>,
-        said: (&[u32], &str),
-        failure: Failure,
-    ) {
-        self.shared
-            .counters
-            .n_failed
-            .fetch_add(1, Ordering::Relaxed);
-        let usage = Usage {
-            n_prompt: job.prompt.tokens.len(),
-            ..Usage::default()
-        };
-        let ending = Ending::Failed(failure.clone());
-        if self.options.trace.is_some() {
-            self.write_trace(&trace::Record {
-                job,
-                prompt: self.text_of(&job.prompt.tokens),
-                usage,
-                timings: &Timings::default(),
-                constraints: &[],
-                tokens: said.0,
-                text: said.1,
-                calls: &[],
-                ending: &ending,
-            });
-        }
-        (self.options.log)(&RequestLine {
-            request_id: &job.request_id,
-            endpoint: job.generation.endpoint,
-            client: &job.client,
-            usage,
-            timings: &Timings::default(),
-            n_replayed: job.prompt.n_replayed,
-            n_rendered: job.prompt.n_rendered,
-            ending,
-        });
-        // Whoever asked may be gone.
-        let _ = events.send(ReplyEvent::Failed(failure));
-    }
-
-    fn text_of(&self, tokens: &[u32]) -> String {
-        let bytes = tokens
-            .iter()
-            .map(|token| self.tokenizer.token_bytes(*token));
-        let bytes: Vec<u8> = bytes.flatten().copied().collect();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-
-    fn write_trace(&self, record: &trace::Record) {
-        if let Some(trace) = &self.options.trace
-            && let Err(error) = trace.write(record)
-        {
-            (self.options.note)(&format!("the trace cannot be written: {error}"));
-        }
-    }
-
-    fn give_up_all(&mut self) {
-        let all: Vec<SequenceId> = self.running.keys().copied().collect();
-        for id in all {
-            self.source.cancel(id);
-            self.fail(id, shutting_down());
-        }
-    }
-
-    /// Shows outside what the slots do.
-    fn publish(&mut self) {
-        let n_started = self.running.values().filter(|r| r.started.is_some());
-        let n_started = n_started.count();
-        self.shared.running.store(n_started, Ordering::Release);
-        let views = self
-            .source
-            .slots()
-            .into_iter()
-            .enumerate()
-            .map(|(slot, used)| {
-                let running = used.sequence.and_then(|id| self.running.get(&id));
-                SlotView {
-                    n_tokens: used.n_tokens,
-                    request_id: running.map(|r| r.job.request_id.clone()),
-                    n_decoded: used.n_decoded,
-                    last: match running {
-                        Some(running) => Some(running.view()),
-                        None => self.last.get(slot).cloned().flatten(),
-                    },
-                }
-            })
-            .collect();
-        *self
-            .shared
-            .slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = views;
-    }
-}
-
-impl Running {
-    /// What is known of it by now.
-    fn view(&self) -> SlotRequest {
-        let now = Instant::now();
-        let n_prompt = self.job.prompt.tokens.len();
-        let started = self.started.as_ref();
-        let n_cached = started.map_or(0, |s| s.n_cached);
-        let usage = Usage {
-            n_prompt,
-            n_cached,
-            n_generated: self.reply.tokens().len(),
-            n_reasoning: self.reply.n_reasoning(),
-        };
-        let prefill = started.zip(self.first_token).map(|(s, first)| first - s.at);
-        let decode = self.first_token.map(|first| now - first);
-        SlotRequest {
-            request_id: self.job.request_id.clone(),
-            endpoint: self.job.generation.endpoint,
-            client: self.job.client.clone(),
-            usage,
-            source: started.map_or("none", |s| s.source),
-            why: started.map_or_else(String::new, |s| s.why.clone()),
-            prefill_rate: prefill.and_then(|time| rate(n_prompt - n_cached, time)),
-            decode_rate: decode.and_then(|time| rate(usage.n_generated.saturating_sub(1), time)),
-            finish: None,
-        }
-    }
-
-    fn send(&self, events: Vec<ReplyEvent>) {
-        for event in events {
-            // Whoever asked may be gone; its ticket says so in a moment.
-            let _ = self.events.send(event);
-        }
-    }
-}
-
-/// The scheduler's name for a client's key.
-fn affinity(key: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    key.hash(&mut hasher);
-    hasher.finish()
 }

@@ -409,7 +409,7 @@ fn a_schema_is_both_shown_and_enforced() {
         request(json!({"output_config": {"format": {"type": "json_schema", "schema": schema}}}));
     let generation = parse(&body, &common::context()).unwrap().generation;
     let found = generation.schema.expect("a schema");
-    assert_eq!((found.schema, found.strict), (schema.clone(), true));
+    assert_eq!((found.schema, found.strict), (schema.clone(), false));
     assert_eq!(found.place, "output_config.format.schema");
     let PromptSource::Messages(messages) = generation.prompt else {
         panic!("a conversation");

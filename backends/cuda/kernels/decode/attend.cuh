@@ -80,7 +80,7 @@ template <int R> DS4_DEV void index_query(Block<R> &k, u32 number) {
 template <int R> DS4_DEV void index_scores(Block<R> &k, const Ds4DecodeCache &cache, u32 number) {
     using B = Block<R>;
     constexpr u32 STRIDE = 320; // bytes of a head's query
-    u8 *iq = k.sm + B::S::kv;
+    u8 *iq = shared_memory() + B::S::kv;
     float *weights = k.f(B::S::small), *parts = k.f(B::S::scores);
     const u32 g = k.lane >> 2, t = k.lane & 3;
     if (k.tid == 0) wait_flag(k.flag(FLAG_INDEX), number);
@@ -285,19 +285,15 @@ template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo
 template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache &cache, u32 csa, u32 number) {
     using B = Block<R>;
     const u32 group = k.b / SPLITS, split = k.b % SPLITS, g = k.lane >> 2, t = k.lane & 3, w = k.w, lane = k.lane;
-    u8 *kv = k.sm + B::S::kv;
+    u8 *kv = shared_memory() + B::S::kv;
     float *S = k.f(B::S::scores), *small = k.f(B::S::small); // small: squares [4][8], factors [8] at 32, sums at 64
-    u8 *P = k.sm + B::S::probs;
-    u32 *chosen = (u32 *)(k.sm + B::S::chosen);
-    if (k.tid == 0) {
-        wait_flag(k.flag(FLAG_WINDOW), number);
-        if (kind != DS4_SLIDING) wait_flag(k.flag(FLAG_ROWS), number);
-        if (kind == DS4_CSA) wait_flag(k.flag(FLAG_INDEX), number);
-        if (kind == DS4_CSA && k.s->selects) {
-            const u32 want = W * ((k.epoch - 1) * k.s->n_csa + csa + 1);
-            u32 spins = 0;
-            while ((int)(load_acquire(k.scored()) - want) < 0) DS4_SPIN_GUARD(spins);
-        }
+    u8 *P = shared_memory() + B::S::probs;
+    u32 *chosen = (u32 *)(shared_memory() + B::S::chosen);
+    if (k.tid < 1 + (kind != DS4_SLIDING) + (kind == DS4_CSA)) wait_flag(k.flag(k.tid), number); // window, rows, index
+    if (k.tid == 3 && kind == DS4_CSA && k.s->selects) {
+        const u32 want = W * ((k.epoch - 1) * k.s->n_csa + csa + 1);
+        u32 spins = 0;
+        while ((int)(load_acquire(k.scored()) - want) < 0 && !DS4_EXPERIMENT(1)) DS4_SPIN_GUARD(spins);
     }
     consumer_sync();
     k.mark(27);
@@ -317,6 +313,7 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
             k.mark(26);
         }
         const u16 *window = cache.window + (size_t)k.ring_slot(r) * cache.window_rows * HEAD;
+        const u32 ring = (position + 1 - n_window) % cache.window_rows;
         const u16 *rows = kind == DS4_SLIDING ? nullptr : cache.rows + (size_t)(k.base(r) / ratio) * HEAD;
         // A warp of the first twelve: tile of 16 attended rows w % 3, quarter of the channels w / 3.
         const u32 tile = w % 3, quarter = w / 3;
@@ -325,10 +322,11 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
         for (u32 c0 = begin; c0 == begin || c0 < end; c0 += KV_ROWS) {
             const u32 m = end - c0 < KV_ROWS ? end - c0 : KV_ROWS;
             if (c0 != begin) consumer_sync(); // the chunk before is used up
+#pragma unroll 1
             for (u32 i = k.tid; i < m * 64; i += 512) {
-                const u32 j = c0 + i / 64;
+                const u32 j = c0 + i / 64, at = ring + j;
                 const u16 *from;
-                if (j < n_window) from = window + (size_t)((position + 1 - n_window + j) % cache.window_rows) * HEAD;
+                if (j < n_window) from = window + (size_t)(at < cache.window_rows ? at : at - cache.window_rows) * HEAD;
                 else from = rows + (size_t)(selected ? chosen[j - (begin > n_window ? begin : n_window)] : j - n_window) * HEAD;
                 async_copy16(smem_addr(kv + i / 64 * KV_STRIDE + i % 64 * 16), from + i % 64 * 8);
             }
@@ -347,7 +345,7 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
                             raw[i] = load_two(from + (half * 8 + i) * 32);
                             bad |= (raw[i].v[0] ^ number) | (raw[i].v[1] ^ number);
                         }
-                        if (!(bad & 3)) break;
+                        if (!(bad & 3) || DS4_EXPERIMENT(1)) break;
                         DS4_SPIN_GUARD(spins);
                     }
                     warp_sync();
@@ -454,7 +452,7 @@ template <int R> DS4_DEV void combine(Block<R> &k, u32 kind, const float *sinks,
         Two ml;
         for (;;) {
             ml = load_two(k.ws + B::X::ml + ((unit + (lane & 15)) * 16 + h * 2) * 4);
-            if (!(((ml.v[0] ^ number) | (ml.v[1] ^ number)) & 3)) break;
+            if (!(((ml.v[0] ^ number) | (ml.v[1] ^ number)) & 3) || DS4_EXPERIMENT(1)) break;
             DS4_SPIN_GUARD(spins);
         }
         warp_sync();

@@ -9,7 +9,7 @@ constexpr u32 P_STRIDE = 56, RED = 3072;               // bf16 of probabilities 
 
 // Offsets in shared memory.
 template <int R> struct Shared {
-    static constexpr u32 ring = 0, kv = ring + SLOTS * SLOT, red = kv + KV_ROWS * KV_STRIDE, lut = red + 2 * RED * 4;
+    static constexpr u32 kv = RING_BYTES, red = kv + KV_ROWS * KV_STRIDE, lut = red + 2 * RED * 4;
     static constexpr u32 scores = lut + 8192;          // f32 [4 quarters][48 rows][8 heads]
     static constexpr u32 probs = scores + 4 * 48 * 8 * 4;
     static constexpr u32 streams = probs + 8 * P_STRIDE * 2; // f32 [R][HC][32]
@@ -17,17 +17,17 @@ template <int R> struct Shared {
     static constexpr u32 small = totals + R * 64 * 4;        // f32 [128]
     static constexpr u32 chosen = small + 512;               // u32 [64] rows of this split
     static constexpr u32 route = chosen + 256;               // [2 parities] u32 [R * USED] experts, f32 weights
-    static constexpr u32 bars = route + 2 * R * USED * 8;
-    static constexpr u32 bytes = bars + 2 * SLOTS * 8;
+    static constexpr u32 rows = route + 2 * R * USED * 8;   // u32 [R][4]: slot, position, base, slot of its rings
+    static constexpr u32 layer = rows + R * 16;              // [2 parities] the layer's weights and caches
+    static constexpr u32 bytes = layer + 2 * 512;
 };
 static_assert(Shared<4>::bytes <= 232448, "shared memory of a block");
-static_assert(Shared<1>::bytes == 225792 + 864 && Shared<4>::bytes == 225792 + 4 * 864, "ds4_decode_smem");
+static_assert(Shared<1>::bytes == 226816 + 880 && Shared<4>::bytes == 226816 + 4 * 880, "ds4_decode_smem");
 static_assert(Exchange<1>::scores == 4096 + 2583296 && Exchange<4>::scores == 4096 + 4 * 2583296, "ds4_decode_workspace");
-static_assert(Shared<1>::bars % 8 == 0 && Shared<2>::bars % 8 == 0 && Shared<4>::bars % 8 == 0, "alignment of barriers");
 
 template <int R> struct Block {
     const Ds4Step *s;
-    u8 *sm, *ws;
+    u8 *ws;
     u32 b, w, lane, tid, epoch, flip;
 #ifdef DS4_STAMPS
     u32 layer;
@@ -35,13 +35,26 @@ template <int R> struct Block {
     using X = Exchange<R>;
     using S = Shared<R>;
 
-    DS4_DEV float *f(u32 at) const { return (float *)(sm + at); }
+    DS4_DEV float *f(u32 at) const { return (float *)(shared_memory() + at); }
     DS4_DEV u32 number(u32 layer) const { return epoch * s->n_layers + layer; }
     DS4_DEV bool runs(u32 phase) const { return phase >= s->first && phase < s->end; }
-    DS4_DEV u32 slot(u32 r) const { return s->rows.slot[r]; }
-    DS4_DEV u32 position(u32 r) const { return slot(r) == PAD ? 0 : s->rows.position[r]; }
-    DS4_DEV u32 base(u32 r) const { return slot(r) == PAD ? 0 : s->rows.base[r]; }
-    DS4_DEV u32 ring_slot(u32 r) const { return slot(r) == PAD ? 0 : slot(r); }
+    // Of padding the position, base and slot of the ring are 0.
+    DS4_DEV u32 row(u32 r, u32 i) const { return ((const u32 *)(shared_memory() + S::rows))[r * 4 + i]; }
+    DS4_DEV u32 slot(u32 r) const { return row(r, 0); }
+    DS4_DEV u32 position(u32 r) const { return row(r, 1); }
+    DS4_DEV u32 base(u32 r) const { return row(r, 2); }
+    DS4_DEV u32 ring_slot(u32 r) const { return row(r, 3); }
+    // Copies of what step.h describes, made a layer ahead.
+    DS4_DEV const Ds4DecodeLayer &weights(u32 layer) const { return *(const Ds4DecodeLayer *)(shared_memory() + S::layer + (layer & 1) * 512); }
+    DS4_DEV const Ds4DecodeCache &caches(u32 layer) const { return *(const Ds4DecodeCache *)(shared_memory() + S::layer + (layer & 1) * 512 + sizeof(Ds4DecodeLayer)); }
+    static_assert(sizeof(Ds4DecodeLayer) % 8 == 0 && sizeof(Ds4DecodeLayer) + sizeof(Ds4DecodeCache) <= 512, "a layer's description");
+    DS4_DEV u32 fetch_layer(u32 layer) const { // a word of it for each of 128 threads
+        constexpr u32 N = sizeof(Ds4DecodeLayer) / 4, M = sizeof(Ds4DecodeCache) / 4;
+        return tid < N ? ((const u32 *)(s->layers + layer))[tid] : tid < N + M ? ((const u32 *)(s->caches + layer))[tid - N] : 0;
+    }
+    DS4_DEV void keep_layer(u32 layer, u32 word) const {
+        if (tid < 128) ((u32 *)(shared_memory() + S::layer + (layer & 1) * 512))[tid] = word;
+    }
     DS4_DEV const float *angles(u32 r, u32 table) const { return s->rows.angles + (r * 4 + table) * ROPE; }
     // A buffer of partials that nobody reads any more: they alternate, and every use has one
     // consumer_sync between writing and reading.
@@ -57,7 +70,7 @@ template <int R> struct Block {
     }
     DS4_DEV u32 *flag(u32 k) const { return (u32 *)(ws + FLAGS_AT) + k; }
     DS4_DEV u32 *scored() const { return (u32 *)(ws + SCORED_AT); }
-    DS4_DEV u32 *route_ids(u32 layer) const { return (u32 *)(sm + S::route) + (layer & 1) * R * USED; }
+    DS4_DEV u32 *route_ids(u32 layer) const { return (u32 *)(shared_memory() + S::route) + (layer & 1) * R * USED; }
     DS4_DEV float *route_weights(u32 layer) const { return f(S::route + 2 * R * USED * 4) + (layer & 1) * R * USED; }
 };
 

@@ -4,6 +4,17 @@
 
 namespace ds4 {
 
+// Eight elements of a vector, fetched before the words that they are to multiply are waited for.
+DS4_DEV void load_weights(float (&v)[8], const float *weight, u32 column) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) v[j] = 1;
+    if (weight) {
+        const uint4 a = load_const16(weight + column), b = load_const16(weight + column + 4);
+        v[0] = bits_f(a.x), v[1] = bits_f(a.y), v[2] = bits_f(a.z), v[3] = bits_f(a.w);
+        v[4] = bits_f(b.x), v[5] = bits_f(b.y), v[6] = bits_f(b.z), v[7] = bits_f(b.w);
+    }
+}
+
 // The activations of one column block of 256, as the B operand of a Q8 record. D = 8 / R blocks of 32
 // share a product: column n of B is block `D q + n % D` of row n / D and zero for the other blocks, so
 // every column of the accumulator is the integer sum of one block of one row.
@@ -19,14 +30,19 @@ template <int R> struct Acts {
         }
     }
     // From lines: row r's begin at `lines + r * row_bytes`; `kc`: column block.
-    DS4_DEV void load(const u8 *lines, size_t row_bytes, u32 kc, u32 lane, u32 number) {
+    DS4_DEV void start(Line (&l)[R], const u8 *lines, size_t row_bytes, u32 kc, u32 lane) {
+        const u32 g = lane >> 2, t = lane & 3;
+#pragma unroll
+        for (int q = 0; q < R; q++) l[q] = load_line(lines + g / D * row_bytes + ((kc * 8 + q * D + g % D) * 4 + t) * 16);
+    }
+    DS4_DEV void finish(Line (&l)[R], const u8 *lines, size_t row_bytes, u32 kc, u32 lane, u32 number) {
         const u32 g = lane >> 2, t = lane & 3;
         float s[R];
 #pragma unroll
         for (int q = 0; q < R; q++) {
-            const Line l = poll_line(lines + g / D * row_bytes + ((kc * 8 + q * D + g % D) * 4 + t) * 16, number);
-            x[q][0] = l.lo, x[q][1] = l.hi;
-            s[q] = bits_f(l.scale);
+            if (l[q].tag != number) l[q] = poll_line(lines + g / D * row_bytes + ((kc * 8 + q * D + g % D) * 4 + t) * 16, number);
+            x[q][0] = l[q].lo, x[q][1] = l[q].hi;
+            s[q] = bits_f(l[q].scale);
         }
         warp_sync();
         scales(s, t);
@@ -39,13 +55,14 @@ template <int R> struct Acts {
 #pragma unroll
         for (int q = 0; q < R; q++) {
             const u32 column = kc * 256 + (q * D + g % D) * 32 + t * 8;
-            float v[8];
+            float v[8], wv[8];
+            load_weights(wv, weight, column);
             poll_fours<2>(v, from + g / D * row_bytes + column * 4, 16, tag);
             float part = 0, top = 0;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
                 part += v[j] * v[j];
-                if (weight) v[j] *= weight[column + j];
+                v[j] *= wv[j];
                 top = fmaxf(top, fabsf(v[j]));
                 if (!(fabsf(v[j]) < 3.4e38f)) top = bits_f(0x7f800000u);
             }
@@ -155,12 +172,13 @@ DS4_DEV float reduce_eight(const float (&v)[8], u32 lane) {
 template <int R> struct Floats {
     float v[R][8];
     DS4_DEV void load(const u8 *from, size_t row_bytes, u32 column, const float *weight, u32 tag) {
+        float wv[8];
+        load_weights(wv, weight, column);
 #pragma unroll
         for (int r = 0; r < R; r++) {
             poll_fours<2>(v[r], from + r * row_bytes + column * 4, 16, tag);
-            if (weight)
 #pragma unroll
-                for (int j = 0; j < 8; j++) v[r][j] *= weight[column + j];
+            for (int j = 0; j < 8; j++) v[r][j] *= wv[j];
         }
         warp_sync();
     }
@@ -201,7 +219,7 @@ template <int R> DS4_DEV void float_rows(Consumer &c, u32 n, const Floats<R> &x,
 // Sum of `n` partials (a multiple of 4), `step` floats apart, in one order.
 DS4_DEV float sum_parts(const float *p, u32 step, u32 n) {
     float a = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (u32 i = 0; i < n; i += 4, p += 4 * step) a += (p[0] + p[step]) + (p[2 * step] + p[3 * step]);
     return a;
 }

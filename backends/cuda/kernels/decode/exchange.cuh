@@ -83,24 +83,24 @@ template <int N> DS4_DEV void poll_fours(float (&out)[4 * N], const u8 *p, size_
                 bad |= f[i].v[j] ^ tag;
                 out[4 * i + j] = unstamp(f[i].v[j]);
             }
-        if (!(bad & 3)) break;
+        if (!(bad & 3) || DS4_EXPERIMENT(1)) break;
         DS4_SPIN_GUARD(spins);
     }
 }
 DS4_DEV float poll_one(const u8 *p, u32 tag) {
     u32 spins = 0, v;
-    while (((v = load_one(p)) ^ tag) & 3) DS4_SPIN_GUARD(spins);
+    while ((((v = load_one(p)) ^ tag) & 3) && !DS4_EXPERIMENT(1)) DS4_SPIN_GUARD(spins);
     return unstamp(v);
 }
 DS4_DEV Line poll_line(const u8 *p, u32 number) {
     u32 spins = 0;
     Line l;
-    while ((l = load_line(p)).tag != number) DS4_SPIN_GUARD(spins);
+    while ((l = load_line(p)).tag != number && !DS4_EXPERIMENT(1)) DS4_SPIN_GUARD(spins);
     return l;
 }
 DS4_DEV void wait_flag(const u32 *p, u32 number) {
     u32 spins = 0;
-    while (load_acquire(p) != number) DS4_SPIN_GUARD(spins);
+    while (load_acquire(p) != number && !DS4_EXPERIMENT(1)) DS4_SPIN_GUARD(spins);
 }
 
 DS4_DEV float warp_sum(float v) {

@@ -82,7 +82,8 @@ DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, f
     const u32 g = lane >> 2;
     const uint4 i4 = *(const uint4 *)(tile + lane * 16), s4 = *(const uint4 *)(tile + DS4_IQ2_SIGNS + lane * 16);
     const u32 index[4] = {i4.x, i4.y, i4.z, i4.w}, sign[4] = {s4.x, s4.y, s4.z, s4.w};
-    const u32 *table = lut + (lane & 7);
+    const u8 *table = (const u8 *)lut; // 8 copies of every word; a lane reads copy lane % 8
+    const u32 copy = (lane & 7) * 4;
     int c[4] = {0, 0, 0, 0}, d[4] = {0, 0, 0, 0};
 #pragma unroll
     for (u32 p = 0; p < 4; p++) {
@@ -90,7 +91,8 @@ DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, f
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             const u32 flip = i == 0 ? sign[p] : i == 1 ? sign[p] << 1 : i == 2 ? sign[p] << 2 : sign[p] >> 1;
-            e[i] = table[(index[p] >> (8 * i) & 255) * 8] ^ (flip & 0x44444444u);
+            const u32 at = (i == 0 ? index[p] << 5 : index[p] >> (8 * i - 5)) & 0x1fe0u;
+            e[i] = *(const u32 *)(table + (at | copy)) ^ (flip & 0x44444444u);
         }
 #pragma unroll
         for (u32 h = 0; h < 2; h++) {
@@ -108,14 +110,14 @@ DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, f
 template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 layer, u32 number) {
     using B = Block<R>;
     constexpr u32 ITEMS = USED * (F / 32) / W; // for each row
-    const u32 lane = k.lane, g = lane >> 2, t = lane & 3, *lut = (const u32 *)(k.sm + B::S::lut);
+    const u32 lane = k.lane, g = lane >> 2, t = lane & 3, *lut = (const u32 *)(shared_memory() + B::S::lut);
     const float *weights = k.route_weights(layer);
     u32 row = PAD, x0 = 0, x1 = 0;
     float sa = 0, sb = 0;
     for (u32 batch = 0; batch < R; batch++) {
         float *red = k.partials(); // [ITEMS][16 warps][gate, up][32]
         for (u32 i = 0; i < ITEMS; i++) {
-            const u32 item = k.b * ITEMS * R + batch * ITEMS + i, r = item / (F / 32) / USED;
+            const u32 item = k.b + W * (batch * ITEMS + i), r = item / (F / 32) / USED;
             if (r != row) {
                 row = r;
                 const Line x = poll_line(k.ws + B::X::x + (TURN_FFN * R + r) * (E * 2) + (k.w * 32 + lane) * 16, number);
@@ -125,8 +127,8 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
             }
             const u8 *record = c.pair(DS4_IQ2_PAIR);
             if (i == 0 && batch == 0) k.mark(22);
-#pragma unroll 1
-            for (u32 tile = 0; tile < 4; tile++) { // gate rows 0, 16, up rows 0, 16
+#pragma unroll 2
+            for (u32 tile = DS4_EXPERIMENT(2) ? 4 : 0; tile < 4; tile++) { // gate rows 0, 16, up rows 0, 16
                 float v0 = 0, v1 = 0;
                 add_iq2(record + tile * DS4_IQ2_TILE, lut, lane, x0, x1, sa, sb, v0, v1);
                 // Over the quarters: lane t has row g + 8 (t & 1).
@@ -138,7 +140,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
         }
         consumer_sync();
         if (k.w < ITEMS) {
-            const u32 item = k.b * ITEMS * R + batch * ITEMS + k.w, slot = item / (F / 32), channel = item % (F / 32) * 32;
+            const u32 item = k.b + W * (batch * ITEMS + k.w), slot = item / (F / 32), channel = item % (F / 32) * 32;
             const float *p = red + k.w * 16 * 64 + lane;
             float gate = sum_parts(p, 64, 16), up = sum_parts(p + 32, 64, 16);
             gate = fminf(gate, l.expert_clamp), up = clamp(up, -l.expert_clamp, l.expert_clamp);
@@ -192,25 +194,28 @@ template <int R> DS4_DEV float down(Block<R> &k, Consumer &c, const float *share
 #pragma unroll 1
         for (u32 i = 0; i < USED / 2; i++) {
             const u32 slot = r * USED + 2 * i + half;
+            const u8 *at = k.ws + B::X::hidden + (size_t)slot * (F * 2) + (kc * 8 + lane / 8) * 64 + (lane & 7) / 2 * 16;
             Q2kActs x;
+            Line l[2] = {load_line(at), load_line(at + 256)};
 #pragma unroll
             for (u32 n = 0; n < 2; n++) {
-                const u8 *block = k.ws + B::X::hidden + (size_t)slot * (F * 2) + (kc * 8 + 4 * n + lane / 8) * 64;
-                const Line l = poll_line(block + (lane & 7) / 2 * 16, number);
+                if (l[n].tag != number) l[n] = poll_line(at + 256 * n, number);
                 warp_sync();
-                const u32 v4 = lane & 1 ? l.hi : l.lo;
+                const u32 v4 = lane & 1 ? l[n].hi : l[n].lo;
                 int sum = dot4(v4, 0x01010101u, 0);
                 sum += (int)xor_u((u32)sum, 1);
                 sum += (int)xor_u((u32)sum, 2);
-                const float scale = bits_f(l.scale), m = scale * (float)sum;
+                const float scale = bits_f(l[n].scale), m = scale * (float)sum;
                 x.x[n] = v4;
                 x.s[n] = shfl_f(scale, 8 * t) * bits_f((127u - 2 * t) << 23); // codes of block t stand 2 t bits up
                 x.ma[n] = shfl_f(m, 8 * t), x.mb[n] = shfl_f(m, 8 * t + 4);
             }
             if (i == 0 && r == 0) k.mark(24);
             const u8 *record = c.pair(DS4_Q2K_PAIR);
-            add_q2k(record, lane, x, v[0][0], v[0][1]);
-            add_q2k(record + DS4_Q2K_TILE, lane, x, v[1][0], v[1][1]);
+            if (!DS4_EXPERIMENT(2)) {
+                add_q2k(record, lane, x, v[0][0], v[0][1]);
+                add_q2k(record + DS4_Q2K_TILE, lane, x, v[1][0], v[1][1]);
+            }
             c.pair_done();
         }
         // Over the quarters: lane t keeps row g + 8 (t & 1) of tile t / 2.

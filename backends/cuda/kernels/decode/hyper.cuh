@@ -98,6 +98,12 @@ DS4_DEV float gather(const u8 *p, u32 lane, u32 tag) {
 template <int R> DS4_DEV void turn_in(Block<R> &k, u32 turn, const float *base, const float *scale, const float *norm, u32 number) {
     using B = Block<R>;
     float *totals = k.f(B::S::totals);
+    float bases[HC], scaled = 0, weight = 0;
+    if (k.w < R) { // fetched while the products come
+        const uint4 v = load_const16(base);
+        bases[0] = bits_f(v.x), bases[1] = bits_f(v.y), bases[2] = bits_f(v.z), bases[3] = bits_f(v.w);
+        scaled = scale[0], weight = norm[k.b * 32 + k.lane];
+    }
 #pragma unroll 1
     for (u32 i = k.w; i < R * N_CRIT; i += 16) {
         const u32 r = i / N_CRIT, v = i % N_CRIT;
@@ -114,14 +120,14 @@ template <int R> DS4_DEV void turn_in(Block<R> &k, u32 turn, const float *base, 
         const float *x = k.f(B::S::streams) + r * HC * 32 + k.lane;
 #pragma unroll
         for (u32 j = 0; j < HC; j++) {
-            pre[j] = sigmoid(t[j] * inv * scale[0] + base[j]) + DS4_HC_EPS;
+            pre[j] = sigmoid(t[j] * inv * scaled + bases[j]) + DS4_HC_EPS;
             v += pre[j] * x[j * 32];
         }
 #pragma unroll
         for (u32 i = 0, e = 0; i < HC; i++)
 #pragma unroll
             for (u32 j = i; j < HC; j++, e++) squares += (i == j ? 1.f : 2.f) * pre[i] * pre[j] * gram[e];
-        v = norm[channel] * (v * rsqrt_f(squares * (1.f / E) + DS4_RMS_EPS));
+        v = weight * (v * rsqrt_f(squares * (1.f / E) + DS4_RMS_EPS));
         if (turn != TURN_HEAD) store_one(k.ws + B::X::xf + ((turn * R + r) * E + channel) * 4, stamp(v, number));
         store_block(k.ws + B::X::x + (turn * R + r) * (E * 2) + k.b * 64, v, k.lane, number);
     }

@@ -13,16 +13,46 @@ typedef uint64_t u64;
 #define DS4_DEV __device__ __forceinline__
 #define DS4_FULL 0xffffffffu
 
+#ifdef DS4_STAMPS
+// Experiments of the bench: 1 waits for no data of other blocks, 2 multiplies nothing, 4 copies nothing,
+// 8 copies without a cache hint; bits 8 .. 20 and 20 .. 32 are the pauses of workers and services, ns. What is computed then means nothing.
+__constant__ u32 ds4_experiment;
+#define DS4_EXPERIMENT(bit) (ds4_experiment & (bit))
+#else
+#define DS4_EXPERIMENT(bit) false
+#endif
+
 // A spin that waits longer than this many polls stops the kernel: what it waits for will not come.
 #ifndef DS4_SPIN_LIMIT
 #define DS4_SPIN_LIMIT 4000000
 #endif
+// Polls of a few words by all blocks at once crowd the parts of the cache that hold them, through which
+// the weights must come as well: pauses between polls are worth a fifth of a step. Services wait long
+// and are never in a hurry.
+#ifdef DS4_STAMPS
+#define DS4_PAUSE(service) ((service) ? ds4_experiment >> 20 : ds4_experiment >> 8 & 0xfff)
+#else
+#ifndef DS4_WORKER_PAUSE
+#define DS4_WORKER_PAUSE 400
+#endif
+#ifndef DS4_SERVICE_PAUSE
+#define DS4_SERVICE_PAUSE 1000
+#endif
+#define DS4_PAUSE(service) ((service) ? DS4_SERVICE_PAUSE : DS4_WORKER_PAUSE)
+#endif
 #define DS4_SPIN_GUARD(n)                                                                            \
-    if (++(n) > DS4_SPIN_LIMIT) __trap()
+    do {                                                                                             \
+        __nanosleep(DS4_PAUSE(blockIdx.x >= 128));                                                   \
+        if (++(n) > DS4_SPIN_LIMIT) __trap();                                                        \
+    } while (0)
 
 DS4_DEV u32 tid_x() { return threadIdx.x; }
 DS4_DEV u32 block_x() { return blockIdx.x; }
+extern __shared__ __align__(128) u8 dynamic_shared_memory[];
+DS4_DEV u8 *shared_memory() { return dynamic_shared_memory; }
 DS4_DEV u32 smem_addr(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+DS4_DEV u32 clock_now() { return (u32)clock64(); }
 
 // mbarriers ---------------------------------------------------------------------------------------
 DS4_DEV void mbar_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
@@ -43,7 +73,8 @@ DS4_DEV bool mbar_try(u32 bar, u32 parity) {
 }
 DS4_DEV void mbar_wait(u32 bar, u32 parity) {
     u32 n = 0;
-    while (!mbar_try(bar, parity)) DS4_SPIN_GUARD(n);
+    while (!mbar_try(bar, parity))
+        if (++n > DS4_SPIN_LIMIT) __trap();
 }
 // One contiguous copy into shared memory; `bytes` and both addresses are multiples of 16.
 DS4_DEV u64 stream_policy() {
@@ -52,6 +83,10 @@ DS4_DEV u64 stream_policy() {
     return policy;
 }
 DS4_DEV void bulk_copy(u32 to, const void *from, u32 bytes, u32 bar, u64 policy) {
+    if (DS4_EXPERIMENT(8)) {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(bar) : "memory");
+        return;
+    }
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(bar), "l"(policy)
                  : "memory");
@@ -211,7 +246,6 @@ DS4_DEV uint4 load_fresh16(const void *p) {
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
     return v;
 }
-DS4_DEV u32 clock_now() { return (u32)clock64(); }
 #else
 #include "../../bench/simt.h"
 #endif

@@ -57,6 +57,10 @@ template <int R> DS4_DEV u32 float_row_out(u32 kind, u32 row, u32 r) { // offset
     return X::iw + (r * IHEADS + row - INDEX_DIM2) * 4;
 }
 
+// What blocks take at the same time lies together, so that memory pages are read whole: unit i of q_b (64
+// rows) of block b is number b + 128 i; of out_a block b has two pairs of tiles of its group.
+DS4_DEV u32 out_a_tile(u32 b, u32 i) { return b / SPLITS * (OUT_RANK / 16) + 2 * (b % SPLITS + SPLITS * (i >> 1)) + (i & 1); }
+
 // Tiles of the output matrix of block b.
 DS4_DEV u32 head_tile(u32 b) { return VOCAB / 16 * b / W; }
 
@@ -91,9 +95,9 @@ template <int R> DS4_DEV void produce(Block<R> &k, Producer &p) {
             size_t offset = 0;
             if (op == Q8_IN) from = (const u8 *)(b < QR / 32 ? l.q_a : l.kv), offset = (size_t)(b < QR / 32 ? b : b - QR / 32) * 2 * Q8_ROW, count = 16, runs = b < TILED;
             else if (op == F_IN) bytes = E * 2, count = 1, runs = float_row(kind, b + 1) - float_row(kind, b);
-            else if (op == Q8_QUERY) from = (const u8 *)l.q_b, offset = (size_t)b * 64 * DS4_Q8_RECORD, count = 32;
+            else if (op == Q8_QUERY) from = (const u8 *)l.q_b, runs = 4;
             else if (op == F_QUERY) from = (const u8 *)l.index_q_b, offset = (size_t)b * (IQ / W) * QR * 2, bytes = E * 2, count = 16, runs = kind == DS4_CSA && s.selects;
-            else if (op == Q8_OUT_A) from = (const u8 *)l.out_a, offset = (size_t)b * 4 * Q8_ROW, count = 32;
+            else if (op == Q8_OUT_A) from = (const u8 *)l.out_a, count = 16, runs = 2;
             else if (op == Q8_OUT_B) from = (const u8 *)l.out_b, offset = (size_t)b * 4 * Q8_ROW, count = 32;
             else if (op == F_ROUTER) from = (const u8 *)l.router, offset = (size_t)b * 2 * E * 2, bytes = E * 2, count = 2;
             else if (op == Q8_SHARED) runs = 2;
@@ -105,9 +109,11 @@ template <int R> DS4_DEV void produce(Block<R> &k, Producer &p) {
 #pragma unroll 1
             for (u32 i = 0; i < runs; i++) {
                 if (op == F_IN) from = (const u8 *)float_row_at(l, float_row(kind, b) + i);
+                else if (op == Q8_QUERY) offset = (size_t)(b + W * i) * 16 * DS4_Q8_RECORD;
+                else if (op == Q8_OUT_A) offset = (size_t)out_a_tile(b, 2 * i) * Q8_ROW;
                 else if (op == Q8_SHARED) from = (const u8 *)(i ? l.shared_up : l.shared_gate), offset = (size_t)b * Q8_ROW;
                 else if (op == GATE_UP_OP) {
-                    const u32 item = b * ITEMS * R + i;
+                    const u32 item = b + W * i;
                     from = (const u8 *)l.gate_up[ids[item / (F / 32)]], offset = (size_t)(item % (F / 32)) * 16 * DS4_IQ2_PAIR;
                 } else if (op == DOWN_OP) from = (const u8 *)l.down[ids[i]], offset = (size_t)b * 8 * DS4_Q2K_PAIR;
                 p.run(from + offset, bytes, count);
@@ -148,12 +154,12 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
         if (op == Q8_QUERY && k.w < 4 && k.lane % (32 / R) == 0) squares[kc * R + k.lane / (32 / R)] = part;
         b = a;
     } else {
-#pragma unroll 1
-        for (u32 i = 0; i <= (u32)two; i++) {
-            b = a;
-            a.load(from, row_bytes, kc + 16 * i, k.lane, number);
-        }
-        if (!two) b = a;
+        Line la[R], lb[R];
+        b.start(lb, from, row_bytes, kc, k.lane);
+        if (two) a.start(la, from, row_bytes, kc + 16, k.lane);
+        b.finish(lb, from, row_bytes, kc, k.lane, number);
+        a = b;
+        if (two) a.finish(la, from, row_bytes, kc + 16, k.lane, number);
     }
     k.mark(2 * phase_of(op));
     float v = 0;
@@ -167,7 +173,8 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
             s.clear();
 #pragma unroll 1
             for (u32 j = 0; j <= (u32)two; j++) {
-                s.add_q8(c.pair(DS4_Q8_RECORD), b, k.lane);
+                const u8 *record = c.pair(DS4_Q8_RECORD);
+                if (!DS4_EXPERIMENT(2)) s.add_q8(record, b, k.lane);
                 c.pair_done();
                 if (two) {
                     const Acts<R> t = a;
@@ -191,8 +198,8 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
                 store_one(to, stamp(v, number));
             } else if (op == Q8_QUERY) {
                 inv = rsqrt_f(((squares[r] + squares[R + r]) + (squares[2 * R + r] + squares[3 * R + r])) * (1.f / QR) + DS4_RMS_EPS);
-                store_one(k.ws + B::X::q + (r * Q + k.b * 256 + first * 64 + o) * 4, stamp(v * inv, number));
-            } else if (op == Q8_OUT_A) store_block(k.ws + B::X::u + ((size_t)r * U + k.b * 64 + first * 16 + o / 32 * 32) * 2, v, k.lane, number);
+                store_one(k.ws + B::X::q + (r * Q + (k.b + W * (first + o / 64)) * 64 + o % 64) * 4, stamp(v * inv, number));
+            } else if (op == Q8_OUT_A) store_block(k.ws + B::X::u + ((size_t)r * U + out_a_tile(k.b, first + o / 32 * 2) * 16) * 2, v, k.lane, number);
             else if (op == Q8_SHARED) { // lanes below 16 have the gate, the others up
                 const float up = clamp(xor_f(v, 16), -l.shared_clamp, l.shared_clamp), gate = fminf(v, l.shared_clamp);
                 if (o < 16) store_one(k.ws + B::X::shared + (r * F + k.b * 16 + o) * 4, stamp(gate * sigmoid(gate) * up, number));
@@ -211,6 +218,7 @@ template <int R> DS4_DEV void float_op(Block<R> &k, Consumer &c, const Ds4Decode
     const bool query = op == F_QUERY;
     x.load(k.ws + (query ? B::X::qr : B::X::xf + (op == F_IN ? TURN_ATTN : TURN_FFN) * R * E * 4), query ? QR * 4 : E * 4,
            (query ? k.w & 3 : k.w) * 256 + k.lane * 8, query ? l.q_a_norm : nullptr, number);
+    k.mark(op == F_IN ? 29 : op == F_ROUTER ? 30 : 31);
     float *red = k.partials(); // [16 warps][n * R]; of a query warp w has row w / 4 of a slot, column block w % 4
     float_rows<R>(c, n, x, red + k.w * n * R);
     consumer_sync();
@@ -247,22 +255,25 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
         const u32 layer = i >> 1, ffn = i & 1, first = 1 + DS4_PHASES_PER_LAYER * layer, number = k.number(layer);
         const bool last = layer == s.n_layers;
         if (first + (ffn ? DOWN : OUT_B) < s.first) {
-            csa += !ffn && s.layers[layer].kind == DS4_CSA;
+            csa += !ffn && s.layers[layer].kind == DS4_CSA; // of a launch of some phases only
             continue;
         }
         if ((first >= s.end && i) || (last && !s.head)) break;
-        const Ds4DecodeLayer &l = s.layers[last ? 0 : layer];
-        const Ds4DecodeCache &cache = s.caches[last ? 0 : layer];
+        const Ds4DecodeLayer &l = k.weights(layer);
+        const Ds4DecodeCache &cache = k.caches(layer);
         const u32 kind = (u32)l.kind, tag = last ? k.epoch : number, turn = last ? TURN_HEAD : ffn;
         const bool selects = kind == DS4_CSA && s.selects;
         if (!last && !ffn) csa += kind == DS4_CSA;
 #ifdef DS4_STAMPS
         k.layer = layer;
 #endif
-        const void *fn = last ? s.head_fn : ffn ? l.fn_ffn : l.fn_attn;
+        // Of the next turn, and of the next layer: fetched early.
+        const bool to_head = ffn && layer + 1 == s.n_layers;
+        const void *fn = to_head || last ? s.head_fn : ffn ? s.layers[layer + 1].fn_attn : l.fn_ffn;
+        const u32 word = ffn && !to_head ? k.fetch_layer(layer + 1) : 0;
         float y = 0;
         if (i == 0 && k.runs(0)) {
-            mix.load(fn, N_MIX, k.b, k.w, k.lane);
+            mix.load(l.fn_attn, N_MIX, k.b, k.w, k.lane);
             consumer_sync();
             mix_out(k, mix, N_MIX, TURN_ATTN, tag);
         }
@@ -273,12 +284,11 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
         const u32 end = last ? Q8_HEAD : ffn ? DOWN_OP : Q8_OUT_B;
         bool went = false;
 #pragma unroll 1
-        for (u32 op = last ? Q8_HEAD : ffn ? F_ROUTER : Q8_IN; op <= end; op++) {
+        for (u32 op = last ? Q8_HEAD : ffn ? F_ROUTER : Q8_IN; op <= end; op = op == Q8_QUERY && !selects ? (u32)ATTEND_OP : op + 1) {
             const u32 phase = phase_of(op);
             if (!k.runs(last ? head + 1 : first + phase)) continue;
             if (op == Q8_OUT_B || op == DOWN_OP) { // what the next turn's products need, fetched ahead
-                const bool to_head = ffn && layer + 1 == s.n_layers;
-                mix.load(to_head ? s.head_fn : ffn ? s.layers[layer + 1].fn_attn : l.fn_ffn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
+                mix.load(fn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
                 went = true;
             }
             if (op == Q8_IN || op == Q8_QUERY || op == Q8_OUT_A || op == Q8_OUT_B || op == Q8_SHARED || op == Q8_DOWN || op == Q8_HEAD)
@@ -294,8 +304,8 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
             else if (op == DOWN_OP) y = down(k, c, shared, tag);
             k.mark(2 * phase + 1);
         }
+        if (ffn && !to_head) k.keep_layer(layer + 1, word);
         if (went) {
-            const bool to_head = ffn && layer + 1 == s.n_layers;
             turn_out(k, y, turn, tag, mix, to_head ? HC : N_MIX, to_head ? TURN_HEAD : ffn ^ 1, to_head ? k.epoch : number + ffn);
         }
     }
@@ -331,11 +341,8 @@ template <int R> DS4_DEV void serve(Block<R> &k) {
 }
 
 #ifdef DS4_EMULATE
-static u8 *dynamic_shared() { return simt::smem(); }
 static const u32 IQ2_GRID[256] = DS4_IQ2_GRID;
 #else
-extern __shared__ __align__(128) u8 dynamic_shared_memory[];
-DS4_DEV u8 *dynamic_shared() { return dynamic_shared_memory; }
 __constant__ u32 IQ2_GRID[256] = DS4_IQ2_GRID;
 #endif
 
@@ -343,26 +350,30 @@ template <int R> DS4_DEV void step(const Ds4Step &s) {
     using S = Shared<R>;
     Block<R> k;
     k.s = &s;
-    k.sm = dynamic_shared();
     k.ws = (u8 *)s.workspace;
     k.b = block_x(), k.tid = tid_x(), k.w = k.tid >> 5, k.lane = k.tid & 31, k.flip = 0;
     k.epoch = *(const u32 *)s.workspace;
-    const u32 bars = smem_addr(k.sm + S::bars);
-    const Ring ring = {smem_addr(k.sm + S::ring), bars, bars + SLOTS * 8, k.sm + S::ring};
     if (k.tid < SLOTS) {
-        mbar_init(ring.full + 8 * k.tid, 1);
-        mbar_init(ring.empty + 8 * k.tid, 16);
+        mbar_init(full_bar(k.tid), 1);
+        mbar_init(empty_bar(k.tid), 16);
         mbar_init_fence();
     }
-    fill_grid((u32 *)(k.sm + S::lut), k.tid, DS4_DECODE_THREADS, IQ2_GRID);
+    if (k.tid < R) {
+        const u32 slot = s.rows.slot[k.tid], pad = slot == PAD;
+        u32 *row = (u32 *)(shared_memory() + S::rows) + k.tid * 4;
+        row[0] = slot, row[1] = pad ? 0 : s.rows.position[k.tid], row[2] = pad ? 0 : s.rows.base[k.tid], row[3] = pad ? 0 : slot;
+    }
+    const u32 first = s.first ? (s.first - 1) / DS4_PHASES_PER_LAYER : 0;
+    if (first < s.n_layers && k.tid < 128) k.keep_layer(first, k.fetch_layer(first));
+    fill_grid((u32 *)(shared_memory() + S::lut), k.tid, DS4_DECODE_THREADS, IQ2_GRID);
     block_sync();
     if (k.b >= W) {
         if (k.w < 16) serve(k);
     } else if (k.w >= 16) {
-        Producer p = {ring, 0, 0, k.w - 16, k.lane, s.in_flight < SLOTS / PRODUCERS ? s.in_flight : SLOTS / PRODUCERS, stream_policy()};
+        Producer p = {0, 0, k.w - 16, k.lane, s.in_flight < SLOTS / PRODUCERS ? s.in_flight : SLOTS / PRODUCERS, stream_policy()};
         produce(k, p);
     } else {
-        Consumer c = {ring, 0, k.w, k.lane};
+        Consumer c = {0, k.w, k.lane};
         work(k, c);
     }
 }

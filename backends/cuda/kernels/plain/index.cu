@@ -29,9 +29,13 @@ __device__ void kth_key(const float* values, u32 n, u32 k, u32* bins, u32* state
     for (int shift = 24; shift >= 0; shift -= 8) {
         for (u32 b = threadIdx.x; b < 256; b += blockDim.x) bins[b] = 0;
         __syncthreads();
-        for (u32 i = threadIdx.x; i < n; i += blockDim.x) {
-            u32 key = order_key(values[i]);
-            if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)) atomicAdd(&bins[(key >> shift) & 255], 1u);
+        // Most values of a row fall into a few bins: the lanes of a warp that share one add once.
+        for (u32 at = 0; at < n; at += blockDim.x) {
+            u32 i = at + threadIdx.x, key = i < n ? order_key(values[i]) : 0;
+            bool counts = i < n && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8));
+            u32 bin = counts ? (key >> shift) & 255 : 256;
+            u32 peers = __match_any_sync(FULL_WARP, bin);
+            if (counts && (peers & ((1u << threadIdx.x % 32) - 1)) == 0) atomicAdd(&bins[bin], (u32)__popc(peers));
         }
         __syncthreads();
         // The bin in which the k-th falls: counts from the top, 8 bins a lane of the first warp.

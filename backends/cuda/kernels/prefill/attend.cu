@@ -271,14 +271,7 @@ template <int PARTS> __device__ __forceinline__ void attend_query(const Attend& 
 
 } // namespace
 
-#if 0
-extern "C" __global__ void __launch_bounds__(512, 1) attend(const __grid_constant__ Attend p) { attend_query<4>(p); }
-#else
 extern "C" __global__ void __launch_bounds__(256, 1) attend(const __grid_constant__ Attend p) { attend_query<2>(p); }
-#endif
-#ifdef DS4_ATTEND_8_WARPS
-extern "C" __global__ void __launch_bounds__(256, 1) attend_8(const __grid_constant__ Attend p) { attend_query<2>(p); }
-#endif
 
 // The shares of a query, weighted by their sums relative to the largest score of all.
 extern "C" __global__ void __launch_bounds__(256) attend_combine(const __grid_constant__ Attend p) {

@@ -24,22 +24,23 @@ __device__ __forceinline__ void swizzled_tokens(smem_addr x, const u64* rows, u3
         cp16(x + (chunk >> 3) * (TOKENS * 128) + swizzled(token, chunk & 7), (const unsigned char*)rows[token] + column_bytes + chunk * 16, true);
 }
 
-// Two k-steps of 16 for two row tiles: a[tile][step].
-template <int N> __device__ __forceinline__ void multiply_block(float* c0, float* c1, const u32 (*a0)[4], const u32 (*a1)[4], u64 b) {
+// Starts two k-steps of 16 for a row tile, and waits for the product before: what a warp unpacks next
+// goes to the registers of that one, while this one is under way.
+template <int N> __device__ __forceinline__ void multiply_block(float* c, const u32 (*a)[4], u64 b) {
     wgmma_fence();
-    WgmmaRegisters<N>::multiply(c0, a0[0], b);
-    WgmmaRegisters<N>::multiply(c1, a1[0], b);
-    WgmmaRegisters<N>::multiply(c0, a0[1], b + 2);
-    WgmmaRegisters<N>::multiply(c1, a1[1], b + 2);
+    WgmmaRegisters<N>::multiply(c, a[0], b);
+    WgmmaRegisters<N>::multiply(c, a[1], b + 2);
     wgmma_commit();
+    wgmma_wait<1>();
 }
 
 template <int N, int P, int ODD> __device__ __forceinline__ void gate_up_block(const Iq2Half& gate, const Iq2Half& up, const u32* dg, const u32* du, const unsigned char* lut, u64 x, float* cg, float* cu) {
     u32 ag[2][4], au[2][4];
+    u64 b = x + (P * (TOKENS * 128 / 16) + ODD * 4);
     gate.block<P, ODD, 32>(lut, dg, ag);
+    multiply_block<N>(cg, ag, b);
     up.block<P, ODD, 32>(lut, du, au);
-    multiply_block<N>(cg, cu, ag, au, x + (P * (TOKENS * 128 / 16) + ODD * 4));
-    wgmma_wait<0>();
+    multiply_block<N>(cu, au, b);
 }
 
 template <int N> __device__ __forceinline__ void gate_up(const Experts& p) {
@@ -93,6 +94,8 @@ template <int N> __device__ __forceinline__ void gate_up(const Experts& p) {
             gate_up_block<N, 1, 0>(gate, up, dg, du, my_lut, x, cg, cu);
             gate_up_block<N, 1, 1>(gate, up, dg, du, my_lut, x, cg, cu);
         }
+        // The stage is written again after the next barrier.
+        wgmma_wait<0>();
     }
     __syncthreads();
     expert_tile(p, t);
@@ -120,13 +123,13 @@ template <int N> __device__ __forceinline__ void gate_up(const Experts& p) {
 
 template <int N, int R> __device__ __forceinline__ void down_block(const Q2kHalf* tiles, const u32 (*d)[2], u64 x, float* c0, float* c1) {
     u32 a[2][2][4];
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        tiles[i].step<R, 0>(d[i], a[i][0]);
-        tiles[i].step<R, 1>(d[i], a[i][1]);
-    }
-    multiply_block<N>(c0, c1, a[0], a[1], x + ((R >> 1) * (TOKENS * 128 / 16) + (R & 1) * 4));
-    wgmma_wait<0>();
+    u64 b = x + ((R >> 1) * (TOKENS * 128 / 16) + (R & 1) * 4);
+    tiles[0].step<R, 0>(d[0], a[0][0]);
+    tiles[0].step<R, 1>(d[0], a[0][1]);
+    multiply_block<N>(c0, a[0], b);
+    tiles[1].step<R, 0>(d[1], a[1][0]);
+    tiles[1].step<R, 1>(d[1], a[1][1]);
+    multiply_block<N>(c1, a[1], b);
 }
 
 template <int N> __device__ __forceinline__ void down(const Experts& p) {
@@ -177,6 +180,7 @@ template <int N> __device__ __forceinline__ void down(const Experts& p) {
             down_block<N, 2>(tiles, d, x, c0, c1);
             down_block<N, 3>(tiles, d, x, c0, c1);
         }
+        wgmma_wait<0>();
     }
     __syncthreads();
     expert_tile(p, t);

@@ -115,12 +115,14 @@ namespace {
 __device__ __forceinline__ float gate_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 } // namespace
 
-extern "C" __global__ void __launch_bounds__(256) turn_pre(const __grid_constant__ Turn p) {
+// Warps 0 to 7 make x. Warp 8 makes the gates: from `pre`, which the others wait for, it goes on to the
+// rest by itself.
+extern "C" __global__ void __launch_bounds__(288) turn_pre(const __grid_constant__ Turn p) {
     __shared__ float pre[4], sums[8];
     u32 r = blockIdx.x, tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
     if (p.slot[r] == PAD_SLOT) return;
     float mix = 0.0f;
-    if (warp == 0) {
+    if (warp == 8) {
         if (lane <= MIX)
             for (u32 s = 0; s < 64 / p.steps; s++) mix += p.part[((u64)s * p.n_rows + r) * 32 + lane];
         float squares = __shfl_sync(FULL_WARP, mix, MIX);
@@ -131,6 +133,27 @@ extern "C" __global__ void __launch_bounds__(256) turn_pre(const __grid_constant
         }
     }
     __syncthreads();
+    if (warp == 8) {
+        // Gates: lanes 4 to 7 post, lanes 8 + 4 j + k comb from source j to destination k.
+        float* gates = p.gates + (u64)r * MIX;
+        if (lane < 4) gates[lane] = mix;
+        else if (lane < 8) gates[lane] = 2.0f * gate_sigmoid(mix * p.scale[1] + p.base[lane]);
+        float value = __shfl_sync(FULL_WARP, mix, (lane & 15) + 8) * p.scale[2] + p.base[8 + (lane & 15)];
+        float most = fmaxf(value, __shfl_xor_sync(FULL_WARP, value, 1));
+        most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
+        value = expf(value - most);
+#pragma unroll 1
+        for (int i = 0; i < N_SINKHORN; i++) {
+            float sum = value + __shfl_xor_sync(FULL_WARP, value, 1);
+            sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+            value = i == 0 ? value / sum + EPS : value / (sum + EPS);
+            sum = value + __shfl_xor_sync(FULL_WARP, value, 4);
+            sum += __shfl_xor_sync(FULL_WARP, sum, 8);
+            value = value / (sum + EPS);
+        }
+        if (lane < 16) gates[8 + lane] = value;
+        return;
+    }
     float w[4] = {pre[0], pre[1], pre[2], pre[3]}, v[16], squares = 0.0f;
     const float* streams = p.streams + (u64)r * 4 * EMBD;
 #pragma unroll
@@ -148,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(256) turn_pre(const __grid_constant
     }
     squares = warp_sum(squares);
     if (lane == 0) sums[warp] = squares;
-    __syncthreads();
+    bar_named(1, 256);
     squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; i++) squares += sums[i];
@@ -173,23 +196,4 @@ extern "C" __global__ void __launch_bounds__(256) turn_pre(const __grid_constant
                 *(uint2*)(p.x_low + at) = make_uint2(pack_h(x[0] - h2f((u16)h[0]), x[1] - h2f((u16)(h[0] >> 16))), pack_h(x[2] - h2f((u16)h[1]), x[3] - h2f((u16)(h[1] >> 16))));
         }
     }
-    if (warp != 0) return;
-    // Gates: lanes 4 to 7 post, lanes 8 + 4 j + k comb from source j to destination k.
-    float* gates = p.gates + (u64)r * MIX;
-    if (lane < 4) gates[lane] = mix;
-    else if (lane < 8) gates[lane] = 2.0f * gate_sigmoid(mix * p.scale[1] + p.base[lane]);
-    float value = __shfl_sync(FULL_WARP, mix, (lane & 15) + 8) * p.scale[2] + p.base[8 + (lane & 15)];
-    float most = fmaxf(value, __shfl_xor_sync(FULL_WARP, value, 1));
-    most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
-    value = expf(value - most);
-#pragma unroll 1
-    for (int i = 0; i < N_SINKHORN; i++) {
-        float sum = value + __shfl_xor_sync(FULL_WARP, value, 1);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-        value = i == 0 ? value / sum + EPS : value / (sum + EPS);
-        sum = value + __shfl_xor_sync(FULL_WARP, value, 4);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 8);
-        value = value / (sum + EPS);
-    }
-    if (lane < 16) gates[8 + lane] = value;
 }

@@ -100,7 +100,7 @@ struct StepRows {
 #define ATTEND_BN 64
 #endif
 
-/// attend: grid (n_rows, n_splits), block ATTEND_THREADS, shared memory
+/// attend: grid (n_rows, n_splits), block 256, shared memory
 /// 65,536 (queries) + 2 * ATTEND_BN * 1,024 (rows, two stages) + 64 * (ATTEND_BN * 2 + 16) (weights)
 /// + 2,048 bytes: ATTEND_SHARED. A block is one query with all 64 heads and one share of its rows.
 /// attend_combine: only with n_splits > 1, grid (n_rows, 8), block 256, no shared memory.
@@ -119,7 +119,6 @@ struct Attend {
     u32 n_ring, ratio, top_k, table, n_splits, n_rows;
 };
 #define ATTEND_SHARED (65536 + 2 * ATTEND_BN * 1024 + 64 * (ATTEND_BN * 2 + 16) + 2048)
-#define ATTEND_THREADS (ATTEND_BN == 64 ? 512 : 256)
 
 // Routed experts --------------------------------------------------------------------------------
 //
@@ -226,7 +225,7 @@ struct IndexSelect {
 /// turn_mix: grid (ceil(n_rows / 16), 64 / steps), block 256, no dynamic shared memory. `steps`
 /// (1 to 16, a power of two) is the number of 64-channel steps a block makes: 4 for prefill, 1 for a
 /// few rows. It writes streams' (when y is given) and `part`.
-/// turn_pre: grid (n_rows), block 256, no dynamic shared memory. It writes gates and x.
+/// turn_pre: grid (n_rows), block 288, no dynamic shared memory. It writes gates and x.
 struct Turn {
     const u32* slot;         // [n_rows]
     const float* y;          // f32 [n_rows, 4096], or null: the streams stay
@@ -316,3 +315,30 @@ struct Skinny {
     SkinnyPiece pieces[GEMM_PIECES];
 };
 
+
+// Compressed rows and rings ------------------------------------------------------------------------
+
+/// A compressor of a layer: attention rows (dim 512) or index rows (dim 128).
+struct CompressPart {
+    const float* kv;        // f32 [n_rows, width]
+    const float* gate;      // f32 [n_rows, width], without its position bias
+    const float* ape;       // f32 [ratio, width]
+    const float* norm;      // [dim]
+    float* frontier;        // f32 [n_slots, n_frontier, 2 * width]: kv, then gate with its bias
+    u16* cache;             // bf16 [tokens / ratio, dim]
+    u32 width;              // 2 dim for ratio 4, dim for ratio 128
+    u32 dim, ratio;
+    u32 n_frontier;         // rows of a slot's ring
+};
+
+/// compress_rows: grid (n_rows, n_parts), block 128: the compressed rows that the step completes: pooled,
+/// normed, rotated, rounded when `rounded`, stored. Reads the frontier, so it comes before store_rows.
+/// store_rows: grid (n_rows, n_parts + 1), block 128, after `attend`: the projections into the frontier
+/// rings, the window rows into theirs.
+struct CompressRows {
+    StepRows rows;
+    const u16* window_rows; // bf16 [n_rows, 512]
+    u16* window;            // bf16 [n_slots, n_ring, 512]
+    u32 n_ring, rounded, n_parts, pad;
+    CompressPart parts[2];
+};

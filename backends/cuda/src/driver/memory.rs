@@ -26,10 +26,8 @@ impl Memory {
         context.enter()?;
         let mut at = 0;
         // SAFETY: plain device memory, freed when this value is dropped.
-        check(
-            unsafe { sys::cuMemAlloc_v2(&mut at, n_bytes.max(1)) },
-            || format!("cuMemAlloc of {n_bytes} bytes"),
-        )?;
+        let result = unsafe { sys::cuMemAlloc_v2(&mut at, n_bytes.max(1)) };
+        check(result, || format!("cuMemAlloc of {n_bytes} bytes"))?;
         Ok(Memory {
             context: context.clone(),
             at,
@@ -76,10 +74,8 @@ impl Pinned {
         context.enter()?;
         let mut at = ptr::null_mut();
         // SAFETY: freed when this value is dropped.
-        check(
-            unsafe { sys::cuMemHostAlloc(&mut at, n_bytes.max(1), 0) },
-            || format!("cuMemHostAlloc of {n_bytes} bytes"),
-        )?;
+        let result = unsafe { sys::cuMemHostAlloc(&mut at, n_bytes.max(1), 0) };
+        check(result, || format!("cuMemHostAlloc of {n_bytes} bytes"))?;
         // SAFETY: at least `n_bytes` were allocated.
         unsafe { ptr::write_bytes(at.cast::<u8>(), 0, n_bytes) };
         Ok(Pinned {

@@ -23,7 +23,7 @@ const MIN_DRIVER: i32 = 12_000;
 
 /// A call of the driver that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {name} ({text})")]
+#[error("{call}: {name} ({text}){}", if *.lost { LOST } else { "" })]
 pub struct DriverError {
     /// The call, such as `cuLaunchKernel (rms_norm)`.
     pub call: String,
@@ -33,6 +33,32 @@ pub struct DriverError {
     pub text: String,
     /// Whether there was no memory.
     pub out_of_memory: bool,
+    /// Whether nothing on the device can be used any more.
+    pub lost: bool,
+}
+
+/// What a lost device means for whoever reads of it.
+const LOST: &str = "; the device is lost to this program with the slots on it; files are as they were: start it again";
+
+/// Whether a failure ends the context: faults of kernels and of the device itself.
+fn is_lost(result: sys::CUresult) -> bool {
+    use sys::cudaError_enum as E;
+    matches!(
+        result,
+        E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_LAUNCH_FAILED
+            | E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | E::CUDA_ERROR_DEVICE_UNAVAILABLE
+            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+    )
 }
 
 /// Why there is no device to use.
@@ -99,6 +125,7 @@ fn check(result: sys::CUresult, call: impl FnOnce() -> String) -> Result<()> {
         name: words(name),
         text: words(text),
         out_of_memory: result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY,
+        lost: is_lost(result),
     })
 }
 
@@ -251,9 +278,8 @@ impl Context {
             return Ok(());
         }
         // SAFETY: the context lives as long as `self`.
-        check(unsafe { sys::cuCtxSetCurrent(self.context) }, || {
-            "cuCtxSetCurrent".into()
-        })?;
+        let result = unsafe { sys::cuCtxSetCurrent(self.context) };
+        check(result, || "cuCtxSetCurrent".into())?;
         CURRENT.set(self.number);
         Ok(())
     }
@@ -263,10 +289,8 @@ impl Context {
         self.enter()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes two sizes.
-        check(
-            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) },
-            || "cuMemGetInfo".into(),
-        )?;
+        let result = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        check(result, || "cuMemGetInfo".into())?;
         Ok((free as u64, total as u64))
     }
 }

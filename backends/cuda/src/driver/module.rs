@@ -33,10 +33,8 @@ impl Module {
         context.enter()?;
         let mut module = ptr::null_mut();
         // SAFETY: a cubin carries its own length, PTX ends with a zero, and the driver checks both.
-        check(
-            unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) },
-            || format!("cuModuleLoadData ({name})"),
-        )?;
+        let result = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
+        check(result, || format!("cuModuleLoadData ({name})"))?;
         Ok(Module {
             context: context.clone(),
             module,
@@ -49,10 +47,9 @@ impl Module {
         let mut function = ptr::null_mut();
         let c_name = CString::new(name).expect("a name without zeros");
         // SAFETY: the module lives, and the kernel is used only beside it.
-        check(
-            unsafe { sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr()) },
-            || format!("cuModuleGetFunction ({name})"),
-        )?;
+        let result =
+            unsafe { sys::cuModuleGetFunction(&mut function, self.module, c_name.as_ptr()) };
+        check(result, || format!("cuModuleGetFunction ({name})"))?;
         let mut static_bytes = 0;
         use sys::CUfunction_attribute_enum as A;
         // SAFETY: a kernel of a live module.

@@ -95,9 +95,8 @@ impl Stream {
         let mut stream = ptr::null_mut();
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: destroyed when this value is dropped.
-        check(unsafe { sys::cuStreamCreate(&mut stream, flags) }, || {
-            "cuStreamCreate".into()
-        })?;
+        let result = unsafe { sys::cuStreamCreate(&mut stream, flags) };
+        check(result, || "cuStreamCreate".into())?;
         Ok(Stream {
             context: context.clone(),
             stream,
@@ -108,9 +107,8 @@ impl Stream {
     pub(crate) fn wait(&self) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the stream lives.
-        check(unsafe { sys::cuStreamSynchronize(self.stream) }, || {
-            "cuStreamSynchronize".into()
-        })
+        let result = unsafe { sys::cuStreamSynchronize(self.stream) };
+        check(result, || "cuStreamSynchronize".into())
     }
 
     /// Copies pinned bytes to an address of the device.
@@ -244,10 +242,8 @@ impl Stream {
         self.context.enter()?;
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream lives.
-        check(
-            unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) },
-            || "cuStreamBeginCapture".into(),
-        )
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) };
+        check(result, || "cuStreamBeginCapture".into())
     }
 
     /// Ends a recording.
@@ -255,10 +251,8 @@ impl Stream {
         self.context.enter()?;
         let mut graph = ptr::null_mut();
         // SAFETY: the stream is capturing; an invalid capture gives an error and no graph.
-        check(
-            unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) },
-            || "cuStreamEndCapture".into(),
-        )?;
+        let result = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        check(result, || "cuStreamEndCapture".into())?;
         let mut executable = ptr::null_mut();
         // SAFETY: the graph was just made, and is destroyed below whatever comes of it.
         let made = unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) };
@@ -275,20 +269,16 @@ impl Stream {
     pub(crate) fn replay(&self, graph: &Graph) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both live; what its kernels touch is kept by whoever recorded it.
-        check(
-            unsafe { sys::cuGraphLaunch(graph.executable, self.stream) },
-            || "cuGraphLaunch".into(),
-        )
+        let result = unsafe { sys::cuGraphLaunch(graph.executable, self.stream) };
+        check(result, || "cuGraphLaunch".into())
     }
 
     /// Marks this place.
     pub(crate) fn record(&self, event: &Event) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both live.
-        check(
-            unsafe { sys::cuEventRecord(event.event, self.stream) },
-            || "cuEventRecord".into(),
-        )
+        let result = unsafe { sys::cuEventRecord(event.event, self.stream) };
+        check(result, || "cuEventRecord".into())
     }
 }
 
@@ -326,10 +316,8 @@ impl Event {
         };
         let mut event = ptr::null_mut();
         // SAFETY: destroyed when this value is dropped.
-        check(
-            unsafe { sys::cuEventCreate(&mut event, flags as u32) },
-            || "cuEventCreate".into(),
-        )?;
+        let result = unsafe { sys::cuEventCreate(&mut event, flags as u32) };
+        check(result, || "cuEventCreate".into())?;
         Ok(Event {
             context: context.clone(),
             event,
@@ -340,9 +328,8 @@ impl Event {
     pub(crate) fn wait(&self) -> Result<()> {
         self.context.enter()?;
         // SAFETY: the event lives.
-        check(unsafe { sys::cuEventSynchronize(self.event) }, || {
-            "cuEventSynchronize".into()
-        })
+        let result = unsafe { sys::cuEventSynchronize(self.event) };
+        check(result, || "cuEventSynchronize".into())
     }
 
     /// Time since an earlier one; `None` when the driver is too old to say. Both were waited for.
@@ -353,10 +340,8 @@ impl Event {
         self.context.enter()?;
         let mut ms = 0.0;
         // SAFETY: both live and were recorded.
-        check(
-            unsafe { sys::cuEventElapsedTime_v2(&mut ms, start.event, self.event) },
-            || "cuEventElapsedTime".into(),
-        )?;
+        let result = unsafe { sys::cuEventElapsedTime_v2(&mut ms, start.event, self.event) };
+        check(result, || "cuEventElapsedTime".into())?;
         Ok(Some(ms))
     }
 }

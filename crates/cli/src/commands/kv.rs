@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use ds4_engine::store::{ListedModel, ListedPoint, Reason, Verified, clear, gc, list, verify};
 use serde_json::{Value, json};
 
-use crate::args::{KvClearArgs, KvCommand, KvGcArgs, KvReadArgs};
+use crate::kv_args::{KvClearArgs, KvCommand, KvGcArgs, KvReadArgs};
 use crate::reply_writer::printable;
 use crate::units;
 

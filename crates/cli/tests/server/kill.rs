@@ -1,15 +1,17 @@
 //! Servers that are killed while they save, and folders in which bits flip: whatever is read back
 //! afterwards, every conversation goes on exactly as if nothing had ever been stored.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use ds4_engine::store::verify;
 use serde_json::{Value, json};
 
-use crate::process::{Running, post};
+use crate::process::{PATIENCE, Running, post};
 
 const N_CONVERSATIONS: usize = 4;
 const N_TURNS: usize = 4;
@@ -91,8 +93,8 @@ fn replies_without_a_store() -> Replies {
 }
 
 /// Goes through all conversations at once, each from some turn on, until the end or until the
-/// server is gone. The number of replies.
-fn converse(address: SocketAddr, expected: &Replies, random: &mut Random) -> usize {
+/// server is gone. Counts the replies as they come.
+fn converse(address: SocketAddr, expected: &Replies, random: &mut Random, n_replies: &AtomicUsize) {
     let begins: Vec<usize> = (0..N_CONVERSATIONS)
         .map(|_| random.below(N_TURNS))
         .collect();
@@ -110,22 +112,27 @@ fn converse(address: SocketAddr, expected: &Replies, random: &mut Random) -> usi
                                 reply, expected[turn],
                                 "conversation {conversation}, turn {turn}"
                             ),
-                            Err(_) => return turn - begin,
+                            Err(_) => return,
                         }
+                        n_replies.fetch_add(1, Ordering::Relaxed);
                     }
-                    N_TURNS - begin
                 })
             })
             .collect();
-        let replied = talks
-            .into_iter()
-            .map(|talk| talk.join().expect("the same replies"));
-        replied.sum()
-    })
+        for talk in talks {
+            talk.join().expect("the same replies");
+        }
+    });
 }
 
 fn n_from_disk(server: &Running) -> usize {
     server.log().matches("(disk)").count()
+}
+
+/// The same when all of these replies have left their line.
+fn n_from_disk_of(server: &Running, n_replies: &AtomicUsize) -> usize {
+    server.await_lines(n_replies.load(Ordering::Relaxed));
+    n_from_disk(server)
 }
 
 #[track_caller]
@@ -139,6 +146,72 @@ fn everything_is_whole(store: &Path, when: &str) -> usize {
     verified.n_good
 }
 
+/// When a server is killed: at something that it did, however long that took.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// A point is there.
+    Point,
+    /// So many files came, those that are being written too.
+    Files(usize),
+    /// So many replies came.
+    Replies(usize),
+}
+
+impl Moment {
+    fn of_round(round: usize, random: &mut Random) -> Moment {
+        match (round, round % 2) {
+            (0, _) => Moment::Point,
+            (_, 1) => Moment::Files(1 + random.below(12)),
+            _ => Moment::Replies(random.below(N_CONVERSATIONS * N_TURNS)),
+        }
+    }
+
+    /// Waits for it. Files may come when nobody talks any more, or not at all.
+    fn wait(
+        self,
+        store: &Path,
+        before: &HashSet<PathBuf>,
+        n_replies: &AtomicUsize,
+        is_over: impl Fn() -> bool,
+    ) {
+        let begun = Instant::now();
+        loop {
+            // What is over now has had its effect on what is looked at then.
+            let is_over = is_over();
+            let is_here = match self {
+                Moment::Point => {
+                    let is_point = |name: &PathBuf| name.extension().is_some_and(|e| e == "pt");
+                    names(store).iter().any(is_point)
+                }
+                Moment::Files(n) => is_over || names(store).difference(before).count() >= n,
+                Moment::Replies(n) => is_over || n_replies.load(Ordering::Relaxed) >= n,
+            };
+            if is_here {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{self:?} does not come");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// All files of a folder, if it is there.
+fn names(folder: &Path) -> HashSet<PathBuf> {
+    let mut found = HashSet::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        // What is gone when it is looked at is not there.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(entry.path());
+            } else {
+                found.insert(entry.path());
+            }
+        }
+    }
+    found
+}
+
 fn killed(n_rounds: usize) {
     let expected = replies_without_a_store();
     let folder = tempfile::tempdir().expect("a folder");
@@ -146,12 +219,14 @@ fn killed(n_rounds: usize) {
     let mut random = Random(5);
     let (mut n_disk, mut n_good) = (0, 0);
     for round in 0..n_rounds {
+        let moment = Moment::of_round(round, &mut random);
+        let n_replies = AtomicUsize::new(0);
+        let before = names(&store);
         let server = Running::start(Some(&store), &FLAGS);
         let address = server.address;
-        let lives = Duration::from_millis(5 + random.below(900) as u64);
         std::thread::scope(|scope| {
-            scope.spawn(|| converse(address, &expected, &mut random));
-            std::thread::sleep(lives);
+            let talk = scope.spawn(|| converse(address, &expected, &mut random, &n_replies));
+            moment.wait(&store, &before, &n_replies, || talk.is_finished());
             n_disk += n_from_disk(&server);
             server.kill();
         });
@@ -160,10 +235,11 @@ fn killed(n_rounds: usize) {
     assert!(n_good > 0, "nothing was ever saved");
     let server = Running::start(Some(&store), &FLAGS);
     let mut all = Random(0);
+    let n_replies = AtomicUsize::new(0);
     for _ in 0..3 {
-        converse(server.address, &expected, &mut all);
+        converse(server.address, &expected, &mut all, &n_replies);
     }
-    n_disk += n_from_disk(&server);
+    n_disk += n_from_disk_of(&server, &n_replies);
     assert!(n_disk > 0, "nothing was ever read back");
     server.stop();
     assert!(everything_is_whole(&store, "at the end") > 0);
@@ -205,7 +281,7 @@ fn flipped_bits_between_restarts_change_no_reply() {
     let (mut n_flipped, mut n_disk) = (0, 0);
     for _ in 0..6 {
         let server = Running::start(Some(&store), &FLAGS);
-        converse(server.address, &expected, &mut random);
+        converse(server.address, &expected, &mut random, &AtomicUsize::new(0));
         n_disk += n_from_disk(&server);
         assert!(!server.log().contains("panicked"), "{}", server.log());
         server.stop();

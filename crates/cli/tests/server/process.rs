@@ -77,6 +77,19 @@ impl Running {
         }
     }
 
+    /// The log when so many requests with a reply have left their line.
+    pub(crate) fn await_lines(&self, n: usize) -> String {
+        let begun = Instant::now();
+        loop {
+            let log = self.log();
+            if log.matches(" finish=").count() >= n && log.ends_with('\n') {
+                return log;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{n} lines are not in {log}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("it lives");
     }

@@ -98,12 +98,8 @@ fn a_server_told_to_stop_says_so_in_every_stream_and_keeps_what_was_computed() {
         let cached = cached.or(usage["cache_read_input_tokens"].as_u64());
         assert!(cached >= Some(64), "{path}: {usage}");
     }
-    assert_eq!(
-        server.log().matches("(disk)").count(),
-        2,
-        "{}",
-        server.log()
-    );
+    let log = server.await_lines(2);
+    assert_eq!(log.matches("(disk)").count(), 2, "{log}");
     server.stop();
 }
 

@@ -169,8 +169,8 @@ impl Scheduler {
             let carried = carried.expect("a snapshot below the copy's end");
             target.snapshots.insert(place, carried, most_bytes);
         }
-        for stored in source.stored_within(len) {
-            target.note_stored(*stored);
+        for (stored, id) in source.stored_within(len) {
+            target.note_stored(*stored, *id);
         }
         self.cut(to, len)
     }

@@ -46,6 +46,12 @@ impl Rates {
         }
     }
 
+    /// How long computing so many prompt tokens takes, once that is known.
+    pub(super) fn prefill_time(&self, n_tokens: usize) -> Option<Duration> {
+        let seconds = n_tokens as f64 / self.prefill?;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+
     /// Prompt tokens of a step that takes no longer than this.
     pub(super) fn prefill_rows(&self, time: Option<Duration>) -> usize {
         let known = self.prefill.zip(time);

@@ -6,10 +6,10 @@ use ds4_model::{BackendError, Frontier, StoredRows};
 
 use super::choice::Loss;
 use super::snapshots::{Passage, Place};
-use super::{Request, Scheduler};
+use super::{MIN_LOAD_GAIN, Request, Scheduler};
 use crate::engine::Engine;
 use crate::slots::Group;
-use crate::store::{NotStored, PointSaved, Reason, RowSource, SaveOptions, rows_of};
+use crate::store::{NotStored, PointSaved, Read, Reason, RowSource, SaveOptions, Store, rows_of};
 
 /// Tokens after the last stored state at which the next one is stored: in a long
 /// prompt, so that an interrupted prefill does not begin at the beginning again, and
@@ -19,6 +19,10 @@ pub const SAVE_INTERVAL: usize = 8192;
 pub const MIN_ANCHOR_GAIN: usize = 1024;
 /// Default of [`SchedulerOptions::idle_save`](super::SchedulerOptions).
 pub const IDLE_SAVE: Duration = Duration::from_secs(20);
+
+/// How long a slot rests, at least, before a state that the store did not take is offered
+/// again.
+pub const SAVE_RETRY: Duration = Duration::from_secs(30);
 
 /// The state of a slot at a snapshot: its rings are in the snapshot, and its
 /// compressed rows are still in the slot.
@@ -94,7 +98,27 @@ impl Scheduler {
         match self.slots[slot].n_unstored(len) {
             0 => {}
             n if n >= SAVE_INTERVAL => self.save_turn(slot, Reason::TurnEnd),
-            _ => self.slots[slot].unsaved_since = Some(Instant::now()),
+            _ => {
+                self.slots[slot].unsaved_since = Some(Instant::now());
+                self.slots[slot].was_refused = false;
+            }
+        }
+    }
+
+    /// Takes note of what the store gave up after it had taken it.
+    fn note_dropped(&mut self) {
+        let dropped = self.store.as_ref().map(Store::take_dropped);
+        let dropped = dropped.unwrap_or_default();
+        if dropped.is_empty() {
+            return;
+        }
+        for slot in 0..self.slots.len() {
+            let rests = self.running.iter().all(|s| s.slot != slot);
+            let kept = &mut self.slots[slot];
+            if kept.note_dropped(&dropped) && rests {
+                kept.unsaved_since = Some(Instant::now());
+                kept.was_refused = true;
+            }
         }
     }
 
@@ -103,15 +127,22 @@ impl Scheduler {
     /// the next one is due. Every tick does so; a caller that has nothing to tick for
     /// calls it when that time has passed.
     pub fn save_idle(&mut self) -> Option<Duration> {
-        self.store.as_ref()?;
-        let mut next: Option<Duration> = None;
+        self.note_dropped();
+        // What is queued may yet be given up.
+        let is_writing = self.store.as_ref()?.usage().n_queued_bytes > 0;
+        let mut next: Option<Duration> = is_writing.then_some(SAVE_RETRY);
         for slot in 0..self.slots.len() {
             let Some(since) = self.slots[slot].unsaved_since else {
                 continue;
             };
-            let left = self.options.idle_save.saturating_sub(since.elapsed());
+            let rest = match self.slots[slot].was_refused {
+                true => self.options.idle_save.max(SAVE_RETRY),
+                false => self.options.idle_save,
+            };
+            let left = rest.saturating_sub(since.elapsed());
             if left.is_zero() {
                 self.save_turn(slot, Reason::TurnEnd);
+                next = Some(next.map_or(SAVE_RETRY, |next| next.min(SAVE_RETRY)));
             } else {
                 next = Some(next.map_or(left, |next| next.min(left)));
             }
@@ -122,6 +153,7 @@ impl Scheduler {
     /// Saves every slot and waits until it is written: what a server does before
     /// it ends.
     pub fn save_all(&mut self) {
+        self.note_dropped();
         for slot in 0..self.slots.len() {
             self.save_turn(slot, Reason::Shutdown);
         }
@@ -137,26 +169,33 @@ impl Scheduler {
         }
     }
 
-    /// Saves a slot where it ends and at the end of its last prompt.
+    /// Saves a slot where it ends and at the end of its last prompt. What the store does
+    /// not take now is offered again later.
     fn save_turn(&mut self, slot: usize, reason: Reason) {
         self.slots[slot].unsaved_since = None;
         let (prompt_end, len) = (self.slots[slot].prompt_end, self.engine.len(slot));
+        let mut is_refused = false;
         if prompt_end < len && self.slots[slot].snapshots.at(prompt_end).is_some() {
-            self.save_at(slot, prompt_end, Reason::TurnEnd);
+            is_refused |= !self.save_at(slot, prompt_end, Reason::TurnEnd);
         }
         if len > 0 {
-            self.save_at(slot, len, reason);
+            is_refused |= !self.save_at(slot, len, reason);
+        }
+        if is_refused {
+            self.slots[slot].unsaved_since = Some(Instant::now());
+            self.slots[slot].was_refused = true;
         }
     }
 
-    /// Saves a slot at its length or at one of its snapshots, if it is not stored.
-    fn save_at(&mut self, slot: usize, len: usize, reason: Reason) {
+    /// Saves a slot at its length or at one of its snapshots, if it is not stored. Whether
+    /// there is nothing to be gained by saying so again.
+    fn save_at(&mut self, slot: usize, len: usize, reason: Reason) -> bool {
         let kept = &mut self.slots[slot];
         let Some(store) = &self.store else {
-            return;
+            return true;
         };
-        if kept.is_private || kept.stored_within(len).last() == Some(&len) {
-            return;
+        if kept.is_private || kept.n_stored(len) == len {
+            return true;
         }
         let taken;
         let frontier = match kept.snapshots.at(len) {
@@ -169,7 +208,7 @@ impl Scheduler {
                 Err(error) => {
                     let note = format!("a state could not be saved: {error}");
                     self.notices.push(note);
-                    return;
+                    return true;
                 }
             },
         };
@@ -186,40 +225,35 @@ impl Scheduler {
         };
         match store.save(&tokens, &mut rows, &options) {
             Ok(saved) => {
-                if matches!(saved.point, PointSaved::Queued | PointSaved::Known) {
-                    kept.note_stored(len);
+                if let Some(id) = saved.id {
+                    kept.note_stored(len, id);
                 }
+                use PointSaved::{OverWriteBudget, Paused, QueueFull};
+                !matches!(saved.point, QueueFull | OverWriteBudget | Paused)
             }
-            Err(error) => self
-                .notices
-                .push(format!("a state could not be saved: {error}")),
+            Err(error) => {
+                let note = format!("a state could not be saved: {error}");
+                self.notices.push(note);
+                true
+            }
         }
     }
 
-    /// Reads the longest stored state that a prompt goes on from into an idle slot,
-    /// when that is faster than computing what the slots do not have. The slot and
-    /// the tokens read.
-    pub(super) fn load(&mut self, idle: &[usize], request: &Request) -> Option<(usize, usize)> {
+    /// Puts a state that was read into an idle slot, when the slots still have less of the
+    /// prompt. The slot and the tokens read.
+    pub(super) fn load(
+        &mut self,
+        idle: &[usize],
+        request: &Request,
+        read: Read,
+    ) -> Option<(usize, usize)> {
         let prompt = &request.tokens;
-        let store = self.store.as_ref()?;
-        let held = (0..self.slots.len())
-            .filter(|slot| !self.slots[*slot].is_private)
-            .map(|slot| self.reusable(slot, prompt));
-        let n_held = held.max().unwrap_or(0);
-        let candidates = store.find(prompt, None);
-        let worth = |n_tokens: usize, n_bytes| {
-            let gain = n_tokens.saturating_sub(n_held);
-            n_tokens < prompt.len() && self.rates.is_worth_loading(gain, n_bytes)
-        };
-        let started = Instant::now();
-        let loaded = candidates
-            .iter()
-            .filter(|c| worth(c.n_tokens, c.n_bytes))
-            // What cannot be read is told in the store's notices.
-            .find_map(|c| store.load(c).ok())?;
+        let Read { loaded, time, id } = read;
         let n_loaded = loaded.tokens.len();
+        if n_loaded < self.n_held(prompt) + MIN_LOAD_GAIN || !prompt.starts_with(&loaded.tokens) {
+            return None;
+        }
         let (loss, slot) = self.spare(idle, prompt, n_loaded)?;
-        let before = started.elapsed();
         if loss == Loss::State {
             self.save_given_up(slot);
         }
@@ -232,8 +266,8 @@ impl Scheduler {
             return None;
         }
         self.rates
-            .note_load(loaded.n_bytes, before + started.elapsed());
-        self.slots[slot].note_stored(n_loaded);
+            .note_load(loaded.n_bytes, time + started.elapsed());
+        self.slots[slot].note_stored(n_loaded, id);
         Some((slot, n_loaded))
     }
 

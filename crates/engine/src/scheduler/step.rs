@@ -48,8 +48,10 @@ impl Scheduler {
 
     /// Plans a step and starts it.
     pub(super) fn launch(&mut self) -> Result<(), StepError> {
+        self.turnaround = None;
         let (batch, parts) = self.plan();
         if parts.is_empty() {
+            self.landed = None;
             return Ok(());
         }
         let flight = Flight {
@@ -70,6 +72,7 @@ impl Scheduler {
                 .expect("it is in the plan");
             sequence.next.drain(..part.n_tokens);
         }
+        self.turnaround = self.landed.take().map(|landed| landed.elapsed());
         if let Err(error) = self.engine.launch(&batch) {
             self.lose(&flight);
             return Err(error);
@@ -95,6 +98,7 @@ impl Scheduler {
             self.lose(&flight);
             return Err(error);
         }
+        self.landed = Some(Instant::now());
         let elapsed = flight.started.elapsed();
         if flight.n_prefilled == flight.n_rows {
             self.rates.note_prefill(flight.n_rows, elapsed);

@@ -20,10 +20,14 @@ struct Failing {
 /// Stands for a volume with no space left but for a reserve.
 const NEARLY_FULL: u32 = 9999;
 
+/// Stands for a bug.
+const BUG: u32 = 9998;
+
 impl Volume for Failing {
     fn write(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         match self.errno.load(Ordering::SeqCst) {
             0 | NEARLY_FULL => self.local.write(path, bytes),
+            BUG => panic!("a bug in the writer"),
             errno => Err(io::Error::from_raw_os_error(errno as i32)),
         }
     }
@@ -56,13 +60,8 @@ impl RowSource for Zeros {
     }
 }
 
-#[test]
-fn a_volume_that_takes_no_more_pauses_writing_and_nothing_else() {
-    static SECONDS: AtomicU32 = AtomicU32::new(0);
-    fn clock() -> SystemTime {
-        let seconds = u64::from(SECONDS.load(Ordering::SeqCst));
-        SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000 + seconds)
-    }
+/// A small model.
+fn model() -> (Geometry, SlotLayout, CompatKey) {
     let mut geometry = Geometry::flash();
     geometry.layers = vec![LayerKind::Csa];
     geometry.head_dim = 16;
@@ -70,6 +69,53 @@ fn a_volume_that_takes_no_more_pauses_writing_and_nothing_else() {
     geometry.index_dim = 16;
     let layout = SlotLayout::new(&geometry, CacheRounding::Official).with_block_tokens(16);
     let key = CompatKey([7; 32]);
+    (geometry, layout, key)
+}
+
+#[test]
+fn a_writer_that_panics_loses_one_file_and_holds_up_nobody() {
+    let (geometry, layout, key) = model();
+    let dir = tempfile::tempdir().unwrap();
+    let errno = Arc::new(AtomicU32::new(0));
+    let volume = Failing {
+        errno: Arc::clone(&errno),
+        local: LocalVolume::default(),
+    };
+    let options = StoreOptions {
+        min_tokens: 1,
+        ..StoreOptions::default()
+    };
+    let store = Store::open_on(dir.path(), options, key, layout, Box::new(volume)).expect("opens");
+    let save = |first: u32| {
+        let tokens: Vec<u32> = (first..first + 10).collect();
+        let save = SaveOptions {
+            reason: Reason::Anchor,
+            text_keys: &[],
+            wait: true,
+        };
+        let saved = store.save(&tokens, &mut Zeros(geometry.clone()), &save);
+        store.flush();
+        saved.expect("readable").id.expect("queued")
+    };
+    errno.store(BUG, Ordering::SeqCst);
+    let lost = save(0);
+    assert_eq!(store.take_notices(), [Notice::Failed]);
+    assert_eq!(store.take_dropped(), [lost]);
+    assert_eq!(store.usage().n_queued_bytes, 0);
+    errno.store(0, Ordering::SeqCst);
+    save(100);
+    assert_eq!(store.usage().n_points, 1);
+    assert_eq!(store.take_dropped(), []);
+}
+
+#[test]
+fn a_volume_that_takes_no_more_pauses_writing_and_nothing_else() {
+    static SECONDS: AtomicU32 = AtomicU32::new(0);
+    fn clock() -> SystemTime {
+        let seconds = u64::from(SECONDS.load(Ordering::SeqCst));
+        SystemTime::UNIX_EPOCH + Duration::from_secs(1_750_000_000 + seconds)
+    }
+    let (geometry, layout, key) = model();
     let dir = tempfile::tempdir().unwrap();
     let errno = Arc::new(AtomicU32::new(0));
     let volume = Failing {

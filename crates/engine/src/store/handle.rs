@@ -3,422 +3,35 @@
 use std::collections::{HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
 
-use super::file::{Codec, FileKind, Head, MAX_TEXT_KEYS, PointFields, Reason};
+use super::file::{FileKind, Head, MAX_TEXT_KEYS, PointFields, Reason};
 use super::index::{Index, NotStored, weight};
 use super::journal;
 use super::key::{ChainHash, CompatKey, FileId, TextKey};
-use super::layout::{Group, SlotLayout};
-use super::load::{self, Loaded, Miss};
-use super::save::{RowSource, SaveError, read_groups};
-use super::scan::{
-    COMPAT_PREFIX, CompatDir, FORMAT_FILE, FORMAT_TEXT, LOCK_FILE, quarantine, scan,
+use super::layout::SlotLayout;
+use super::load::{Loaded, Miss};
+use super::options::{StoreError, StoreOptions};
+use super::reader::{Awaited, Read, Reader};
+use super::report::{
+    Candidate, MatchedBy, Notice, PointSaved, SaveOptions, Saved, StoreCounts, StoreMeter,
+    StoreUsage, TextQuery,
 };
+use super::save::{RowSource, SaveError, read_groups};
+use super::scan::{COMPAT_PREFIX, CompatDir, FORMAT_FILE, FORMAT_TEXT, LOCK_FILE, scan};
+use super::shared::{Pending, Shared, State};
 use super::turns::{TurnLog, TurnLogError, TurnLogOptions};
 use super::volume::{self, LocalVolume, Volume};
 use super::writer;
 
-/// Default of [`StoreOptions::budget_bytes`].
-pub const BUDGET_BYTES: u64 = 16 << 30;
-/// Default of [`StoreOptions::min_tokens`].
-pub const MIN_TOKENS: usize = 512;
-/// Default of [`StoreOptions::write_budget_bytes_per_day`].
-pub const WRITE_BUDGET_BYTES_PER_DAY: u64 = 50 << 30;
-/// Default of [`StoreOptions::queue_bytes`].
-pub const QUEUE_BYTES: usize = 256 << 20;
-/// How long nothing is written after the volume took no more.
-pub const PAUSE: Duration = Duration::from_secs(300);
-/// Turn ends of one conversation that stay on disk.
-pub const TURN_ENDS_KEPT: usize = 2;
-/// Notices that wait to be taken; older ones give way.
-const MAX_NOTICES: usize = 64;
-
-/// How to keep states.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// Bytes of all files together.
-    pub budget_bytes: u64,
-    /// Shorter states are not saved: prefilling them is as fast.
-    pub min_tokens: usize,
-    /// Longest state that is offered: the capacity of a slot.
-    pub max_tokens: usize,
-    /// General compression.
-    pub codec: Codec,
-    /// Bytes written in a day, after which only anchors, shutdown points and
-    /// explicit saves are written.
-    pub write_budget_bytes_per_day: u64,
-    /// Take the folder for this process alone.
-    pub exclusive: bool,
-    /// Bytes of rows that wait to be written.
-    pub queue_bytes: usize,
-    /// Threads that read the blocks of a point.
-    pub n_load_threads: usize,
-    /// The clock, for ages and budgets.
-    pub now: fn() -> SystemTime,
-}
-
-impl Default for StoreOptions {
-    fn default() -> StoreOptions {
-        StoreOptions {
-            budget_bytes: BUDGET_BYTES,
-            min_tokens: MIN_TOKENS,
-            max_tokens: usize::MAX,
-            codec: Codec::default(),
-            write_budget_bytes_per_day: WRITE_BUDGET_BYTES_PER_DAY,
-            exclusive: false,
-            queue_bytes: QUEUE_BYTES,
-            n_load_threads: 4,
-            now: SystemTime::now,
-        }
-    }
-}
-
-/// Why a store could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// A file or folder could not be used.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Others could read or change the conversations in it.
-    #[error("{} is not a private folder: {why}", path.display())]
-    Insecure {
-        /// The folder.
-        path: PathBuf,
-        /// Owner or mode, and what to do.
-        why: String,
-    },
-    /// Another process uses it.
-    #[error(
-        "{} is in use by another process{}",
-        path.display(),
-        if *exclusive { "; stop it, or do not ask for exclusive use" } else { " that asked for exclusive use" }
-    )]
-    Locked {
-        /// The folder.
-        path: PathBuf,
-        /// Whether this process asked for exclusive use.
-        exclusive: bool,
-    },
-    /// It belongs to something else.
-    #[error(
-        "{}: found {found:?}, expected {FORMAT_TEXT:?}; choose another folder for the KV store",
-        path.display()
-    )]
-    NotAStore {
-        /// The file that says so.
-        path: PathBuf,
-        /// What it contains.
-        found: String,
-    },
-}
-
-impl StoreError {
-    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-        |source| StoreError::Io {
-            path: path.to_owned(),
-            source,
-        }
-    }
-}
-
-/// A text whose beginnings are looked for.
-#[derive(Clone, Copy, Debug)]
-pub struct TextQuery<'a> {
-    /// The rendered prompt.
-    pub text: &'a str,
-    /// As in [`TextKey::setting`].
-    pub setting: u64,
-}
-
-/// How a point matched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MatchedBy {
-    /// The prompt begins with its tokens.
-    Tokens,
-    /// The prompt's text begins with its text; what follows is to be tokenised
-    /// anew.
-    Text {
-        /// Length of that beginning, bytes.
-        text_bytes: usize,
-    },
-}
-
-/// A point that a prompt can start from. While it lives, the point is not
-/// evicted by this process.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    /// Tokens of the point.
-    pub n_tokens: usize,
-    /// How it matched.
-    pub matched_by: MatchedBy,
-    /// Bytes to read for it.
-    pub n_bytes: u64,
-    /// Why it was saved.
-    pub reason: Reason,
-    id: FileId,
-    _pin: Arc<()>,
-}
-
-/// What to save, and how urgently.
-#[derive(Clone, Debug)]
-pub struct SaveOptions<'a> {
-    /// Why; [`Reason::Block`] stores completed blocks only.
-    pub reason: Reason,
-    /// Texts that the tokens stand for, at most [`MAX_TEXT_KEYS`].
-    pub text_keys: &'a [TextKey],
-    /// Wait for room in the queue instead of giving up.
-    pub wait: bool,
-}
-
-/// What became of a save.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Saved {
-    /// Blocks that are on their way to the disk.
-    pub n_new_blocks: usize,
-    /// Blocks that were there already.
-    pub n_shared_blocks: usize,
-    /// Bytes of rows queued.
-    pub n_queued_bytes: usize,
-    /// What became of the point.
-    pub point: PointSaved,
-}
-
-/// What became of the point of a save.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PointSaved {
-    /// It is on its way.
-    Queued,
-    /// It was there already, or on its way.
-    Known,
-    /// Only blocks were asked for.
-    NotAsked,
-    /// The state is shorter than [`StoreOptions::min_tokens`].
-    TooShort,
-    /// It would take more than the whole budget.
-    TooLarge,
-    /// The queue is full of what is worth more.
-    QueueFull,
-    /// The day's bytes are written.
-    OverWriteBudget,
-    /// The volume takes no more at the moment.
-    Paused,
-}
-
-/// Something the log should say once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// Writing stopped for [`PAUSE`].
-    Paused {
-        /// The error.
-        why: String,
-    },
-    /// A damaged file was moved to the quarantine.
-    Quarantined {
-        /// Where it was.
-        path: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
-}
-
-/// Numbers since the store was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreCounts {
-    /// Points written.
-    pub n_points: u64,
-    /// Blocks written.
-    pub n_blocks: u64,
-    /// Bytes written.
-    pub written_bytes: u64,
-    /// Blocks that a save found already stored.
-    pub n_shared_blocks: u64,
-    /// Points evicted.
-    pub n_evicted: u64,
-    /// Points loaded.
-    pub n_loaded: u64,
-    /// Bytes read by loading.
-    pub read_bytes: u64,
-    /// Files found damaged.
-    pub n_quarantined: u64,
-    /// Queued files that were given up.
-    pub n_dropped: u64,
-}
-
-/// How full the store is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreUsage {
-    /// Points of this model.
-    pub n_points: usize,
-    /// Blocks of this model.
-    pub n_blocks: usize,
-    /// Bytes of this model.
-    pub n_bytes: u64,
-    /// Bytes of everything else in the folder.
-    pub n_other_bytes: u64,
-    /// Bytes of rows that wait to be written.
-    pub n_queued_bytes: usize,
-}
-
-/// A file to be written.
-pub(crate) struct Pending {
-    pub(crate) id: FileId,
-    pub(crate) head: Head,
-    pub(crate) groups: Vec<(Group, Vec<u8>)>,
-    pub(crate) n_bytes: usize,
-    pub(crate) reason: Reason,
-    pub(crate) value: f64,
-}
-
-impl Pending {
-    pub(crate) fn is_point(&self) -> bool {
-        matches!(self.head.kind, FileKind::Point(_))
-    }
-}
-
-/// What both threads see. It is never held while a file is written or read.
-pub(crate) struct State {
-    pub(crate) index: Index,
-    pub(crate) queue: VecDeque<Pending>,
-    pub(crate) queued_bytes: usize,
-    /// Ids in the queue or being written.
-    pub(crate) pending: HashSet<FileId>,
-    pub(crate) is_closing: bool,
-    pub(crate) n_other_bytes: u64,
-    pub(crate) has_other_keys: bool,
-    pub(crate) counts: StoreCounts,
-    pub(crate) notices: VecDeque<Notice>,
-    pub(crate) paused_until: Option<SystemTime>,
-    pub(crate) n_failures: u32,
-    /// Bytes that may be written now, and when that was computed.
-    pub(crate) allowance: (f64, SystemTime),
-    /// Modification time of the points folder when it was last read.
-    pub(crate) points_seen: Option<SystemTime>,
-    pub(crate) uses_changed: bool,
-}
-
-impl State {
-    pub(crate) fn notice(&mut self, notice: Notice) {
-        if self.notices.len() == MAX_NOTICES {
-            self.notices.pop_front();
-        }
-        self.notices.push_back(notice);
-    }
-
-    fn usage(&self) -> StoreUsage {
-        StoreUsage {
-            n_points: self.index.points().len(),
-            n_blocks: self.index.blocks().len(),
-            n_bytes: self.index.n_bytes(),
-            n_other_bytes: self.n_other_bytes,
-            n_queued_bytes: self.queued_bytes,
-        }
-    }
-
-    pub(crate) fn is_paused(&self, now: SystemTime) -> bool {
-        self.paused_until.is_some_and(|until| now < until)
-    }
-
-    /// Refills the day's allowance.
-    pub(crate) fn refill(&mut self, per_day: u64, now: SystemTime) {
-        let (left, at) = self.allowance;
-        let elapsed = now.duration_since(at).unwrap_or_default().as_secs_f64();
-        let refilled = left + per_day as f64 * elapsed / 86_400.0;
-        self.allowance = (refilled.min(per_day as f64), now.max(at));
-    }
-}
-
-pub(crate) struct Shared {
-    pub(crate) dir: PathBuf,
-    pub(crate) compat: CompatDir,
-    pub(crate) key: CompatKey,
-    pub(crate) layout: SlotLayout,
-    pub(crate) options: StoreOptions,
-    pub(crate) volume: Box<dyn Volume>,
-    pub(crate) state: Mutex<State>,
-    /// Wakes the writer.
-    pub(crate) work: Condvar,
-    /// Wakes those who wait for the writer.
-    pub(crate) done: Condvar,
-}
-
-impl Shared {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        // What a panicking thread left is an index that the files still back.
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    pub(crate) fn now(&self) -> SystemTime {
-        (self.options.now)()
-    }
-
-    pub(crate) fn points_modified(&self) -> Option<SystemTime> {
-        self.compat
-            .points()
-            .metadata()
-            .and_then(|m| m.modified())
-            .ok()
-    }
-
-    /// Takes notice of what other processes wrote and removed.
-    pub(crate) fn refresh(&self, state: &mut State) {
-        if self.options.exclusive {
-            return;
-        }
-        let modified = self.points_modified();
-        if modified.is_none() || modified == state.points_seen {
-            return;
-        }
-        let block_tokens = Some(self.layout.block_tokens());
-        // Unreadable files are found when they are loaded; a folder that cannot
-        // be listed leaves the index as it is.
-        if scan(&self.compat, self.key, block_tokens, &mut state.index).is_ok() {
-            state.points_seen = modified;
-        }
-    }
-
-    /// Moves a damaged file away and forgets what needs it.
-    fn quarantine(&self, path: &Path, why: String) {
-        quarantine(&self.dir, path);
-        let id = path
-            .file_stem()
-            .and_then(|stem| stem.to_str())
-            .and_then(FileId::from_hex);
-        let mut state = self.state();
-        state.counts.n_quarantined += 1;
-        let path = path.to_owned();
-        state.notice(Notice::Quarantined { path, why });
-        if let Some(id) = id {
-            self.forget(&mut state, id);
-        }
-    }
-
-    /// Forgets a file that is gone, and the points that need it. Their files go
-    /// too: they could never be loaded.
-    fn forget(&self, state: &mut State, id: FileId) {
-        state.index.remove_point(id);
-        state.index.remove_block(id);
-        for point in state.index.points_of_block(id) {
-            state.index.remove_point(point);
-            // One that stays is dropped as incomplete at the next start.
-            let _ = volume::remove(&self.compat.point(point));
-        }
-    }
-}
-
-/// States of one model on disk. The engine's thread owns it; a thread of its own
-/// writes. Dropping it writes what is queued.
+/// States of one model on disk. The engine's thread owns it; threads of its own read and
+/// write. Dropping it writes what is queued.
 pub struct Store {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
+    reader: Reader,
     /// Says to other processes that the folder is in use, as long as it is open.
     _lock: File,
 }
@@ -494,6 +107,7 @@ impl Store {
             allowance: (per_day, now),
             points_seen,
             uses_changed: false,
+            dropped: Vec::new(),
         };
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
@@ -503,6 +117,7 @@ impl Store {
             options,
             volume,
             state: Mutex::new(state),
+            folder: Mutex::new(()),
             work: Condvar::new(),
             done: Condvar::new(),
         });
@@ -514,8 +129,10 @@ impl Store {
             .name("kv-store".to_owned())
             .spawn(move || writer::run(&for_writer))
             .map_err(StoreError::io(dir))?;
+        let reader = Reader::start(&shared).map_err(StoreError::io(dir))?;
         Ok(Store {
             shared,
+            reader,
             writer: Some(writer),
             _lock: lock,
         })
@@ -528,12 +145,18 @@ impl Store {
 
     /// Points that a prompt can start from, most tokens first, those matched by
     /// tokens before those matched by text. At least the prompt's last token is
-    /// left to be computed: logits are not stored.
+    /// left to be computed: logits are not stored. Other processes' points are found too:
+    /// this reads the folder.
     pub fn find(&self, tokens: &[u32], text: Option<TextQuery<'_>>) -> Vec<Candidate> {
+        self.shared.refresh();
+        self.find_known(tokens, text)
+    }
+
+    /// The same among the points that are known, without a look at the folder.
+    pub fn find_known(&self, tokens: &[u32], text: Option<TextQuery<'_>>) -> Vec<Candidate> {
         let shared = &*self.shared;
         let now = shared.now();
-        let mut state = shared.state();
-        shared.refresh(&mut state);
+        let state = shared.state();
         let index = &state.index;
         let mut found: Vec<(FileId, MatchedBy)> = index
             .along(tokens)
@@ -604,40 +227,23 @@ impl Store {
     /// Reads a point. Every byte is checked; a damaged file is moved away, and
     /// the next candidate may be tried.
     pub fn load(&self, candidate: &Candidate) -> Result<Loaded, Miss> {
-        let shared = &*self.shared;
-        let options = &shared.options;
-        let loaded = load::load(
-            &shared.compat,
-            shared.key,
-            &shared.layout,
-            candidate.id,
-            options.max_tokens,
-            options.n_load_threads,
-        );
-        match &loaded {
-            Ok(loaded) => {
-                let mut state = shared.state();
-                state.counts.n_loaded += 1;
-                state.counts.read_bytes += loaded.n_bytes;
-                state.index.note_use(candidate.id, shared.now());
-                state.uses_changed = true;
-            }
-            Err(Miss::Damaged { path, damage }) => shared.quarantine(path, damage.to_string()),
-            Err(Miss::Gone { path }) => {
-                let stem = path.file_stem().and_then(|stem| stem.to_str());
-                if let Some(id) = stem.and_then(FileId::from_hex) {
-                    shared.forget(&mut shared.state(), id);
-                }
-            }
-            Err(Miss::Io { .. }) => {
-                let until = shared.now() + PAUSE;
-                if let Some(point) = shared.state().index.point_mut(candidate.id) {
-                    point.not_before = Some(until);
-                }
-            }
-            Err(Miss::TooLong { .. }) => {}
-        }
-        loaded
+        self.shared.load(candidate)
+    }
+
+    /// Begins to look for what other processes wrote, in another thread. Whoever waits for
+    /// it finds with [`Store::find_known`] what [`Store::find`] would find.
+    pub fn look(&self) -> Awaited<()> {
+        self.reader.look()
+    }
+
+    /// Begins to read the first of these that can be read, in another thread.
+    pub fn read(&self, candidates: Vec<Candidate>) -> Awaited<Option<Read>> {
+        self.reader.read(candidates)
+    }
+
+    /// Points that were queued and are not written, each told once.
+    pub(crate) fn take_dropped(&self) -> Vec<FileId> {
+        std::mem::take(&mut self.shared.state().dropped)
     }
 
     /// Saves the state after exactly `tokens`, whose rows `source` has: reads the rows of
@@ -667,6 +273,7 @@ impl Store {
             n_shared_blocks: 0,
             n_queued_bytes: 0,
             point: PointSaved::NotAsked,
+            id: None,
         };
         let wants_point = save.reason != Reason::Block;
         if wants_point && tokens.len() < options.min_tokens {
@@ -762,6 +369,7 @@ impl Store {
             let adds_keys = text_keys.len() > known_keys.len();
             if state.pending.contains(&id) || known.is_some() && !adds_keys {
                 saved.point = PointSaved::Known;
+                saved.id = Some(id);
                 return Ok(saved);
             }
         }
@@ -783,6 +391,7 @@ impl Store {
         saved.n_queued_bytes += entry.n_bytes;
         self.push(entry);
         saved.point = PointSaved::Queued;
+        saved.id = Some(id);
         Ok(saved)
     }
 
@@ -806,7 +415,7 @@ impl Store {
             if let Some(entry) = worst.and_then(|at| state.queue.remove(at)) {
                 state.queued_bytes -= entry.n_bytes;
                 state.pending.remove(&entry.id);
-                state.counts.n_dropped += 1;
+                state.drop_queued(entry.id, true);
             } else if !wait {
                 return false;
             } else {
@@ -852,21 +461,6 @@ impl Store {
         StoreMeter {
             shared: Arc::downgrade(&self.shared),
         }
-    }
-}
-
-/// Says from any thread how a store fares, for as long as it is open.
-#[derive(Clone)]
-pub struct StoreMeter {
-    shared: Weak<Shared>,
-}
-
-impl StoreMeter {
-    /// Numbers since the store was opened, and how full it is; `None` once it is closed.
-    pub fn read(&self) -> Option<(StoreCounts, StoreUsage)> {
-        let shared = self.shared.upgrade()?;
-        let state = shared.state();
-        Some((state.counts, state.usage()))
     }
 }
 

@@ -10,7 +10,10 @@ use ds4_model::{RowKind, SlotState, StoredRows};
 use super::file::{Damage, FileKind, Head, max_file_bytes};
 use super::key::{ChainHash, CompatKey, FileId};
 use super::layout::{Group, SlotLayout};
+use super::options::PAUSE;
+use super::report::Candidate;
 use super::scan::{CompatDir, check_block, check_point};
+use super::shared::Shared;
 use super::volume::read_limited;
 
 /// A state read from disk.
@@ -186,6 +189,47 @@ pub(crate) fn load(
         state,
         n_bytes,
     })
+}
+
+impl Shared {
+    /// Reads a point. Every byte is checked; a damaged file is moved away, and
+    /// the next candidate may be tried.
+    pub(crate) fn load(&self, candidate: &Candidate) -> Result<Loaded, Miss> {
+        let shared = self;
+        let options = &shared.options;
+        let loaded = load(
+            &shared.compat,
+            shared.key,
+            &shared.layout,
+            candidate.id,
+            options.max_tokens,
+            options.n_load_threads,
+        );
+        match &loaded {
+            Ok(loaded) => {
+                let mut state = shared.state();
+                state.counts.n_loaded += 1;
+                state.counts.read_bytes += loaded.n_bytes;
+                state.index.note_use(candidate.id, shared.now());
+                state.uses_changed = true;
+            }
+            Err(Miss::Damaged { path, damage }) => shared.quarantine(path, damage.to_string()),
+            Err(Miss::Gone { path }) => {
+                let stem = path.file_stem().and_then(|stem| stem.to_str());
+                if let Some(id) = stem.and_then(FileId::from_hex) {
+                    shared.forget(id);
+                }
+            }
+            Err(Miss::Io { .. }) => {
+                let until = shared.now() + PAUSE;
+                if let Some(point) = shared.state().index.point_mut(candidate.id) {
+                    point.not_before = Some(until);
+                }
+            }
+            Err(Miss::TooLong { .. }) => {}
+        }
+        loaded
+    }
 }
 
 /// Checks and decodes a block or a point that is in memory: its tokens and all

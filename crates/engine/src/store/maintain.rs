@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::file::{FileKind, Head, Reason};
-use super::handle::{StoreError, is_compat_folder, lock_folder, read_format};
+use super::handle::{is_compat_folder, lock_folder, read_format};
 use super::index::Index;
 use super::key::FileId;
+use super::options::StoreError;
 use super::scan::{
     CompatDir, FORMAT_FILE, LOCK_FILE, QUARANTINE_DIR, check_block, check_point, quarantine,
     scan_unknown,

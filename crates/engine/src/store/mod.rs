@@ -25,19 +25,19 @@ mod key;
 mod layout;
 mod load;
 mod maintain;
+mod options;
+mod reader;
+mod report;
 mod rows;
 mod save;
 mod scan;
+mod shared;
 mod turns;
 mod volume;
 mod writer;
 
 pub use file::{CHUNK_BYTES, Codec, Damage, MAX_HEAD_BYTES, MAX_TEXT_KEYS, Reason};
-pub use handle::{
-    BUDGET_BYTES, Candidate, MIN_TOKENS, MatchedBy, Notice, PAUSE, PointSaved, QUEUE_BYTES,
-    SaveOptions, Saved, Store, StoreCounts, StoreError, StoreMeter, StoreOptions, StoreUsage,
-    TURN_ENDS_KEPT, TextQuery, WRITE_BUDGET_BYTES_PER_DAY,
-};
+pub use handle::Store;
 pub use index::{NotStored, YOUNG_BLOCK, YOUNG_POINT};
 pub use journal::read_journal_bytes;
 pub use key::{
@@ -46,6 +46,15 @@ pub use key::{
 pub use layout::{BLOCK_TOKENS, SlotLayout};
 pub use load::{Loaded, Miss, decode_file};
 pub use maintain::{Collected, ListedModel, ListedPoint, Verified, clear, gc, list, verify};
+pub use options::{
+    BUDGET_BYTES, MIN_TOKENS, PAUSE, QUEUE_BYTES, StoreError, StoreOptions, TURN_ENDS_KEPT,
+    WRITE_BUDGET_BYTES_PER_DAY,
+};
+pub use reader::{Answer, Awaited, Read};
+pub use report::{
+    Candidate, MatchedBy, Notice, PointSaved, SaveOptions, Saved, StoreCounts, StoreMeter,
+    StoreUsage, TextQuery,
+};
 pub use rows::{Encoding, RowFormat, RowGrid};
 pub(crate) use save::rows_of;
 pub use save::{RowSource, SaveError, SlotRows};

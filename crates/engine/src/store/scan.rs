@@ -190,19 +190,46 @@ pub(crate) fn check_point(
     Ok(())
 }
 
-/// Brings an index up to date with the files: adds those that it does not
-/// know and forgets those that are gone.
-pub(crate) fn scan(
+/// The files that an index knows, as they were when somebody began to look.
+pub(crate) struct Known {
+    blocks: HashSet<FileId>,
+    points: HashSet<FileId>,
+}
+
+impl Known {
+    pub(crate) fn of(index: &Index) -> Known {
+        Known {
+            blocks: index.blocks().keys().copied().collect(),
+            points: index.points().keys().copied().collect(),
+        }
+    }
+}
+
+/// How the files differ from what is known of them.
+#[derive(Default)]
+pub(crate) struct Look {
+    new_blocks: Vec<(FileId, BlockEntry)>,
+    gone_blocks: Vec<FileId>,
+    new_points: Vec<(FileId, PathBuf, PointEntry)>,
+    /// Points that are known and still there.
+    same_points: Vec<(FileId, PathBuf)>,
+    gone_points: Vec<FileId>,
+    damaged: Vec<(PathBuf, Damage)>,
+}
+
+/// Reads a folder: the heads of the files that are not known.
+pub(crate) fn look(
     compat: &CompatDir,
     key: CompatKey,
     block_tokens: Option<usize>,
-    index: &mut Index,
-) -> io::Result<ScanReport> {
-    let mut report = ScanReport::default();
+    known: Known,
+) -> io::Result<Look> {
+    let mut found = Look::default();
+    // A point is written behind its blocks, so that theirs are listed later.
     let listed_points = compat.list_points()?;
     let listed_blocks = compat.list_blocks()?;
 
-    let mut gone: HashSet<FileId> = index.blocks().keys().copied().collect();
+    let mut gone = known.blocks;
     for (id, listed) in listed_blocks {
         if gone.remove(&id) {
             continue;
@@ -212,54 +239,88 @@ pub(crate) fn scan(
         };
         let checked = head.and_then(|head| check_block(&head, id, key).map(|()| head));
         match checked {
-            Ok(head) => index.add_block(
+            Ok(head) => found.new_blocks.push((
                 id,
                 BlockEntry {
                     tokens: head.tokens.into(),
                     n_bytes: listed.n_bytes,
                     modified: listed.modified,
                 },
-            ),
-            Err(damage) => report.damaged.push((listed.path, damage)),
+            )),
+            Err(damage) => found.damaged.push((listed.path, damage)),
         }
     }
-    for id in gone {
-        index.remove_block(id);
-    }
+    found.gone_blocks.extend(gone);
 
-    let mut gone: HashSet<FileId> = index.points().keys().copied().collect();
+    let mut gone = known.points;
     for (id, listed) in listed_points {
-        if gone.contains(&id) {
-            let entry = &index.points()[&id];
-            if entry.blocks().all(|b| index.blocks().contains_key(&b)) {
-                gone.remove(&id);
-            } else {
-                report.incomplete.push(listed.path);
-            }
+        if gone.remove(&id) {
+            found.same_points.push((id, listed.path));
             continue;
         }
         let Some(head) = read_head(&listed.path)? else {
             continue;
         };
         let checked = head.and_then(|h| check_point(&h, id, key, block_tokens).map(|()| h));
-        let head = match checked {
-            Ok(head) => head,
-            Err(damage) => {
-                report.damaged.push((listed.path, damage));
-                continue;
+        match checked {
+            Ok(head) => {
+                let entry = point_entry(head, listed.n_bytes);
+                found.new_points.push((id, listed.path, entry));
             }
-        };
-        let entry = point_entry(head, listed.n_bytes);
-        if entry.blocks().all(|b| index.blocks().contains_key(&b)) {
-            index.add_point(id, entry);
-        } else {
-            report.incomplete.push(listed.path);
+            Err(damage) => found.damaged.push((listed.path, damage)),
         }
     }
-    for id in gone {
-        index.remove_point(id);
+    found.gone_points.extend(gone);
+    Ok(found)
+}
+
+impl Look {
+    /// Brings an index up to date. What it has learnt meanwhile stays.
+    pub(crate) fn apply(self, index: &mut Index) -> ScanReport {
+        let mut report = ScanReport {
+            damaged: self.damaged,
+            ..ScanReport::default()
+        };
+        for (id, entry) in self.new_blocks {
+            if !index.blocks().contains_key(&id) {
+                index.add_block(id, entry);
+            }
+        }
+        for id in self.gone_blocks {
+            index.remove_block(id);
+        }
+        for id in self.gone_points {
+            index.remove_point(id);
+        }
+        for (id, path) in self.same_points {
+            let Some(entry) = index.points().get(&id) else {
+                continue;
+            };
+            if !entry.blocks().all(|b| index.blocks().contains_key(&b)) {
+                index.remove_point(id);
+                report.incomplete.push(path);
+            }
+        }
+        for (id, path, entry) in self.new_points {
+            if !entry.blocks().all(|b| index.blocks().contains_key(&b)) {
+                report.incomplete.push(path);
+            } else if !index.points().contains_key(&id) {
+                index.add_point(id, entry);
+            }
+        }
+        report
     }
-    Ok(report)
+}
+
+/// Brings an index up to date with the files: adds those that it does not
+/// know and forgets those that are gone.
+pub(crate) fn scan(
+    compat: &CompatDir,
+    key: CompatKey,
+    block_tokens: Option<usize>,
+    index: &mut Index,
+) -> io::Result<ScanReport> {
+    Ok(look(compat, key, block_tokens, Known::of(index))?.apply(index))
 }
 
 /// The index of a folder whose model is not known: the key is taken from the

@@ -27,6 +27,8 @@ const BODY_HEAD_BYTES: usize = 8;
 /// Longest record: anything longer is a torn or damaged length.
 const MAX_RECORD_BYTES: usize =
     BODY_HEAD_BYTES + MAX_RECORD_KEYS * (2 + MAX_KEY_BYTES) + MAX_PAYLOAD_BYTES;
+/// Part of its limits that a log grows by before it is tried again to make it smaller.
+const RETRY_PART: u64 = 16;
 const ZSTD_LEVEL: i32 = 1;
 /// Payloads shorter than this are not compressed.
 const MIN_COMPRESSED_BYTES: usize = 64;
@@ -109,6 +111,8 @@ pub struct TurnLog {
     next_use: u64,
     /// Bytes of the file that are in the index.
     end: u64,
+    /// Bytes and keys beyond which it is tried again to make the log smaller, after that failed.
+    retry: Option<(u64, usize)>,
 }
 
 impl TurnLog {
@@ -126,6 +130,7 @@ impl TurnLog {
             next_record: 0,
             next_use: 0,
             end: 0,
+            retry: None,
         };
         log.lock_current()?;
         let read = log.catch_up().and_then(|()| log.compact_if_full());
@@ -146,12 +151,21 @@ impl TurnLog {
 
     /// Appends a record that is found by each of `keys`; what they found before
     /// is forgotten. It survives the end of the process at once, and that of
-    /// the machine after [`TurnLog::sync`].
+    /// the machine after [`TurnLog::sync`]. When the log is over its limits and
+    /// cannot be made smaller, an error says so although the record is there; the
+    /// log grows by a sixteenth before that is tried again, and takes no more when
+    /// it is twice as large as it should be.
     pub fn append(&mut self, kind: u8, keys: &[&[u8]], payload: &[u8]) -> Result<(), TurnLogError> {
         let record = record(kind, keys, payload)?;
         let path = self.path.clone();
         self.lock_current()?;
         let appended = self.catch_up().and_then(|()| {
+            if self.end + record.len() as u64 > self.options.max_bytes.saturating_mul(2)
+                && self.end > self.options.max_bytes
+            {
+                self.retry = None;
+                self.compact_if_full()?;
+            }
             self.file
                 .seek(SeekFrom::Start(self.end))
                 .map_err(io_error(&path))?;
@@ -314,9 +328,21 @@ impl TurnLog {
     /// Rewrites the log when it is over a limit, without what no key finds and
     /// without the records used longest ago, to three quarters of the limits.
     fn compact_if_full(&mut self) -> Result<(), TurnLogError> {
-        if self.end <= self.options.max_bytes && self.by_key.len() <= self.options.max_keys {
+        let options = self.options;
+        let (max_bytes, max_keys) = self.retry.unwrap_or((options.max_bytes, options.max_keys));
+        if self.end <= max_bytes && self.by_key.len() <= max_keys {
             return Ok(());
         }
+        self.retry = Some((
+            self.end + options.max_bytes / RETRY_PART,
+            self.by_key.len() + options.max_keys / RETRY_PART as usize,
+        ));
+        self.compact()?;
+        self.retry = None;
+        Ok(())
+    }
+
+    fn compact(&mut self) -> Result<(), TurnLogError> {
         let mut order: Vec<(u64, u64)> = self
             .records
             .iter()

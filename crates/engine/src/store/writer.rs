@@ -2,14 +2,18 @@
 
 use std::fs::File;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::file::Reason;
-use super::handle::{Notice, PAUSE, Pending, Shared, State, TURN_ENDS_KEPT, is_compat_folder};
+use super::handle::is_compat_folder;
 use super::index::{BlockEntry, Index, Victim};
 use super::journal;
+use super::options::{PAUSE, TURN_ENDS_KEPT};
+use super::report::Notice;
 use super::scan::{CompatDir, QUARANTINE_DIR, point_entry, scan_unknown};
+use super::shared::{Pending, Shared, State};
 use super::volume;
 
 /// Part of the budget that eviction leaves, in twentieths.
@@ -34,15 +38,22 @@ enum Failed {
 }
 
 pub(crate) fn run(shared: &Shared) {
-    evict(shared);
+    // A bug in what follows costs what it was about, never the thread: others wait for it.
+    let _ = catch_unwind(AssertUnwindSafe(|| evict(shared)));
     let mut journal_at = shared.now() + JOURNAL_INTERVAL;
     loop {
         let mut state = shared.state();
         if let Some(entry) = state.queue.pop_front() {
             drop(state);
-            let (id, n_bytes) = (entry.id, entry.n_bytes);
-            handle(shared, entry);
+            let (id, n_bytes, is_point) = (entry.id, entry.n_bytes, entry.is_point());
+            let written = catch_unwind(AssertUnwindSafe(|| handle(shared, entry)));
             let mut state = shared.state();
+            if written.is_err() {
+                state.notice(Notice::Failed);
+            }
+            if !written.unwrap_or(false) {
+                state.drop_queued(id, is_point);
+            }
             state.queued_bytes -= n_bytes;
             state.pending.remove(&id);
             shared.done.notify_all();
@@ -55,7 +66,9 @@ pub(crate) fn run(shared: &Shared) {
             let bytes = journal::bytes(&state.index);
             drop(state);
             // Use counts only order eviction; without them it is less wise.
-            let _ = shared.volume.write(&shared.compat.journal(), &bytes);
+            let _ = catch_unwind(AssertUnwindSafe(|| {
+                shared.volume.write(&shared.compat.journal(), &bytes)
+            }));
             journal_at = now + JOURNAL_INTERVAL;
             continue;
         }
@@ -67,23 +80,22 @@ pub(crate) fn run(shared: &Shared) {
     }
 }
 
-fn handle(shared: &Shared, entry: Pending) {
+/// Writes a file; whether it is written.
+fn handle(shared: &Shared, entry: Pending) -> bool {
     let now = shared.now();
     if shared.state().is_paused(now) {
-        shared.state().counts.n_dropped += 1;
-        return;
+        return false;
     }
     let Err(failed) = write(shared, entry) else {
         shared.state().n_failures = 0;
         if over_budget(shared, &shared.state()) {
             evict(shared);
         }
-        return;
+        return true;
     };
     let mut state = shared.state();
-    state.counts.n_dropped += 1;
     let (is_full, why) = match failed {
-        Failed::Useless => return,
+        Failed::Useless => return false,
         Failed::Reserve => (true, "the volume is nearly full".to_owned()),
         Failed::Io(error) => (volume::is_out_of_space(&error), error.to_string()),
     };
@@ -98,6 +110,7 @@ fn handle(shared: &Shared, entry: Pending) {
             evict_to(shared, used / 20 * KEEP_TWENTIETHS);
         }
     }
+    false
 }
 
 /// Writes one file and enters it into the index.
@@ -171,6 +184,7 @@ fn write(shared: &Shared, entry: Pending) -> Result<(), Failed> {
     if !superseded.is_empty()
         && let Ok(Some(_lock)) = gc_lock(&shared.compat)
     {
+        let _folder = shared.folder();
         for point in superseded {
             let mut state = shared.state();
             let (victim, _) = state.index.victim(point);
@@ -232,7 +246,8 @@ fn evict_to(shared: &Shared, target: u64) {
     let Ok(Some(_lock)) = gc_lock(&shared.compat) else {
         return;
     };
-    shared.refresh(&mut shared.state());
+    shared.refresh();
+    let _folder = shared.folder();
     let now = shared.now();
     while excess(shared) > 0 {
         let mut state = shared.state();

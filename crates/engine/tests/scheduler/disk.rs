@@ -1,14 +1,19 @@
 //! What a scheduler writes to its store, when, and what it finds there again.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ds4_conformance::golden::Golden;
 use ds4_engine::store::NotStored;
-use ds4_engine::{GENERATION_TOKENS, MIN_ANCHOR_GAIN, Request, Scheduler, SchedulerOptions};
+use ds4_engine::{
+    GENERATION_TOKENS, MIN_ANCHOR_GAIN, Request, SAVE_RETRY, Scheduler, SchedulerOptions,
+};
 
 use ds4_formats::gguf::Gguf;
 
-use crate::harness::{by_hand, greedy, long_prompt, model, open, run, with_store};
+use crate::harness::{
+    Replies, by_hand, collect, greedy, long_prompt, model, open, run, until_it_runs, with_store,
+};
 
 fn n_points(scheduler: &Scheduler) -> u64 {
     let store = scheduler.store().expect("with a store");
@@ -19,8 +24,7 @@ fn n_points(scheduler: &Scheduler) -> u64 {
 /// Tokens cached and loaded by a request that is then given up.
 fn found(scheduler: &mut Scheduler, request: Request) -> (usize, usize) {
     let id = scheduler.submit(request).expect("accepted");
-    scheduler.tick().expect("the reference does not fail");
-    let reuse = scheduler.reuse(id).expect("it runs");
+    let reuse = until_it_runs(scheduler, id);
     scheduler.cancel(id);
     run(scheduler);
     (reuse.n_cached, reuse.n_loaded)
@@ -45,10 +49,13 @@ fn a_turn_is_written_when_its_slot_rests() {
     assert!(scheduler.save_idle().expect("it is due some time") > Duration::ZERO);
     assert_eq!(n_points(&scheduler), 0);
     let mut scheduler = scheduler.with_options(at_once);
-    assert_eq!(scheduler.save_idle(), None);
+    assert!(
+        scheduler.save_idle().is_some(),
+        "what is queued may be given up"
+    );
     // The end of the reply, and that of the prompt.
     assert_eq!(n_points(&scheduler), 2);
-    scheduler.save_idle();
+    assert_eq!(scheduler.save_idle(), None);
     scheduler.save_all();
     assert_eq!(n_points(&scheduler), 2, "nothing was added to the slot");
     drop(scheduler);
@@ -167,12 +174,104 @@ fn states_of_other_weights_of_the_same_shape_are_not_used() {
     };
     let mut scheduler = with_store(&other, 1, folder.path());
     let id = scheduler.submit(greedy(&prompt, 5)).unwrap();
-    scheduler.tick().unwrap();
-    let reuse = scheduler.reuse(id).expect("it runs");
+    let reuse = until_it_runs(&mut scheduler, id);
     assert_eq!((reuse.n_cached, reuse.n_loaded), (0, 0));
     assert_eq!(reuse.not_stored, Some(NotStored::OtherModel));
     drop(scheduler);
 
     let mut scheduler = with_store(&golden, 1, folder.path());
     assert_eq!(found(&mut scheduler, greedy(&prompt, 5)), (298, 298));
+}
+
+/// The files of a folder's only model whose names end like this.
+fn files(folder: &Path, suffix: &str) -> Vec<PathBuf> {
+    let mut folders = vec![folder.to_owned()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().ends_with(suffix) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(unix)]
+#[test]
+fn others_go_on_while_a_request_waits_for_a_disk_that_does_not_answer() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stored = long_prompt(&golden, 300);
+    let mut scheduler = with_store(&golden, 1, folder.path());
+    scheduler.submit(greedy(&stored, 5)).unwrap();
+    run(&mut scheduler);
+    scheduler.save_all();
+    drop(scheduler);
+
+    let mut scheduler = with_store(&golden, 3, folder.path());
+    // Whoever opens a pipe to read it waits for somebody who writes.
+    let points = files(folder.path(), ".pt");
+    assert_eq!(points.len(), 2);
+    for point in &points {
+        std::fs::remove_file(point).expect("it was there");
+        let made = std::process::Command::new("mkfifo").arg(point).status();
+        assert!(made.expect("mkfifo").success());
+    }
+    let other = &golden.tokens[7..60];
+    let first = scheduler.submit(greedy(other, 40)).unwrap();
+    until_it_runs(&mut scheduler, first);
+    let waits = scheduler.submit(greedy(&stored, 6)).unwrap();
+    let second = scheduler.submit(greedy(&golden.tokens[9..80], 7)).unwrap();
+    let mut replies = Replies::new();
+    let is_over = |replies: &Replies, id| replies.get(&id).is_some_and(|(_, end)| end.is_some());
+    while !(is_over(&replies, first) && is_over(&replies, second)) {
+        collect(scheduler.tick().expect("no step fails"), &mut replies);
+        assert!(scheduler.contains(waits));
+    }
+    assert_eq!(replies[&first].0.len(), 40);
+    assert_eq!(replies[&second].0.len(), 7);
+
+    // A pipe into which nothing is written is a damaged file: the next one is tried.
+    for point in &points {
+        // Opened for both, a pipe waits for nobody.
+        let mut both = std::fs::OpenOptions::new();
+        drop(both.read(true).write(true).open(point));
+    }
+    while !is_over(&replies, waits) {
+        collect(scheduler.tick().expect("no step fails"), &mut replies);
+    }
+    let by_hand = by_hand(&mut open(&golden, 1, 2048), &stored, 6);
+    assert_eq!(replies[&waits].0, by_hand);
+}
+
+#[test]
+fn a_state_that_was_queued_and_given_up_is_saved_later() {
+    let golden = model();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut scheduler = with_store(&golden, 1, folder.path()).with_options(SchedulerOptions {
+        idle_save: Duration::ZERO,
+        ..SchedulerOptions::default()
+    });
+    let compat = std::fs::read_dir(folder.path()).expect("a folder");
+    let mut compat = compat.map(|entry| entry.expect("an entry").path());
+    let compat = compat.find(|path| path.is_dir()).expect("the model's");
+    let points = compat.join("points");
+    std::fs::remove_dir(&points).expect("an empty folder");
+    std::fs::write(&points, "in the way").expect("a file");
+    scheduler
+        .submit(greedy(&long_prompt(&golden, 300), 10))
+        .unwrap();
+    run(&mut scheduler);
+    scheduler.save_idle();
+    assert_eq!(n_points(&scheduler), 0);
+    std::fs::remove_file(&points).expect("a file");
+    std::fs::create_dir(&points).expect("a folder");
+    let due = scheduler.save_idle().expect("it is tried again");
+    assert!(due <= SAVE_RETRY && due > Duration::ZERO, "{due:?}");
+    scheduler.save_all();
+    assert_eq!(n_points(&scheduler), 2);
 }

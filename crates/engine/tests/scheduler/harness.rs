@@ -10,7 +10,7 @@ use ds4_engine::store::{
 };
 use ds4_engine::{
     BackendKind, Batch, CacheRounding, Engine, Event, FinishReason, OpenOptions, Outputs, Request,
-    SamplingOptions, Scheduler, SequenceId, Timings,
+    Reuse, SamplingOptions, Scheduler, SequenceId, Timings,
 };
 
 pub(crate) fn model() -> Golden {
@@ -67,6 +67,17 @@ pub(crate) fn run(scheduler: &mut Scheduler) -> Replies {
         );
     }
     replies
+}
+
+/// Ticks until a sequence has its slot, and says what it found there.
+pub(crate) fn until_it_runs(scheduler: &mut Scheduler, id: SequenceId) -> Reuse {
+    loop {
+        scheduler.tick().expect("the reference does not fail");
+        match scheduler.reuse(id) {
+            Some(reuse) => return reuse,
+            None => assert!(scheduler.contains(id), "it ended before it was seen"),
+        }
+    }
 }
 
 /// Greedy decoding by hand.

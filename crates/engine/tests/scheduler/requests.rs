@@ -10,7 +10,8 @@ use ds4_engine::{
 use ds4_formats::gguf::Gguf;
 
 use crate::harness::{
-    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, with_store,
+    Replies, by_hand, collect, greedy, long_prompt, model, open, options, run, until_it_runs,
+    with_store,
 };
 
 #[test]
@@ -383,8 +384,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
     longer.extend_from_slice(&golden.tokens[..9]);
     let mut scheduler = with_store(&golden, 1, folder.path());
     let id = scheduler.submit(greedy(&longer, 5)).unwrap();
-    scheduler.tick().unwrap();
-    let reuse = scheduler.reuse(id).expect("it runs");
+    let reuse = until_it_runs(&mut scheduler, id);
     // The last token of the reply was never computed.
     assert_eq!(reuse.n_loaded, prompt.len() + reply.len() - 1, "{reuse:?}");
     assert_eq!(reuse.n_cached, reuse.n_loaded);
@@ -395,8 +395,7 @@ fn a_prompt_goes_on_from_disk_after_a_restart() {
 
     // What is in a slot already is not read again.
     let id = scheduler.submit(greedy(&longer, 2)).unwrap();
-    scheduler.tick().unwrap();
-    assert_eq!(scheduler.reuse(id).expect("it runs").n_loaded, 0);
+    assert_eq!(until_it_runs(&mut scheduler, id).n_loaded, 0);
 }
 
 #[test]

@@ -110,6 +110,50 @@ fn over_its_limits_a_log_drops_what_was_used_longest_ago() {
 }
 
 #[test]
+fn a_log_that_cannot_be_made_smaller_is_not_rewritten_at_every_record() {
+    let (dir, path) = folder();
+    let options = TurnLogOptions {
+        max_bytes: 16_000,
+        max_keys: 1_000_000,
+    };
+    let mut log = TurnLog::open(&path, options).unwrap();
+    // Where the smaller log would be written is a folder that is not empty.
+    let name = format!(".tmp-{}-turns", std::process::id());
+    let in_the_way = dir.path().join(name);
+    fs::create_dir_all(in_the_way.join("x")).unwrap();
+    let mut random = Random(6);
+    let (mut n_kept, mut n_errors) = (0, 0);
+    let mut append = |log: &mut TurnLog, i: u32| {
+        let payload: Vec<u8> = (0..50).map(|_| random.next() as u8).collect();
+        log.append(1, &[&i.to_le_bytes()], &payload)
+    };
+    for i in 0..1000u32 {
+        let before = log.n_bytes();
+        n_errors += usize::from(append(&mut log, i).is_err());
+        if log.n_bytes() == before {
+            break;
+        }
+        n_kept = i + 1;
+    }
+    assert!(
+        (32_000 - 100..=32_000).contains(&log.n_bytes()),
+        "{}",
+        log.n_bytes()
+    );
+    assert!(
+        (2..=20).contains(&n_errors),
+        "{n_errors} of {n_kept} tried it"
+    );
+    for i in 0..n_kept {
+        assert!(log.get(&i.to_le_bytes()).unwrap().is_some(), "record {i}");
+    }
+    fs::remove_dir_all(&in_the_way).unwrap();
+    append(&mut log, n_kept).unwrap();
+    assert!(log.n_bytes() <= 16_000);
+    assert!(log.get(&n_kept.to_le_bytes()).unwrap().is_some());
+}
+
+#[test]
 fn two_processes_append_to_one_log() {
     let (_dir, path) = folder();
     let options = TurnLogOptions {

@@ -23,6 +23,8 @@ pub(crate) fn json_spelling(lenient: bool) -> Value {
         "item_separator": ", ",
         "key_separator": ": ",
         "whitespace_flexible": false,
+        // A model may escape what need not be.
+        "json_allow_general_unicode_escapes": true,
         "coerce_one_of": lenient,
         "lenient": lenient,
     })
@@ -174,16 +176,13 @@ impl Writer {
     ) -> Vec<String> {
         let close = literal(VALUE_CLOSE);
         match input {
-            Some(InputGrammar::Lark(lark)) => {
-                let rule = self.named("input_", format!("%lark {{\n{lark}\n}}"));
-                return vec![format!("{} {rule} {close}", tag("true"))];
-            }
             Some(InputGrammar::Regex(regex)) => {
                 let regex = llguidance::regex_to_lark(regex, "");
                 let rule = self.named("INPUT_", format!("(TEXT & /(?:{regex})/) {close}"));
                 return vec![format!("{} {rule}", tag("true"))];
             }
-            None => {}
+            // A rule of such a grammar may take the closing tag for its own text.
+            Some(InputGrammar::Lark(_)) | None => {}
         }
         let mut all = Vec::new();
         for rule in &value.texts {

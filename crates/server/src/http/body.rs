@@ -253,7 +253,10 @@ mod tests {
             .status();
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
         // Of values that take 2 MiB, there is room for one.
-        let held = reader.json(of(12_000)).await.ok().expect("room");
+        let held = reader
+            .json(of(12_000))
+            .await
+            .unwrap_or_else(|_| panic!("no room"));
         let refused = reader.json(of(12_000)).await.err().expect("no room");
         let status = refused
             .response(&Wire::new("/", &Default::default()))
@@ -265,8 +268,7 @@ mod tests {
         let first = reader
             .json(Body::from(long.clone()))
             .await
-            .ok()
-            .expect("room");
+            .unwrap_or_else(|_| panic!("no room"));
         assert!(reader.json(Body::from(long)).await.is_ok());
         drop(first);
         let marked = reader.json(Body::from("\u{feff}{\"a\":1}")).await;

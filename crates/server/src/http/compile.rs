@@ -91,12 +91,12 @@ mod tests {
     async fn a_compilation_without_end_keeps_its_place_and_nobody_waiting() {
         let compilations = Compilations::default();
         for _ in 0..MAX_THREADS {
-            let given_up = compilations.run(|| {
+            let given_up = compilations.run(|| -> Result<(), Failure> {
                 loop {
                     std::thread::park();
                 }
             });
-            let failure: Failure = given_up.await.map(|()| ()).expect_err("no end");
+            let failure: Failure = given_up.await.expect_err("no end");
             assert_eq!(failure.kind, FailureKind::Unsupported);
         }
         let refused = compilations.run(|| Ok(())).await.expect_err("no place");

@@ -33,6 +33,11 @@ const HEADER_WAIT: Duration = Duration::from_millis(100);
 /// The header that says what of a prompt was cached, and why not more.
 const CACHE_HEADER: &str = "x-ds4-cache";
 
+/// The header that says what of the request is not done.
+const WARNINGS_HEADER: &str = "x-ds4-warnings";
+/// Longest value of that.
+const MAX_WARNINGS_CHARS: usize = 1000;
+
 /// How a reply is written, by protocol.
 #[derive(Clone)]
 pub(super) enum Shape {
@@ -181,7 +186,15 @@ pub(super) async fn answer(
             "rendering the prompt failed by a bug",
         )
     })??;
-    // They may name parts of a schema, which is prompt text, so they do not stand in the log.
+    // They may name parts of a schema, which is prompt text, so the log has their number only.
+    let warned = warnings_header(&warnings);
+    if warned.is_some() {
+        let note = format!(
+            "{} parts of schemas and tools are not enforced",
+            warnings.len()
+        );
+        server.note(wire, &note);
+    }
     shape.warn(warnings);
     let generation = Arc::new(generation);
     server.metrics.render_ms(n_prompt_started.elapsed());
@@ -194,13 +207,29 @@ pub(super) async fn answer(
         schema,
         calls,
     })?;
-    if generation.stream {
-        Ok(stream(server, ready, shape, events, ticket).await)
+    let mut response = if generation.stream {
+        stream(server, ready, shape, events, ticket).await
     } else if server.options().nonstream_keepalive {
-        padded(server, ready, wire.clone(), shape, events, ticket).await
+        padded(server, ready, wire.clone(), shape, events, ticket).await?
     } else {
-        whole(&server, &ready, &shape, events, ticket).await
+        whole(&server, &ready, &shape, events, ticket).await?
+    };
+    if let Some(warned) = warned {
+        let name = header::HeaderName::from_static(WARNINGS_HEADER);
+        response.headers_mut().insert(name, warned);
     }
+    Ok(response)
+}
+
+/// What of a request is not done, for a header: printable, and as much of it as is reasonable.
+fn warnings_header(warnings: &[String]) -> Option<HeaderValue> {
+    let text = warnings.join("; ");
+    let printable = text.chars().map(|c| match c {
+        ' '..='~' => c,
+        _ => '?',
+    });
+    let text: String = printable.take(MAX_WARNINGS_CHARS).collect();
+    (!text.is_empty()).then(|| HeaderValue::from_str(&text).ok())?
 }
 
 /// Whether anything holds for the tokens of a reply that must be compiled.

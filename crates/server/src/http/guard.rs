@@ -51,11 +51,10 @@ impl Guard {
                 format!("the headers are longer than {MAX_HEADER_BYTES} bytes"),
             ));
         }
-        let host = match headers.get(header::HOST).map(HeaderValue::to_str) {
-            None => None,
-            // One that is no text names nothing that is ours.
-            Some(host) => Some(host.unwrap_or_default()),
-        };
+        // One that is no text names nothing that is ours.
+        let host = headers
+            .get(header::HOST)
+            .map(|host| host.to_str().unwrap_or_default());
         // Where a key is asked for, a page that has taken over a name learns nothing.
         let is_open_to_pages = self.loopback || self.keys.is_empty();
         if is_open_to_pages && host.is_some_and(|host| !self.is_own_host(host)) {
@@ -102,7 +101,7 @@ impl Guard {
         put(header::VARY, "Origin");
         put(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            "x-request-id, request-id, retry-after, x-ds4-cache",
+            "x-request-id, request-id, retry-after, x-ds4-cache, x-ds4-warnings",
         );
         if let Some(wanted) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
             put(

@@ -72,6 +72,7 @@ struct Numbers {
     sources: BTreeMap<&'static str, (u64, u64)>,
     n_prompt: u64,
     n_cached: u64,
+    n_prefilled: u64,
     n_generated: u64,
     n_reasoning: u64,
     queue: Histogram,
@@ -93,6 +94,7 @@ impl Default for Numbers {
             sources: BTreeMap::new(),
             n_prompt: 0,
             n_cached: 0,
+            n_prefilled: 0,
             n_generated: 0,
             n_reasoning: 0,
             queue: of_requests(),
@@ -136,6 +138,7 @@ impl Metrics {
             let usage = outcome.usage;
             n.n_prompt += usage.n_prompt as u64;
             n.n_cached += usage.n_cached as u64;
+            n.n_prefilled += outcome.timings.n_prefilled as u64;
             n.n_generated += usage.n_generated as u64;
             n.n_reasoning += usage.n_reasoning as u64;
             let timings = &outcome.timings;
@@ -198,7 +201,7 @@ impl Metrics {
         let (running, waiting) = worker.load();
         let counters = worker.counters();
         let slots = worker.slots();
-        let n_computed = n.n_prompt - n.n_cached;
+        let n_computed = n.n_prefilled;
         let per_second = |n: u64, s: f64| if s > 0.0 { n as f64 / s } else { 0.0 };
         for (name, help, kind, value) in [
             (

@@ -14,7 +14,8 @@ use ds4_engine::store::TurnLog;
 use ds4_text::{Prompt, Tokenizer};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tower::ServiceExt as _;
+use tower::{Layer as _, ServiceExt as _};
+use tower_http::decompression::RequestDecompressionLayer;
 
 use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
 use crate::calls::CallReader;
@@ -25,7 +26,7 @@ use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::{SchemaReader, Schemas};
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
-use crate::worker::{SlotRequest, TokenSource, Worker, WorkerOptions};
+use crate::worker::{Health, STALLED_AFTER, SlotRequest, TokenSource, Worker, WorkerOptions};
 
 use super::body::BodyReader;
 use super::compile::Compilations;
@@ -192,16 +193,17 @@ impl Server {
         turn_log: Option<TurnLog>,
     ) -> std::io::Result<()> {
         let turns = Turns::new(self.options.max_call_ids, DEFAULT_MAX_BYTES);
-        let turns = Arc::new(Mutex::new(match turn_log {
+        let turns = Arc::new(match turn_log {
             Some(log) => turns.with_log(log),
             None => turns,
-        }));
+        });
         let options = WorkerOptions {
             n_slots: facts.n_slots,
             max_queue: self.options.max_queue,
             default_max_tokens: self.options.default_max_tokens,
             log: Arc::clone(&self.options.log),
             note: Arc::clone(&self.options.note),
+            stalled_after: STALLED_AFTER,
             trace: self.options.trace.clone(),
         };
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
@@ -226,12 +228,24 @@ impl Server {
         &self.options
     }
 
+    /// Says something of a request in the log, once.
+    pub(super) fn note(&self, wire: &Wire, notice: &str) {
+        note_warnings(self, wire, &[notice.to_owned()]);
+    }
+
     /// Takes no more requests and says how long those that run may take.
     pub(super) fn shut_down(&self) -> Duration {
         if let Some(ready) = self.ready.get() {
             ready.worker.shut_down(self.options.shutdown_grace);
         }
         self.options.shutdown_grace
+    }
+
+    /// Waits until what happened so far is written down.
+    pub fn settle(&self) {
+        if let Some(ready) = self.ready.get() {
+            ready.worker.settle();
+        }
     }
 
     /// Waits for the worker after the connections are closed, so that the engine is free.
@@ -265,8 +279,10 @@ impl Server {
                     *request.uri_mut() = uri;
                 }
                 request.extensions_mut().insert(wire.clone());
-                match confine(router.clone().oneshot(request)).await {
-                    Ok(Ok(response)) => response,
+                // The limit of a body counts what comes of it.
+                let router = RequestDecompressionLayer::new().layer(router.clone());
+                match confine(router.oneshot(request)).await {
+                    Ok(Ok(response)) => response.map(Body::new),
                     Ok(Err(never)) => match never {},
                     Err(Panicked) => {
                         HttpError::new(FailureKind::Internal, "answering failed by a bug")
@@ -295,6 +311,20 @@ impl Server {
                 "the path or the query of the address is not well-formed UTF-8",
             )
             .response(&wire);
+        }
+        if response.status() == StatusCode::UNSUPPORTED_MEDIA_TYPE && !is_json(&response) {
+            response = HttpError::of_http(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_content_encoding",
+                "content-encoding: expected identity, gzip, deflate, br or zstd",
+            )
+            .response(&wire);
+        }
+        if matches!(response.status().as_u16(), 429 | 529)
+            && let Some(ready) = self.ready.get()
+        {
+            let seconds = HeaderValue::from(ready.worker.retry_after_s());
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
         }
         let label = if response.status() == StatusCode::NOT_FOUND {
             "other"
@@ -454,7 +484,29 @@ type Call = (State<Arc<Server>>, axum::Extension<Wire>, HeaderMap);
 
 async fn not_found(wire: axum::Extension<Wire>, request: Request) -> Response {
     let path = request.uri().path();
-    HttpError::new(FailureKind::NotFound, format!("there is nothing at {path}")).response(&wire)
+    let first = path.trim_start_matches("/v1").trim_start_matches('/');
+    let what = match first.split('/').next().unwrap_or_default() {
+        "embeddings" | "embedding" => {
+            "this model makes no embeddings; ask a server of an embedding model"
+        }
+        "rerank" | "reranking" => "this model ranks nothing; ask a server of a ranking model",
+        "moderations" => "there are no moderations; ask the model itself in a chat",
+        "batches" | "files" => {
+            "there are no batches and files; send the requests one by one, as many at once as \
+             --parallel and --max-queue let in"
+        }
+        "images" | "audio" => "this model reads and writes text only",
+        "assistants" | "threads" | "conversations" => {
+            "there are no assistants and conversations; use /v1/responses with \
+             previous_response_id, or /v1/chat/completions"
+        }
+        _ => {
+            let message = format!("there is nothing at {path}");
+            return HttpError::new(FailureKind::NotFound, message).response(&wire);
+        }
+    };
+    let message = format!("there is nothing at {path}: {what}");
+    HttpError::new(FailureKind::NotFound, message).response(&wire)
 }
 
 /// Answers, or the error in the client's words.
@@ -473,15 +525,23 @@ async fn health(
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         return response;
     };
-    let mut body = json!({"status": "ok"});
+    let (status, code) = match ready.worker.health() {
+        Health::Well => ("ok", StatusCode::OK),
+        Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
+    };
+    let mut body = json!({"status": status});
     if query.iter().any(|(name, _)| name == "verbose") {
         let (running, waiting) = ready.worker.load();
         body["running"] = json!(running);
         body["waiting"] = json!(waiting);
         body["slots"] = json!(ready.facts.n_slots);
         body["uptime_s"] = json!(server.started.elapsed().as_secs());
+        body["log_left_out"] = json!(ready.worker.n_left_out());
     }
-    json_response(&body)
+    let mut response = json_response(&body);
+    *response.status_mut() = code;
+    response
 }
 
 async fn version() -> Response {
@@ -922,6 +982,8 @@ async fn delete_response(
 
 fn note_warnings(server: &Server, wire: &Wire, warnings: &[String]) {
     for warning in warnings.iter().filter(|w| server.notices.is_fresh(w)) {
-        (server.options.note)(&format!("{} {warning}", wire.request_id));
+        if let Some(ready) = server.ready.get() {
+            ready.worker.note(format!("{} {warning}", wire.request_id));
+        }
     }
 }

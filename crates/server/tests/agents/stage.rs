@@ -22,6 +22,8 @@ const N_SLOTS: usize = 2;
 pub(crate) struct Stage {
     /// Where it listens.
     pub(crate) address: SocketAddr,
+    /// The server.
+    pub(crate) server: Arc<Server>,
     /// Holds the store.
     _folder: TempDir,
 }
@@ -49,6 +51,7 @@ impl Stage {
         load(&server, folder.path(), context);
         Stage {
             address,
+            server,
             _folder: folder,
         }
     }

@@ -148,6 +148,7 @@ async fn claude_codes_tools_are_called_and_those_it_finds_later_too() {
     is_continued(&n_first.into(), &search["usage"]["output_tokens"], n_cached);
 
     // What is left out of every request is said once; every request leaves a line.
+    stage.server.settle();
     let lines = lines.lock().unwrap();
     let n = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
     assert_eq!(

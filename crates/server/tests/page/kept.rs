@@ -22,12 +22,11 @@ fn n_of(browser: &Browser, css: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
-    let behaviour = Behaviour {
+    let behaviour = || Behaviour {
         context: 16_384,
         ..Behaviour::default()
     };
-    let again = behaviour.clone();
-    let mut web = Web::start(again, ServerOptions::default(), ["</think>again"]).await;
+    let mut web = Web::start(behaviour(), ServerOptions::default(), ["</think>again"]).await;
     let Some(browser) = Browser::open(web.address) else {
         return;
     };
@@ -65,7 +64,7 @@ async fn fifty_turns_survive_a_reload_and_a_restart_of_the_server() {
 
     let address = web.address;
     let web = Web::loading_at(address, ServerOptions::default()).await;
-    web.load(behaviour, ["</think>back"]);
+    web.load(behaviour(), ["</think>back"]);
     browser.reload();
     assert_eq!(n_of(&browser, ".question"), 51);
     assert_eq!(

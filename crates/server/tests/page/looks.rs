@@ -40,7 +40,7 @@ async fn markdown_is_laid_out_and_code_is_coloured_and_copied() {
     ] {
         assert_eq!(browser.text(css), text, "{css}");
     }
-    assert!(browser.text(".reply p").contains("\\(x_1\\)"));
+    assert!(browser.text(".reply .text > p").contains("\\(x_1\\)"));
     let links = "return [...document.querySelectorAll('.reply a')].map((a) => [a.href, a.rel])";
     let expected = json!([["http://127.0.0.1:9/x", "noopener noreferrer"]]);
     assert_eq!(browser.run(links), expected);

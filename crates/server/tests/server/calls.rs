@@ -549,24 +549,7 @@ fn a_tools_own_grammar_is_kept() {
         json!({"properties": {"input": {"type": "string"}},
                                          "required": ["input"]}),
     )];
-    let lark = "start: begin line+ end\nbegin: \"*** Begin\" LF\nend: \"*** End\" LF?\n\
-                line: \"+\" /(.*)/ LF -> add\n%import common.LF\n";
     for (grammar, value, taken) in [
-        (
-            InputGrammar::Lark(lark.to_owned()),
-            "*** Begin\n+a\n+\n*** End\n",
-            true,
-        ),
-        (
-            InputGrammar::Lark(lark.to_owned()),
-            "*** Begin\n-a\n*** End\n",
-            false,
-        ),
-        (
-            InputGrammar::Lark(lark.to_owned()),
-            "*** Begin\n*** End",
-            false,
-        ),
         (InputGrammar::Regex("a+/\\d{2}".to_owned()), "aa/12", true),
         (InputGrammar::Regex("a+/\\d{2}".to_owned()), "aa/1", false),
     ] {
@@ -580,6 +563,12 @@ fn a_tools_own_grammar_is_kept() {
             "{grammar:?} {value}"
         );
     }
+    // One that cannot be is told.
+    let mut wanted = generation(&tools, ToolChoice::Auto);
+    wanted.tools[0].input = Some(InputGrammar::Lark("start: /.+/".to_owned()));
+    let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
+    let (_, warnings) = schemas.calls(&wanted).expect("schemas");
+    assert_eq!(warnings, ["tools: the lark grammar of f is not enforced"]);
 }
 
 #[test]

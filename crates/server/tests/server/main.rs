@@ -1,8 +1,10 @@
 //! The server, with a source of tokens that says what a test wrote down, and with a real model.
 
 mod bad_input;
+mod bench;
 mod calls;
 mod connections;
+mod endings;
 mod http;
 mod protocols;
 mod replay;

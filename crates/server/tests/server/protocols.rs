@@ -234,7 +234,11 @@ async fn a_schema_that_nothing_bounds_is_refused_or_relaxed_and_never_waited_for
     }
     let schema = json!({"type": "object", "properties": optional});
     let reply = "t</think>{\"p0\": 1, \"p509\": 2}";
-    let web = Web::start(Behaviour::default(), options(), vec![reply]).await;
+    let behaviour = Behaviour {
+        context: 100_000,
+        ..Behaviour::default()
+    };
+    let web = Web::start(behaviour, options(), vec![reply]).await;
     let (path, _, body) = with_schema(&schema, json!(true))[0].clone();
     let answer = web.post(path, &body).await.json();
     let content = &answer["choices"][0]["message"]["content"];
@@ -256,7 +260,41 @@ async fn a_reply_that_can_no_longer_follow_its_schema_is_an_error_and_not_free_t
         assert!(!answer.body.contains("[DONE]"));
         let metrics = web.get("/metrics").await.body;
         assert!(metrics.contains("ds4_failed_total 1"), "{metrics}");
-        assert!(metrics.contains("ds4_slots_busy 0"), "{metrics}");
+        while !web.get("/metrics").await.body.contains("ds4_slots_busy 0") {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Weights that are damaged, or a device that is.
+#[tokio::test(flavor = "multi_thread")]
+async fn logits_that_are_no_numbers_are_an_error_on_every_api_with_a_schema_and_without() {
+    let wanted = with_schema(&json!({"type": "object"}), json!(true));
+    let free =
+        with_schema(&json!({"type": "object"}), json!(true)).map(|(path, place, mut body)| {
+            for name in ["response_format", "text", "output_config"] {
+                body.as_object_mut().expect("an object").remove(name);
+            }
+            (path, place, body)
+        });
+    for (path, _, mut body) in wanted.into_iter().chain(free) {
+        for stream in [false, true] {
+            for at in [0, 4] {
+                let script = Script {
+                    not_finite_at: Some(at),
+                    ..Script::from("t</think>{}")
+                };
+                let web = Web::start(Behaviour::default(), options(), [script]).await;
+                body["stream"] = stream.into();
+                let answer = web.post(path, &body).await;
+                assert_eq!(answer.status, if stream { 200 } else { 500 }, "{path}");
+                assert!(answer.body.contains("finite"), "{path}: {}", answer.body);
+                assert!(!answer.body.contains("[DONE]"), "{path}: {}", answer.body);
+                assert!(!answer.body.contains("\"stop\""), "{path}: {}", answer.body);
+                let log = web.log.lock().unwrap().join("\n");
+                assert!(log.contains("failed=internal"), "{log}");
+            }
+        }
     }
 }
 

@@ -79,6 +79,8 @@ pub(crate) struct Script {
     pub(crate) panics_at: Option<usize>,
     /// Fails the step that would say the token of this number.
     pub(crate) fails_at: Option<usize>,
+    /// Has no finite logits for the token of this number.
+    pub(crate) not_finite_at: Option<usize>,
     /// Never ends: the last token is said again and again.
     pub(crate) endless: bool,
 }
@@ -89,6 +91,7 @@ impl From<&str> for Script {
             text: text.to_owned(),
             panics_at: None,
             fails_at: None,
+            not_finite_at: None,
             endless: false,
         }
     }
@@ -338,7 +341,9 @@ impl TokenSource for ScriptedSource {
                 }
                 None => eos,
             };
-            let reason = if sequence.n_decoded >= sequence.request.max_tokens {
+            let reason = if sequence.script.not_finite_at == Some(at) {
+                Some(FinishReason::NotFinite)
+            } else if sequence.n_decoded >= sequence.request.max_tokens {
                 Some(FinishReason::Length)
             } else if n_prompt + sequence.n_decoded >= self.behaviour.context {
                 Some(FinishReason::ContextFull)

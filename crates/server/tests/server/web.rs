@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LockResult, Mutex, MutexGuard};
 use std::time::Duration;
 
 use ds4_server::http::{ModelFacts, Server, ServerOptions, bind};
+use ds4_server::worker::TokenSource;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -20,9 +21,23 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Web {
     pub(crate) address: SocketAddr,
     pub(crate) seen: Arc<Mutex<Seen>>,
-    pub(crate) log: Arc<Mutex<Vec<String>>>,
+    pub(crate) log: Lines,
     pub(crate) server: Arc<Server>,
     stop: Option<oneshot::Sender<()>>,
+}
+
+/// The lines of a server's log.
+pub(crate) struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    server: Arc<Server>,
+}
+
+impl Lines {
+    /// All of them, those of the requests that are just over too.
+    pub(crate) fn lock(&self) -> LockResult<MutexGuard<'_, Vec<String>>> {
+        self.server.settle();
+        self.lines.lock()
+    }
 }
 
 impl Web {
@@ -63,7 +78,10 @@ impl Web {
         Web {
             address,
             seen: Arc::new(Mutex::new(Seen::default())),
-            log,
+            log: Lines {
+                lines: log,
+                server: Arc::clone(&server),
+            },
             server,
             stop: Some(stop),
         }
@@ -74,8 +92,18 @@ impl Web {
         behaviour: Behaviour,
         scripts: impl IntoIterator<Item = T>,
     ) {
-        let tokenizer = tokenizer();
         let scripts: VecDeque<Script> = scripts.into_iter().map(Into::into).collect();
+        let source = ScriptedSource::new(
+            tokenizer(),
+            behaviour.clone(),
+            Arc::new(Mutex::new(scripts)),
+            Arc::clone(&self.seen),
+        );
+        self.load_source(source, &behaviour);
+    }
+
+    /// Gives it this source of tokens.
+    pub(crate) fn load_source(&self, source: impl TokenSource + 'static, behaviour: &Behaviour) {
         let facts = ModelFacts {
             name: "Scripted".to_owned(),
             file_name: "scripted.gguf".to_owned(),
@@ -85,14 +113,8 @@ impl Web {
             size_bytes: 2,
             n_slots: behaviour.n_slots,
         };
-        let source = ScriptedSource::new(
-            Arc::clone(&tokenizer),
-            behaviour,
-            Arc::new(Mutex::new(scripts)),
-            Arc::clone(&self.seen),
-        );
         self.server
-            .load(source, tokenizer, facts, None)
+            .load(source, tokenizer(), facts, None)
             .expect("a thread");
     }
 

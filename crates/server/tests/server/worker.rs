@@ -1,185 +1,15 @@
 //! What a request sees of the worker, under the protocols.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use ds4_conformance::speaking_model;
 use ds4_engine::{BackendKind, Engine, OpenOptions, SamplingOptions, Scheduler};
-use ds4_server::generation::{
-    Endpoint, FailureKind, Finish, Generation, Outcome, OutputSchema, PromptSource, ReplyEvent,
-    Thinking, Tool, ToolChoice,
-};
-use ds4_server::log::Client;
-use ds4_server::prompt::{PromptRules, Prompter, ReasoningHistory};
-use ds4_server::schema::Schemas;
-use ds4_server::turns::Turns;
-use ds4_server::worker::{Job, Ticket, TokenSource, Worker, WorkerOptions};
-use ds4_text::{Effort, MarkerText, Message, Mode, Revision, Role, Tokenizer, ToolCall};
+use ds4_server::generation::{Finish, Outcome, OutputSchema, PromptSource, ReplyEvent, ToolChoice};
+use ds4_text::{Message, Mode, ToolCall};
 use serde_json::json;
-use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::script::{Behaviour, Script, ScriptedSource, Seen, tokenizer};
-
-/// A worker and what a test sees of it.
-struct Bench {
-    worker: Worker,
-    prompter: Prompter,
-    turns: Arc<Mutex<Turns>>,
-    seen: Arc<Mutex<Seen>>,
-    log: Arc<Mutex<Vec<String>>>,
-    tokenizer: Arc<Tokenizer>,
-}
-
-impl Bench {
-    fn scripted<T: Into<Script>>(
-        behaviour: Behaviour,
-        scripts: impl IntoIterator<Item = T>,
-    ) -> Bench {
-        let tokenizer = tokenizer();
-        let scripts: VecDeque<Script> = scripts.into_iter().map(Into::into).collect();
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let source = ScriptedSource::new(
-            Arc::clone(&tokenizer),
-            behaviour.clone(),
-            Arc::new(Mutex::new(scripts)),
-            Arc::clone(&seen),
-        );
-        Bench::new(source, tokenizer, behaviour, seen)
-    }
-
-    fn new(
-        source: impl TokenSource + 'static,
-        tokenizer: Arc<Tokenizer>,
-        behaviour: Behaviour,
-        seen: Arc<Mutex<Seen>>,
-    ) -> Bench {
-        let turns = Arc::new(Mutex::new(Turns::new(1000, 1 << 20)));
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let lines = Arc::clone(&log);
-        let options = WorkerOptions {
-            n_slots: behaviour.n_slots,
-            max_queue: 2,
-            default_max_tokens: 1000,
-            log: Arc::new(move |line| lines.lock().unwrap().push(line.to_string())),
-            note: Arc::new(|_| {}),
-            trace: None,
-        };
-        let rules = PromptRules {
-            revision: Revision::Preview,
-            marker_text: MarkerText::Defuse,
-            reasoning_history: ReasoningHistory::Sticky,
-            max_effort_min_context: 0,
-        };
-        Bench {
-            worker: Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)
-                .expect("a thread"),
-            prompter: Prompter::new(
-                Arc::clone(&tokenizer),
-                Arc::clone(&turns),
-                rules,
-                behaviour.context,
-            ),
-            turns,
-            seen,
-            log,
-            tokenizer,
-        }
-    }
-
-    fn start(&self, generation: Generation) -> (UnboundedReceiver<ReplyEvent>, Ticket) {
-        let prompt = self.prompter.tokens(&generation).expect("a prompt");
-        let schemas = Schemas::new(&self.tokenizer).expect("a vocabulary");
-        let compile = |schema| schemas.compile(schema).expect("a schema").0;
-        let generation_schema = generation.schema.as_ref().map(compile);
-        let (calls, _) = schemas.calls(&generation).expect("tools");
-        self.worker
-            .submit(Job {
-                request_id: "req".to_owned(),
-                reply_id: "chatcmpl-1".to_owned(),
-                client: Client::new(Some("agent/1.2 (linux)"), generation.affinity.as_deref()),
-                generation: Arc::new(generation),
-                schema: generation_schema,
-                calls,
-                prompt,
-            })
-            .expect("room")
-    }
-
-    fn events(&self, generation: Generation) -> Vec<ReplyEvent> {
-        let (mut receiver, _ticket) = self.start(generation);
-        let mut events = Vec::new();
-        while let Some(event) = receiver.blocking_recv() {
-            events.push(event);
-        }
-        events
-    }
-
-    fn outcome(&self, generation: Generation) -> Outcome {
-        outcome_of(&self.events(generation))
-    }
-
-    fn text(&self, tokens: &[u32]) -> String {
-        self.tokenizer.decode(tokens).expect("tokens")
-    }
-}
-
-fn outcome_of(events: &[ReplyEvent]) -> Outcome {
-    match events.last() {
-        Some(ReplyEvent::Finished(outcome)) => (**outcome).clone(),
-        other => panic!("no outcome: {other:?}"),
-    }
-}
-
-fn chat(messages: Vec<Message>) -> Generation {
-    Generation {
-        thinking: Thinking {
-            mode: Mode::Thinking,
-            effort: Effort::Low,
-            budget: None,
-        },
-        model: "m".to_owned(),
-        stream: true,
-        ..Generation::new(Endpoint::Chat, PromptSource::Messages(messages))
-    }
-}
-
-fn with_tools(mut generation: Generation, names: &[&str]) -> Generation {
-    let function = |name: &str| json!({"name": name, "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}});
-    generation.tools = names
-        .iter()
-        .map(|name| Tool {
-            name: (*name).to_owned(),
-            function: function(name),
-            input: None,
-            deferred: false,
-            origin: json!(null),
-        })
-        .collect();
-    if let PromptSource::Messages(messages) = &mut generation.prompt {
-        if messages.first().is_none_or(|m| m.role != Role::System) {
-            messages.insert(0, Message::system(""));
-        }
-        messages[0].tools = names.iter().map(|name| function(name)).collect();
-    }
-    generation
-}
-
-fn block(calls: &[(&str, &str)]) -> String {
-    let invokes: Vec<String> = calls
-        .iter()
-        .map(|(name, x)| {
-            format!(
-                "<｜DSML｜invoke name=\"{name}\">\n<｜DSML｜parameter name=\"x\" \
-                 string=\"true\">{x}</｜DSML｜parameter>\n</｜DSML｜invoke>"
-            )
-        })
-        .collect();
-    format!(
-        "\n\n<｜DSML｜tool_calls>\n{}\n</｜DSML｜tool_calls>",
-        invokes.join("\n")
-    )
-}
+use crate::bench::{Bench, block, chat, outcome_of, with_tools};
+use crate::script::{Behaviour, Script, Seen};
 
 #[test]
 fn a_reply_is_told_apart_and_its_deltas_add_up() {
@@ -220,7 +50,7 @@ fn a_reply_is_told_apart_and_its_deltas_add_up() {
     assert_eq!(content, outcome.content);
     assert_eq!(arguments, outcome.calls[0].arguments);
     assert!(matches!(events[0], ReplyEvent::Started { n_cached: 0, .. }));
-    let line = bench.log.lock().unwrap()[0].clone();
+    let line = bench.log()[0].clone();
     assert!(
         line.contains("finish=tool_calls") && line.contains("the slots are empty"),
         "{line}"
@@ -259,10 +89,10 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
         bench.seen.lock().unwrap().n_prefilled - before,
         n_new,
         "only what stands behind the call is computed: {}",
-        bench.log.lock().unwrap()[1]
+        bench.log()[1]
     );
     assert_eq!(answer.usage.n_cached, answer.usage.n_prompt - n_new);
-    let line = bench.log.lock().unwrap()[1].clone();
+    let line = bench.log()[1].clone();
     assert!(line.contains("replayed=1/1"), "{line}");
     assert!(line.contains("goes on where slot 0 ends"), "{line}");
 
@@ -275,10 +105,10 @@ fn the_next_turn_computes_only_what_is_new_however_the_client_writes_it() {
         messages.extend([said.clone(), Message::user("more")]);
         third.prompt = PromptSource::Messages(messages);
         bench.outcome(third);
-        let line = bench.log.lock().unwrap().last().unwrap().clone();
+        let line = bench.log().last().unwrap().clone();
         assert!(line.contains(replayed), "{content}: {line}");
     }
-    assert!(bench.turns.lock().unwrap().knows_call(&outcome.calls[0].id));
+    assert!(bench.turns.knows_call(&outcome.calls[0].id));
 }
 
 #[test]
@@ -314,7 +144,7 @@ fn a_difference_behind_a_replayed_turn_is_placed_in_the_tokens_that_the_engine_g
     );
     let byte = one.bytes().zip(two.bytes()).take_while(|(a, b)| a == b);
     let byte = byte.count();
-    let line = bench.log.lock().unwrap()[2].clone();
+    let line = bench.log()[2].clone();
     assert!(
         line.contains(&format!(
             "differs from what slot 0 holds at byte {byte} of the prompt, in message 4 of 4 \
@@ -565,6 +395,54 @@ fn a_schema_holds_from_the_content_on_whatever_the_model_would_say() {
 }
 
 #[test]
+fn content_ends_within_its_tokens_whenever_they_are_enough_for_the_shortest() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = speaking_model::write(folder.path());
+    let mut options = OpenOptions::new(&path);
+    options.backend = BackendKind::Reference;
+    options.context = Some(2048);
+    let engine = Engine::open(&options, &mut |_| {}).expect("opens");
+    let tokenizer = Arc::clone(engine.tokenizer().expect("a tokenizer"));
+    let behaviour = Behaviour {
+        n_slots: 1,
+        context: 2048,
+        ..Behaviour::default()
+    };
+    let seen = Arc::new(Mutex::new(Seen::default()));
+    let bench = Bench::new(Scheduler::new(engine), tokenizer, behaviour, seen);
+    // Every byte is a token: `{"a": "", "b": [0], "c": {"d": 0}}` takes 34.
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "a": {"type": "string"},
+            "b": {"type": "array", "minItems": 1, "items": {"type": "number"}},
+            "c": {"type": "object", "properties": {"d": {"type": "integer"}, "e": {}},
+                  "required": ["d"], "additionalProperties": false},
+        },
+        "required": ["a", "b", "c"],
+        "additionalProperties": false,
+    });
+    for (seed, max_tokens) in (0..).zip([45, 50, 60, 90, 130, 200]) {
+        for mode in [Mode::Chat, Mode::Thinking] {
+            let mut generation = chat(vec![Message::user("hi")]);
+            generation.thinking.mode = mode;
+            generation.sampling.seed = Some(seed);
+            generation.max_tokens = Some(max_tokens);
+            generation.schema = Some(OutputSchema {
+                schema: schema.clone(),
+                strict: true,
+                place: "schema".to_owned(),
+            });
+            let outcome = bench.outcome(generation);
+            let value: serde_json::Value = serde_json::from_str(&outcome.content)
+                .unwrap_or_else(|e| panic!("{e}: {max_tokens} {outcome:?}"));
+            assert!(value["c"]["d"].is_number(), "{value}");
+            assert!(outcome.usage.n_generated <= max_tokens, "{outcome:?}");
+        }
+    }
+}
+
+#[test]
 fn a_model_that_talks_nonsense_still_writes_calls_that_can_be_made() {
     let folder = tempfile::tempdir().unwrap();
     let path = speaking_model::write(folder.path());
@@ -642,7 +520,7 @@ fn a_request_that_wants_no_cache_computes_all_of_its_prompt() {
         generation.use_cache = use_cache;
         let outcome = bench.outcome(generation.clone());
         assert_eq!(outcome.usage.n_cached > 0, cached, "{why}");
-        let line = bench.log.lock().unwrap().last().unwrap().clone();
+        let line = bench.log().last().unwrap().clone();
         assert!(line.contains(why), "{line}");
     }
 }
@@ -681,159 +559,9 @@ fn a_request_that_is_sent_again_joins_what_is_computed_for_the_first() {
     assert_eq!(first.usage.n_cached, 0);
     assert_eq!(second.usage.n_cached, second.usage.n_prompt - 1);
     assert_eq!(second.reasoning, first.reasoning);
-    let lines = bench.log.lock().unwrap().join("\n");
+    let lines = bench.log().join("\n");
     assert!(lines.contains("(copy)"), "{lines}");
     assert!(lines.contains("copied from slot 0"), "{lines}");
-}
-
-#[test]
-fn a_dropped_ticket_stops_the_work_and_keeps_what_was_computed() {
-    let behaviour = Behaviour {
-        n_slots: 1,
-        chunk: 16,
-        tick: Duration::from_millis(5),
-        ..Behaviour::default()
-    };
-    let bench = Bench::scripted(behaviour, ["never said", "</think>hello"]);
-    let long = chat(vec![Message::user("0123456789".repeat(100))]);
-    let (mut receiver, ticket) = bench.start(long.clone());
-    loop {
-        match receiver.blocking_recv().expect("it runs") {
-            ReplyEvent::Progress { n_done, .. } if n_done >= 160 => break,
-            _ => {}
-        }
-    }
-    drop(ticket);
-    while receiver.blocking_recv().is_some() {}
-    let done = bench.seen.lock().unwrap().n_prefilled;
-    assert!(
-        done <= 160 + 3 * 16,
-        "it stops within a chunk or so: {done}"
-    );
-    let outcome = bench.outcome(long);
-    assert_eq!(
-        outcome.usage.n_cached, done,
-        "a retry goes on where the first try stopped"
-    );
-    assert_eq!(outcome.content, "hello");
-    assert!(bench.log.lock().unwrap()[0].contains("finish=cancelled"));
-}
-
-#[test]
-fn a_full_queue_refuses_and_forgets_nothing() {
-    let behaviour = Behaviour {
-        n_slots: 1,
-        tick: Duration::from_millis(2),
-        ..Behaviour::default()
-    };
-    let endless = Script {
-        endless: true,
-        ..Script::from("a")
-    };
-    let mut scripts = vec![endless];
-    scripts.extend(["1</think>", "2</think>", "3</think>"].map(Script::from));
-    let bench = Bench::scripted(behaviour, scripts);
-    let generation = chat(vec![Message::user("hi")]);
-    let first = bench.start(generation.clone());
-    let waiting: Vec<_> = (0..2).map(|_| bench.start(generation.clone())).collect();
-    let prompt = bench.prompter.tokens(&generation).unwrap();
-    let refused = bench.worker.submit(Job {
-        request_id: "late".to_owned(),
-        reply_id: String::new(),
-        client: Client::default(),
-        generation: Arc::new(generation.clone()),
-        prompt,
-        schema: None,
-        calls: None,
-    });
-    let Err(failure) = refused else {
-        panic!("one runs and two wait: that is the limit")
-    };
-    assert_eq!(failure.kind, FailureKind::Overloaded);
-    drop(first);
-    for (mut receiver, _ticket) in waiting {
-        let mut last = None;
-        while let Some(event) = receiver.blocking_recv() {
-            last = Some(event);
-        }
-        assert!(matches!(last, Some(ReplyEvent::Finished(_))), "{last:?}");
-    }
-    bench.outcome(generation);
-    let ended = Instant::now();
-    while bench.worker.load() != (0, 0) {
-        assert!(
-            ended.elapsed() < Duration::from_secs(5),
-            "nothing runs or waits"
-        );
-    }
-}
-
-#[test]
-fn a_bug_ends_the_requests_it_hit_and_not_the_server() {
-    let panics = Script {
-        panics_at: Some(2),
-        ..Script::from("abcdef")
-    };
-    let fails = Script {
-        fails_at: Some(2),
-        ..Script::from("abcdef")
-    };
-    let bench = Bench::scripted(
-        Behaviour::default(),
-        [panics, fails, Script::from("</think>fine")],
-    );
-    let generation = chat(vec![Message::user("hi")]);
-    for what in ["panic", "failed step"] {
-        let events = bench.events(generation.clone());
-        let Some(ReplyEvent::Failed(failure)) = events.last() else {
-            panic!("{what}: {events:?}");
-        };
-        assert_eq!(failure.kind, FailureKind::Internal, "{what}");
-    }
-    assert_eq!(bench.outcome(generation).content, "fine");
-}
-
-#[test]
-fn shutting_down_lets_replies_finish_and_gives_up_those_that_do_not() {
-    let behaviour = Behaviour {
-        tick: Duration::from_millis(2),
-        ..Behaviour::default()
-    };
-    let endless = Script {
-        endless: true,
-        ..Script::from("a")
-    };
-    let bench = Bench::scripted(behaviour, [endless, Script::from("</think>short")]);
-    let generation = chat(vec![Message::user("hi")]);
-    let (mut long, _long) = bench.start(generation.clone());
-    while !matches!(long.blocking_recv(), Some(ReplyEvent::Reasoning { .. })) {}
-    let (mut short, _short) = bench.start(generation.clone());
-    while !matches!(short.blocking_recv(), Some(ReplyEvent::Content { .. })) {}
-    bench.worker.shut_down(Duration::from_millis(200));
-    let prompt = bench.prompter.tokens(&generation).unwrap();
-    let late = bench.worker.submit(Job {
-        request_id: "late".to_owned(),
-        reply_id: String::new(),
-        client: Client::default(),
-        generation: Arc::new(generation),
-        prompt,
-        schema: None,
-        calls: None,
-    });
-    assert!(late.is_err_and(|f| f.kind == FailureKind::Unavailable));
-    bench.worker.join();
-    let last = |receiver: &mut UnboundedReceiver<ReplyEvent>| {
-        let mut last = None;
-        while let Some(event) = receiver.blocking_recv() {
-            last = Some(event);
-        }
-        last
-    };
-    assert!(matches!(last(&mut short), Some(ReplyEvent::Finished(_))));
-    let Some(ReplyEvent::Failed(failure)) = last(&mut long) else {
-        panic!("the endless one is given up");
-    };
-    assert_eq!(failure.kind, FailureKind::Unavailable);
 }
 
 #[test]

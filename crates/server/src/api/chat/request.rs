@@ -556,17 +556,14 @@ fn finish_conversation(
     let path = last.path();
     match (turn.role == Role::Assistant, wants_more) {
         (false, false) => Ok(()),
-        (true, true) if turn.tool_calls.is_empty() => {
+        // Also where nobody says so: there is nothing else to answer.
+        (true, _) if turn.tool_calls.is_empty() => {
             turn.open_ended = true;
             Ok(())
         }
-        (true, _) if !turn.tool_calls.is_empty() => Err(invalid(
-            path,
-            format!("{path}: the last message calls tools; send their results behind it."),
-        )),
         (true, _) => Err(invalid(
             path,
-            format!("{path}: the last message is the assistant's; set prefix to continue it."),
+            format!("{path}: the last message calls tools; send their results behind it."),
         )),
         (false, true) => Err(invalid(
             path,

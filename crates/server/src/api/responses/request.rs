@@ -130,11 +130,15 @@ pub fn parse_with_store(
             param: Some(place),
         });
     }
-    if let Some(last) = messages.last()
+    if let Some(last) = messages.last_mut()
         && last.role == Role::Assistant
     {
-        let message = "input: the last item must be a user message or the output of a tool.";
-        return Err(invalid("input", message));
+        if !last.tool_calls.is_empty() {
+            let message = "input: the last item is a call; send its output behind it.";
+            return Err(invalid("input", message));
+        }
+        // An answer that was begun is gone on with.
+        last.open_ended = true;
     }
 
     let (schema, shown_schema) = output_schema(&fields)?;

@@ -88,13 +88,13 @@ async function reply() {
   turn.facts = facts(turn);
   draw(turn);
   drawControls();
-  keep(asked);
+  keepAgain(asked);
   if (turn.finish === "stopped" && id) {
     await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
   }
   await status.refresh();
   settleCounts(turn, status.request(id));
-  keep(asked);
+  keepAgain(asked);
 }
 
 /** Notes the reply's place among the requests that wait: later ones stand behind it, so it is never
@@ -238,6 +238,13 @@ function keep(which = chat) {
     notice("This browser keeps no more: export or delete conversations. What you see is lost when the page is left.");
   }
   drawChats(chat.id);
+}
+
+/** Keeps what was added to a conversation, unless it was deleted meanwhile. */
+function keepAgain(which) {
+  if (store.load(which.id)) {
+    keep(which);
+  }
 }
 
 function notice(text) {

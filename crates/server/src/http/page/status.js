@@ -48,6 +48,10 @@ export class Status {
       const works = health.running + health.waiting > 0 || this.#isWriting();
       next = works ? BUSY_MS : IDLE_MS;
     } catch (error) {
+      if (round !== this.#round) {
+        // It was asked with what has changed since, such as another key.
+        return;
+      }
       this.#props = null;
       if (error instanceof Refusal && error.status === 401) {
         this.#say("waiting", "key needed");

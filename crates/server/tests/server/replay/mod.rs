@@ -59,7 +59,7 @@ const SCRIPT: [Turn; 12] = [
                     ("timeout", false, "1.0"),
                     ("command", true, "ls -la 'é'  \n"),
                     ("description", true, "Lists \"é\""),
-                    ("env", false, "[\"A=\\u00e9\",  \"B\"]"),
+                    ("env", false, "[\"A=\\u00e9\", \"B\"]"),
                 ],
                 "total 0\n",
             ),
@@ -142,7 +142,10 @@ const SCRIPT: [Turn; 12] = [
         content: "Strange:",
         calls: &[(
             "exec",
-            &[("env", false, "[ ]"), ("command", true, "wc -c b.txt")],
+            &[
+                ("env", false, "[\"\\u0041=1\"]"),
+                ("command", true, "wc -c b.txt"),
+            ],
             "0 b.txt",
         )],
     },

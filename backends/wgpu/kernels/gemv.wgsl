@@ -1,0 +1,71 @@
+// out = W x for a few rows: a subgroup takes PER rows of W at a time, its lanes a unit each. Rows of
+// W are `lo ..` of the whole; block `g` of `group_out` of them applies to channels `g * n_in ..` of x.
+// x is floats, or 8-bit codes with a scale for 32. With a fixed subgroup size and whole turns of it
+// STEPS is their number. NORMED: the products are multiplied by
+// rsqrt(mean of the squares in `squares` + eps).
+struct P { n: u32, row0: u32, n_in: u32, n_out: u32, lo: u32, group_out: u32, x_width: u32, out_width: u32, n_squares: u32, square_width: u32, eps: f32, w_qs: u32, w_ss: u32 }
+var<immediate> p: P;
+//!include rows
+//!include quantise_block
+//!weight w 1
+@group(0) @binding(3) var<storage, read> x: array<vec4<X>>;
+@group(0) @binding(4) var<storage, read> x_scales: array<f32>;
+@group(0) @binding(5) var<storage, read> squares: array<f32>;
+@group(0) @binding(6) var<storage, read> norm: array<f32>;
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;
+@group(0) @binding(8) var<storage, read_write> out_codes: array<u32>;
+@group(0) @binding(9) var<storage, read_write> out_scales: array<f32>;
+@group(0) @binding(10) var<storage, read_write> out_squares: array<f32>;
+//!include gemv_out
+//!product w
+
+@compute @workgroup_size(WG)
+fn main(
+    @builtin(workgroup_id) wg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_invocation_id) sub_lane: u32,
+    @builtin(subgroup_id) sub: u32,
+    @builtin(num_subgroups) n_subs: u32,
+    @builtin(subgroup_size) width: u32,
+) {
+    prepare(lane);
+    let o0 = (wg.x + wg.y * 65535u) * WG_ROWS;
+    if o0 >= p.n_out { return; }
+    var factor: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) { factor[r] = 1.0; }
+    if NORMED {
+        for (var r = 0u; r < ROWS; r++) {
+            var sum = 0.0;
+            for (var i = sub_lane; i < p.n_squares; i += width) {
+                sum += squares[(p.row0 + r) * p.n_squares + i];
+            }
+            factor[r] = 1.0 / sqrt(subgroupAdd(sum) / f32(p.square_width) + p.eps);
+        }
+    }
+    for (var base = sub * PER; base < WG_ROWS; base += n_subs * PER) {
+        let first = o0 + base;
+        if first >= p.n_out { break; }
+        var sums: array<f32, ROWS * PER>;
+        for (var i = 0u; i < ROWS * PER; i++) { sums[i] = 0.0; }
+        var x_at: array<u32, ROWS>;
+        for (var r = 0u; r < ROWS; r++) {
+            let row = min(p.row0 + r, p.n - 1u);
+            x_at[r] = (row * p.x_width + ((p.lo + first) / p.group_out) * p.n_in) / X_LEN;
+        }
+//!repeat STEPS 1
+        multiply_w(&sums, first, p.n_out, sub_lane + @I@u * SUBGROUP, &x_at);
+//!end
+        if STEPS == 0u {
+            for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
+                multiply_w(&sums, first, p.n_out, u, &x_at);
+            }
+        }
+        for (var i = 0u; i < PER; i++) {
+            for (var r = 0u; r < ROWS; r++) {
+                let total = subgroupAdd(sums[r * PER + i]) * factor[r];
+                if sub_lane == 0u && base + i < WG_ROWS { results[r * WG_ROWS + base + i] = total; }
+            }
+        }
+    }
+    finish(lane, o0, p.n_out);
+}

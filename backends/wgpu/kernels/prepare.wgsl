@@ -1,0 +1,1 @@
+fn prepare(lane: u32) {}

@@ -1,0 +1,601 @@
+//! Steps of few rows: the host side of the kernels that decoding runs, on subgroups and 8-bit codes.
+
+use std::sync::Arc;
+
+use ds4_model::weights::{HyperConnection, Router};
+use ds4_model::{Compress, Entry, RopeTable, Routes};
+
+use crate::backend::{Rows, WgpuBackend};
+use crate::kernels::Specialisation;
+use crate::memory::{Allocation, Buffer};
+use crate::weight::Weight;
+
+/// Rows up to which a step is decoding.
+pub(crate) const FEW_ROWS: u32 = 8;
+
+/// 8-bit codes of the first rows of a buffer, their scales, and sums of squares, one for 32 values.
+#[derive(Debug)]
+pub(crate) struct Codes {
+    pub(crate) codes: Allocation,
+    pub(crate) scales: Allocation,
+    squares: Allocation,
+}
+
+/// A product of few rows.
+pub(crate) struct Product<'a> {
+    pub(crate) weight: &'a Weight,
+    /// Rows of the weight that share a block of the channels of `x`.
+    pub(crate) group_out: usize,
+    pub(crate) x: &'a Buffer,
+    /// Whether `x` is yet to be divided by the root of its mean square, whose sums lie beside it.
+    pub(crate) normed: bool,
+    pub(crate) out: &'a Buffer,
+    /// Whether 8-bit codes of the result are wanted.
+    pub(crate) quantised: bool,
+    /// A norm's weight for the result; its sums of squares are then left beside it.
+    pub(crate) norm: Option<&'a Weight>,
+}
+
+impl<'a> Product<'a> {
+    pub(crate) fn of(weight: &'a Weight, x: &'a Buffer, out: &'a Buffer) -> Product<'a> {
+        Product {
+            weight,
+            group_out: weight.n_out,
+            x,
+            normed: false,
+            out,
+            quantised: false,
+            norm: None,
+        }
+    }
+}
+
+impl WgpuBackend {
+    /// Whether a step of these rows takes the kernels of this module.
+    pub(crate) fn is_few(&self, rows: &Rows) -> bool {
+        !self.plain && rows.n() <= FEW_ROWS && self.gpu.capabilities.subgroup.is_some()
+    }
+
+    /// Whether products with this weight are those of 8-bit codes.
+    pub(crate) fn is_integer(&self, weight: &Weight) -> bool {
+        self.gpu.capabilities.integer_dot && !weight.precise && !weight.stored.is_float()
+    }
+
+    /// Whether `record_product` takes this weight with this input.
+    pub(crate) fn takes(&self, weight: &Weight, x: &Buffer) -> bool {
+        let whole = if self.is_integer(weight) { 32 } else { 8 };
+        weight.n_in.is_multiple_of(whole) && x.width().is_multiple_of(whole)
+    }
+
+    /// The codes beside a buffer, made when they are first asked for.
+    pub(crate) fn codes(&mut self, of: &Buffer) -> Arc<Codes> {
+        if let Some(codes) = self.codes.get(&of.memory.id) {
+            return Arc::clone(codes);
+        }
+        let n = of.shape.n_rows.min(FEW_ROWS as usize) * of.width();
+        let make = |n_bytes: usize| {
+            // A few kilobytes: when there is no memory for them, the step fails with the device.
+            Allocation::unchecked(&self.gpu, "8-bit codes", n_bytes as u64)
+        };
+        let codes = Arc::new(Codes {
+            codes: make(n),
+            scales: make(n / 8),
+            squares: make(n / 8),
+        });
+        self.codes.insert(of.memory.id, Arc::clone(&codes));
+        codes
+    }
+
+    /// Whether a workgroup may have a subgroup for each of 32 results.
+    fn wide(&self, n_rows: u32) -> bool {
+        let c = &self.gpu.capabilities;
+        n_rows <= 2 && c.subgroup == Some((32, 32)) && c.workgroup_lanes >= 1024
+    }
+
+    /// The constants of loops over `n_in` elements in units of `unit`, where the subgroup size is
+    /// one number and divides them.
+    fn steps(&self, what: Specialisation, n_in: usize, unit: usize) -> Specialisation {
+        let fixed = match self.gpu.capabilities.subgroup {
+            Some((least, most)) if least == most => least as usize,
+            _ => 0,
+        };
+        let units = n_in / unit;
+        let steps = if fixed > 0 && units.is_multiple_of(fixed) {
+            units / fixed
+        } else {
+            0
+        };
+        what.with("STEPS", steps).with("SUBGROUP", fixed)
+    }
+
+    /// The codes of `x`, where products could want them.
+    pub(crate) fn record_quantise(&mut self, rows: &Rows, x: &Buffer) {
+        if !self.gpu.capabilities.integer_dot || !x.width().is_multiple_of(32) {
+            return;
+        }
+        let codes = self.codes(x);
+        let width = x.width();
+        self.record(
+            &Specialisation::of("quantise"),
+            &[
+                (0, rows.bind()),
+                (1, x.bind()),
+                (2, codes.codes.whole()),
+                (3, codes.scales.whole()),
+            ],
+            &[rows.n(), width as u32],
+            [width.div_ceil(128) as u32, rows.n(), 1],
+        );
+    }
+
+    /// Records a product; the codes of its input are there if it wants them.
+    pub(crate) fn record_product(&mut self, rows: &Rows, product: &Product<'_>) {
+        let Product {
+            weight,
+            group_out,
+            x,
+            normed,
+            out,
+            quantised,
+            norm,
+        } = *product;
+        let integer = self.is_integer(weight);
+        let x_codes = self.codes(x);
+        let out_codes = self.codes(out);
+        let n_rows = rows.n().next_power_of_two().min(FEW_ROWS);
+        // A workgroup of 32 results for blocks of codes has a subgroup for each where it can, so that
+        // more loads are under way; more rows of x share the loads of four rows of weights. Few
+        // outputs are spread over more workgroups.
+        let wide = self.wide(n_rows);
+        let (lanes, per, wg_rows): (usize, usize, usize) = match (quantised, weight.n_out) {
+            (true, _) if wide => (1024, 1, 32),
+            (true, _) => (256, 4, 32),
+            (false, 0..=8192) if n_rows <= 2 => (256, 1, 8),
+            (false, 0..=2048) => (256, 1, 8),
+            (false, 2049..=8192) => (256, 2, 16),
+            (false, _) => (256, 4, 32),
+        };
+        let unit = weight.stored.unit(integer);
+        let what = Specialisation::of("gemv")
+            .integer(integer)
+            .decoding("w", weight.stored)
+            .with("ROWS", n_rows as usize)
+            .with("WG", lanes)
+            .with("PER", per)
+            .with("WG_ROWS", wg_rows)
+            .with("NORMED", normed)
+            .with("QUANTISED", quantised)
+            .with("WEIGHTED", norm.is_some());
+        let what = self.steps(what, weight.n_in, unit);
+        let n_squares = x.width() / 32;
+        let x_bound = if integer {
+            x_codes.codes.whole()
+        } else {
+            x.bind()
+        };
+        for part in &weight.parts {
+            let n_out = part.hi - part.lo;
+            let n_groups = n_out.div_ceil(wg_rows) as u32;
+            let bound = [
+                (0, rows.bind()),
+                (1, part.q()),
+                (2, part.s()),
+                (3, x_bound),
+                (4, x_codes.scales.whole()),
+                (5, x_codes.squares.whole()),
+                (6, norm.map_or(x_codes.scales.whole(), Weight::elements)),
+                (7, out.bind()),
+                (8, out_codes.codes.whole()),
+                (9, out_codes.scales.whole()),
+                (10, out_codes.squares.whole()),
+            ];
+            self.record(
+                &what,
+                &bound,
+                &[
+                    rows.n(),
+                    0,
+                    weight.n_in as u32,
+                    n_out as u32,
+                    part.lo as u32,
+                    group_out as u32,
+                    x.width() as u32,
+                    out.width() as u32,
+                    n_squares as u32,
+                    x.width() as u32,
+                    self.geometry.rms_eps.to_bits(),
+                    weight.strides.0,
+                    weight.strides.1,
+                ],
+                [n_groups.min(65_535), n_groups.div_ceil(65_535), 1],
+            );
+        }
+    }
+
+    /// The hidden layer of the routed experts, or of the shared one, with its codes if they are
+    /// wanted. Whether it was done: both matrices must be of one kind.
+    pub(crate) fn record_gate_up_few(
+        &mut self,
+        rows: &Rows,
+        gate: &Weight,
+        up: &Weight,
+        clamp: f32,
+        x: &Buffer,
+        routes: Option<&Routes<Buffer>>,
+        hidden: &Buffer,
+        quantised: bool,
+    ) -> bool {
+        let integer = self.is_integer(gate);
+        if gate.stored != up.stored
+            || integer != self.is_integer(up)
+            || !self.takes(gate, x)
+            || (quantised && !gate.n_out.is_multiple_of(32))
+            || (routes.is_none() && gate.parts.len() > 1)
+        {
+            return false;
+        }
+        let k = routes.map_or(1, |routes| routes.experts.width());
+        let x_codes = self.codes(x);
+        let hidden_codes = self.codes(hidden);
+        let unit = gate.stored.unit(integer);
+        // The experts of a row are workgroups enough.
+        let wide = routes.is_none() && self.wide(rows.n());
+        let what = Specialisation::of("gate_up_few")
+            .integer(integer)
+            .decoding("gate", gate.stored)
+            .decoding("up", up.stored)
+            .with("WG", if wide { 1024usize } else { 256 })
+            .with("PER", if wide { 1usize } else { 2 })
+            .with("ROUTED", routes.is_some())
+            .with("QUANTISED", quantised);
+        let what = self.steps(what, gate.n_in, unit);
+        let x_bound = if integer {
+            x_codes.codes.whole()
+        } else {
+            x.bind()
+        };
+        let (experts, weights) = match routes {
+            Some(routes) => (routes.experts.bind(), routes.weights.bind()),
+            None => (x_codes.scales.whole(), x_codes.scales.whole()),
+        };
+        for (gate_part, up_part) in gate.parts.iter().zip(&up.parts) {
+            self.record(
+                &what,
+                &[
+                    (0, rows.bind()),
+                    (1, gate_part.q()),
+                    (2, gate_part.s()),
+                    (3, up_part.q()),
+                    (4, up_part.s()),
+                    (5, x_bound),
+                    (6, x_codes.scales.whole()),
+                    (7, experts),
+                    (8, weights),
+                    (9, hidden.bind()),
+                    (10, hidden_codes.codes.whole()),
+                    (11, hidden_codes.scales.whole()),
+                ],
+                &[
+                    rows.n(),
+                    gate.n_in as u32,
+                    gate.n_out as u32,
+                    k as u32,
+                    gate_part.lo as u32,
+                    gate_part.hi as u32,
+                    clamp.to_bits(),
+                    gate.strides.0,
+                    gate.strides.1,
+                    up.strides.0,
+                    up.strides.1,
+                ],
+                [gate.n_out.div_ceil(32) as u32, rows.n() * k as u32, 1],
+            );
+        }
+        true
+    }
+
+    /// The experts' output; with `adds`, on top of what is there. The codes of `hidden` are there.
+    pub(crate) fn record_experts_down_few(
+        &mut self,
+        rows: &Rows,
+        down: &Weight,
+        hidden: &Buffer,
+        routes: &Routes<Buffer>,
+        out: &Buffer,
+        adds: bool,
+    ) -> bool {
+        let integer = self.is_integer(down);
+        if !self.takes(down, hidden) {
+            return false;
+        }
+        let codes = self.codes(hidden);
+        let unit = down.stored.unit(integer);
+        let what = Specialisation::of("experts_down_few")
+            .integer(integer)
+            .decoding("w", down.stored)
+            .with("WG", 256usize)
+            .with("PER", 1usize)
+            .with("WG_ROWS", 8usize)
+            .with("K_USED", routes.experts.width());
+        let what = self.steps(what, down.n_in, unit);
+        let x_bound = if integer {
+            codes.codes.whole()
+        } else {
+            hidden.bind()
+        };
+        for (i, part) in down.parts.iter().enumerate() {
+            self.record(
+                &what,
+                &[
+                    (0, rows.bind()),
+                    (1, part.q()),
+                    (2, part.s()),
+                    (3, x_bound),
+                    (4, codes.scales.whole()),
+                    (5, routes.experts.bind()),
+                    (6, out.bind()),
+                ],
+                &[
+                    rows.n(),
+                    down.n_in as u32,
+                    down.n_out as u32,
+                    part.lo as u32,
+                    part.hi as u32,
+                    u32::from(i == 0 && !adds),
+                    down.strides.0,
+                    down.strides.1,
+                ],
+                [down.n_out.div_ceil(8) as u32, rows.n(), 1],
+            );
+        }
+        true
+    }
+
+    /// Whether the kernels of a turn take these streams.
+    fn turns(&self, rows: &Rows, hc: &HyperConnection<Weight>) -> bool {
+        let g = &self.geometry;
+        self.gpu.capabilities.subgroup.is_some()
+            && rows.n() as usize <= self.turn_rows
+            && g.n_hc == 4
+            && g.n_embd.is_multiple_of(32)
+            && hc.fn_.stored == crate::weight::Stored::F16
+            && hc.fn_.parts.len() == 1
+    }
+
+    /// `hc_post` when there is a `y`, then `hc_pre_norm`. The codes of `x` are there afterwards, in
+    /// a step of few rows. Whether it was done.
+    pub(crate) fn record_turn(
+        &mut self,
+        rows: &Rows,
+        y: Option<&Buffer>,
+        streams: &Buffer,
+        entry: Entry<'_, Weight>,
+        gates: &Buffer,
+        x: &Buffer,
+    ) -> bool {
+        let hc = entry.hc;
+        if !self.turns(rows, hc) {
+            return false;
+        }
+        let few = self.is_few(rows);
+        let g = self.geometry.clone();
+        let n_parts = g.n_embd.div_ceil(64) as u32;
+        let part = &hc.fn_.parts[0];
+        let sums = Arc::clone(&self.turn_sums);
+        self.record(
+            &Specialisation::of("turn_a").with("POST", y.is_some()),
+            &[
+                (0, rows.bind()),
+                (1, y.unwrap_or(x).bind()),
+                (2, gates.bind()),
+                (3, part.q()),
+                (4, streams.bind()),
+                (5, sums.whole()),
+            ],
+            &[rows.n(), g.n_embd as u32, n_parts, hc.fn_.strides.0],
+            [n_parts, rows.n(), 1],
+        );
+        let codes = self.codes(x);
+        let numbers = [
+            rows.n(),
+            g.n_embd as u32,
+            n_parts,
+            g.rms_eps.to_bits(),
+            g.hc_eps.to_bits(),
+        ];
+        self.record(
+            &Specialisation::of("turn_b").with("QUANTISED", few),
+            &[
+                (0, rows.bind()),
+                (1, sums.whole()),
+                (2, hc.base.elements()),
+                (3, hc.scale.elements()),
+                (4, entry.norm.elements()),
+                (5, streams.bind()),
+                (6, x.bind()),
+                (7, codes.codes.whole()),
+                (8, codes.scales.whole()),
+            ],
+            &numbers,
+            [g.n_embd.div_ceil(128) as u32, rows.n(), 1],
+        );
+        let mut numbers = numbers.to_vec();
+        numbers.push(g.n_sinkhorn as u32);
+        // The gates are wanted at the next turn: beside the products of `x`.
+        self.recording.dispatch_late(
+            &self.gpu,
+            &mut self.bind_groups,
+            &Specialisation::of("turn_gates"),
+            &[
+                (0, rows.bind()),
+                (1, sums.whole()),
+                (2, hc.base.elements()),
+                (3, hc.scale.elements()),
+                (4, gates.bind()),
+            ],
+            &numbers,
+            [rows.n(), 1, 1],
+        );
+        true
+    }
+
+    pub(crate) fn record_q_norm_rope(&mut self, rows: &Rows, table: RopeTable, q: &Buffer) {
+        let g = &self.geometry;
+        let words = [
+            rows.n(),
+            g.head_dim as u32,
+            g.n_heads as u32,
+            (g.rope_dim / 2) as u32,
+            table as u32,
+            g.rms_eps.to_bits(),
+        ];
+        let n_heads = g.n_heads as u32;
+        self.record(
+            &Specialisation::of("q_norm_rope"),
+            &[(0, rows.bind()), (1, q.bind())],
+            &words,
+            [n_heads, rows.n(), 1],
+        );
+    }
+
+    pub(crate) fn record_iq_rope_round(&mut self, rows: &Rows, table: RopeTable, iq: &Buffer) {
+        let g = &self.geometry;
+        let words = [
+            rows.n(),
+            g.n_index_heads as u32,
+            (g.rope_dim / 2) as u32,
+            table as u32,
+            (g.index_dim as f32).powf(-0.5).to_bits(),
+        ];
+        let (dim, n_heads) = (g.index_dim, g.n_index_heads as u32);
+        self.record(
+            &Specialisation::of("iq_rope_round").with("INDEX_DIM", dim),
+            &[(0, rows.bind()), (1, iq.bind())],
+            &words,
+            [n_heads, rows.n(), 1],
+        );
+    }
+
+    /// Window rows; with a ring they are stored too.
+    pub(crate) fn record_kv_norm_rope(
+        &mut self,
+        rows: &Rows,
+        norm: &Weight,
+        table: RopeTable,
+        rounded: bool,
+        kv: &Buffer,
+        ring: Option<&Buffer>,
+    ) {
+        let g = &self.geometry;
+        let what = Specialisation::of("kv_norm_rope")
+            .with("ROW_DIM", g.head_dim)
+            .with("ROUNDING", usize::from(rounded))
+            .with("STORED", ring.is_some())
+            .with("BF16", ring.is_some_and(Buffer::is_bf16));
+        let words = [
+            rows.n(),
+            (g.rope_dim / 2) as u32,
+            table as u32,
+            g.rms_eps.to_bits(),
+            0,
+            ring.map_or(1, |ring| ring.shape.n_rows as u32),
+        ];
+        let unused = Arc::clone(&self.turn_sums);
+        self.record(
+            &what,
+            &[
+                (0, rows.bind()),
+                (1, norm.elements()),
+                (2, kv.bind()),
+                (3, ring.map_or(unused.whole(), Buffer::bind)),
+            ],
+            &words,
+            [rows.n(), 1, 1],
+        );
+    }
+
+    /// The compressor of a step so short that its rows overwrite none that they pool. Whether it
+    /// was done.
+    pub(crate) fn record_compress(
+        &mut self,
+        rows: &Rows,
+        c: &Compress<'_, Buffer, Weight>,
+    ) -> bool {
+        let kind = c.compressor.kind;
+        let n_ring = c.frontier.shape.n_rows;
+        if rows.n() as usize > n_ring.saturating_sub(kind.n_pooled()) {
+            return false;
+        }
+        let g = &self.geometry;
+        let ratio = kind.ratio().expect("a compressed layer");
+        let row_dim = c.compressor.row_dim;
+        let rounding = match (c.rounded, c.compressor.index) {
+            (false, _) => 0usize,
+            (true, false) => 1,
+            (true, true) => 2,
+        };
+        let what = Specialisation::of("compress")
+            .with("ROW_DIM", row_dim)
+            .with("ROUNDING", rounding)
+            .with("BF16", c.cache.is_bf16());
+        let words = [
+            rows.n(),
+            (g.rope_dim / 2) as u32,
+            RopeTable::start_of(ratio) as u32,
+            g.rms_eps.to_bits(),
+            (row_dim as f32).powf(-0.5).to_bits(),
+            c.kv.width() as u32,
+            ratio as u32,
+            kind.n_pooled() as u32,
+            n_ring as u32,
+        ];
+        self.record(
+            &what,
+            &[
+                (0, rows.bind()),
+                (1, c.compressor.norm.elements()),
+                (2, c.compressor.ape.elements()),
+                (3, c.kv.bind()),
+                (4, c.gate.bind()),
+                (5, c.frontier.bind()),
+                (6, c.cache.bind()),
+            ],
+            &words,
+            [rows.n(), 1, 1],
+        );
+        true
+    }
+
+    /// The router's scores, choice and weights from its products.
+    pub(crate) fn record_router(
+        &mut self,
+        rows: &Rows,
+        router: &Router<Weight>,
+        products: &Buffer,
+        routes: &Routes<Buffer>,
+    ) {
+        let (hashed, choice) = match router {
+            Router::Hash(ids) => (true, ids),
+            Router::TopK(bias) => (false, bias),
+        };
+        let words = [
+            rows.n(),
+            routes.experts.width() as u32,
+            self.geometry.expert_scale.to_bits(),
+        ];
+        self.record(
+            &Specialisation::of("route")
+                .with("N_EXPERTS", products.width())
+                .with("HASHED", hashed),
+            &[
+                (0, rows.bind()),
+                (1, choice.elements()),
+                (2, products.bind()),
+                (3, routes.experts.bind()),
+                (4, routes.weights.bind()),
+            ],
+            &words,
+            [rows.n(), 1, 1],
+        );
+    }
+}

@@ -1,0 +1,25 @@
+//! The wgpu backend: Metal on macOS, Vulkan on Linux and Windows.
+//!
+//! [`WgpuBackend`] implements [`ds4_model::Backend`] with WGSL kernels, `kernels/<op>.wgsl`, under
+//! the names of the ops. [`Gpu`] is an open device; it compiles each kernel once for each
+//! [`Specialisation`]. Ops are recorded as a list of dispatches and encoded as one compute pass.
+
+mod adapter;
+mod attend;
+mod backend;
+mod few;
+mod kernels;
+mod many;
+mod memory;
+mod ops;
+mod random;
+mod record;
+mod self_check;
+mod sublayers;
+mod weight;
+
+pub use adapter::{Capabilities, Gpu, WgpuError, WgpuOptions};
+pub use backend::{Rows, WgpuBackend};
+pub use kernels::{Constant, Specialisation, kernel_names};
+pub use memory::Buffer;
+pub use weight::{Stored, Weight};

@@ -1,0 +1,344 @@
+//! Steps of many rows: the host side of the kernels that prefill runs, in tiles of rows.
+
+use std::sync::Arc;
+
+use ds4_model::Routes;
+
+use crate::backend::{Rows, WgpuBackend};
+use crate::kernels::Specialisation;
+use crate::memory::{Allocation, Buffer};
+use crate::weight::Weight;
+
+/// Pairs of one expert in a tile.
+const PAIR_TILE: usize = 64;
+
+/// What a step of many rows needs beside the session's buffers.
+#[derive(Clone, Debug)]
+pub(crate) struct ManyWorkspace {
+    /// Rows it is made for.
+    pub(crate) n_rows: usize,
+    order: Arc<Allocation>,
+    tiles: Arc<Allocation>,
+    /// Outputs of experts by pair, f32 `[n_rows * n_experts_used, n_embd]`.
+    pairs: Arc<Allocation>,
+}
+
+/// Bytes of the workspace of `n_rows` rows.
+pub(crate) fn workspace_bytes(g: &ds4_model::Geometry, n_rows: usize) -> u64 {
+    let n_pairs = n_rows * g.n_experts_used;
+    let tiles = 1 + 3 * (n_pairs / PAIR_TILE + g.n_experts);
+    (4 * (n_pairs + tiles + n_pairs * g.n_embd)) as u64
+}
+
+impl ManyWorkspace {
+    pub(crate) fn new(
+        gpu: &crate::adapter::Gpu,
+        g: &ds4_model::Geometry,
+        n_rows: usize,
+    ) -> Result<ManyWorkspace, ds4_model::BackendError> {
+        let n_pairs = n_rows * g.n_experts_used;
+        let tiles = 1 + 3 * (n_pairs / PAIR_TILE + g.n_experts);
+        let make = |what: &str, n: usize| Allocation::new(gpu, what, 4 * n as u64).map(Arc::new);
+        Ok(ManyWorkspace {
+            n_rows,
+            order: make("order of pairs", n_pairs)?,
+            tiles: make("tiles of pairs", tiles)?,
+            pairs: make("outputs of pairs", n_pairs * g.n_embd)?,
+        })
+    }
+}
+
+/// One product of many rows.
+struct Gemm<'a> {
+    mode: usize,
+    a: &'a Weight,
+    b: &'a Weight,
+    group_out: usize,
+    x: &'a Buffer,
+    limit: f32,
+    k: usize,
+}
+
+impl WgpuBackend {
+    /// The size of cooperative matrices for products with this weight; 0 for f32.
+    fn matrix_size(&self, weight: &Weight) -> usize {
+        let c = &self.gpu.capabilities;
+        let fits = !weight.precise
+            && weight.n_in.is_multiple_of(32)
+            && c.f16
+            && c.subgroup == Some((32, 32));
+        match (fits, c.cooperative_16, c.cooperative_8) {
+            (true, true, _) => 16,
+            (true, false, true) => 8,
+            _ => 0,
+        }
+    }
+
+    fn gemm(&self, g: &Gemm<'_>, matrix: usize, columns: usize) -> Specialisation {
+        let (m_tiles, n_tiles) = match matrix {
+            0 => (0, 0),
+            size => (32 / size, columns / 2 / size),
+        };
+        Specialisation::of("gemm")
+            .decoding("a", g.a.stored)
+            .decoding("b", g.b.stored)
+            .with("MODE", g.mode)
+            .with("BN", columns)
+            .with("MATRIX", matrix)
+            .with("M_TILES", m_tiles)
+            .with("N_TILES", n_tiles)
+            .with("N_BLOCKS", columns / 32)
+    }
+
+    /// Whether tiles of the weight's rows do not cross its groups.
+    fn tiles_groups(&self, weight: &Weight, group_out: usize) -> bool {
+        let tile = if self.matrix_size(weight) > 0 {
+            128
+        } else {
+            64
+        };
+        group_out == weight.n_out || (group_out.is_multiple_of(tile) && weight.parts.len() == 1)
+    }
+
+    /// `out = W x`. Whether it was done.
+    pub(crate) fn record_gemm(
+        &mut self,
+        rows: &Rows,
+        weight: &Weight,
+        group_out: usize,
+        x: &Buffer,
+        out: &Buffer,
+    ) -> bool {
+        if self.plain
+            || !weight.n_in.is_multiple_of(8)
+            || !x.width().is_multiple_of(4)
+            || !self.tiles_groups(weight, group_out)
+        {
+            return false;
+        }
+        let gemm = Gemm {
+            mode: 0,
+            a: weight,
+            b: weight,
+            group_out,
+            x,
+            limit: 0.0,
+            k: 1,
+        };
+        self.record_dense(rows, &gemm, out);
+        true
+    }
+
+    /// The shared expert's hidden layer. Whether it was done.
+    pub(crate) fn record_gate_up_dense(
+        &mut self,
+        rows: &Rows,
+        gate: &Weight,
+        up: &Weight,
+        limit: f32,
+        x: &Buffer,
+        hidden: &Buffer,
+    ) -> bool {
+        let fits = !self.plain
+            && gate.n_in.is_multiple_of(8)
+            && x.width().is_multiple_of(4)
+            && gate.parts.len() == 1
+            && up.parts.len() == 1;
+        if fits {
+            let gemm = Gemm {
+                mode: 3,
+                a: gate,
+                b: up,
+                group_out: gate.n_out,
+                x,
+                limit,
+                k: 1,
+            };
+            self.record_dense(rows, &gemm, hidden);
+        }
+        fits
+    }
+
+    fn record_dense(&mut self, rows: &Rows, gemm: &Gemm<'_>, out: &Buffer) {
+        let matrix = self.matrix_size(gemm.a).min(self.matrix_size(gemm.b));
+        // The f32 form has a fixed tile.
+        let columns = if matrix > 0 { 128 } else { 64 };
+        let what = self.gemm(gemm, matrix, columns);
+        let tile = if matrix > 0 { 128 } else { 64 };
+        let tile = if gemm.mode == 3 { tile / 2 } else { tile };
+        let (a, b) = (gemm.a, gemm.b);
+        for (a_part, b_part) in a.parts.iter().zip(&b.parts) {
+            let n_out = a_part.hi - a_part.lo;
+            self.record(
+                &what,
+                &[
+                    (0, rows.bind()),
+                    (1, a_part.q()),
+                    (2, a_part.s()),
+                    (3, b_part.q()),
+                    (4, b_part.s()),
+                    (5, gemm.x.bind()),
+                    (6, rows.bind()),
+                    (7, rows.bind()),
+                    (8, rows.bind()),
+                    (9, out.bind()),
+                ],
+                &[
+                    rows.n(),
+                    a.n_in as u32,
+                    n_out as u32,
+                    a_part.lo as u32,
+                    a_part.hi as u32,
+                    gemm.group_out as u32,
+                    gemm.x.width() as u32,
+                    out.width() as u32,
+                    1,
+                    gemm.limit.to_bits(),
+                    a.strides.0,
+                    a.strides.1,
+                    b.strides.0,
+                    b.strides.1,
+                ],
+                [
+                    n_out.div_ceil(tile) as u32,
+                    rows.n().div_ceil(columns as u32),
+                    1,
+                ],
+            );
+        }
+    }
+
+    /// Whether the routed experts of these rows go by tiles of pairs.
+    pub(crate) fn tiles_pairs(&self, rows: &Rows, weights: [&Weight; 3]) -> bool {
+        let ready = self.many.as_ref().map_or(0, |many| many.n_rows);
+        !self.plain
+            && rows.n() as usize <= ready
+            && self.geometry.n_experts <= 1024
+            && weights.iter().all(|w| w.n_in.is_multiple_of(8))
+    }
+
+    /// The tiles of pairs of a step, which its experts' products read.
+    pub(crate) fn record_sort_pairs(&mut self, rows: &Rows, routes: &Routes<Buffer>) {
+        let many = self.many.clone().expect("the workspace of many rows");
+        let k = routes.experts.width();
+        let n_experts = self.geometry.n_experts;
+        self.record(
+            &Specialisation::of("sort_pairs")
+                .with("N_EXPERTS", n_experts)
+                .with("TILE", PAIR_TILE),
+            &[
+                (0, rows.bind()),
+                (1, routes.experts.bind()),
+                (2, many.order.whole()),
+                (3, many.tiles.whole()),
+            ],
+            &[rows.n(), k as u32],
+            [1, 1, 1],
+        );
+    }
+
+    fn record_pairs(
+        &mut self,
+        rows: &Rows,
+        gemm: &Gemm<'_>,
+        routes: &Routes<Buffer>,
+        out: crate::kernels::Bound<'_>,
+        out_width: usize,
+    ) {
+        let many = self.many.clone().expect("the workspace of many rows");
+        let matrix = self.matrix_size(gemm.a).min(self.matrix_size(gemm.b));
+        let what = self.gemm(gemm, matrix, PAIR_TILE);
+        let tile = if matrix > 0 { 128 } else { 64 };
+        let tile = if gemm.mode == 1 { tile / 2 } else { tile };
+        let n_pairs = rows.n() as usize * gemm.k;
+        let n_tiles = n_pairs / PAIR_TILE + self.geometry.n_experts.min(n_pairs);
+        let (a, b) = (gemm.a, gemm.b);
+        for (a_part, b_part) in a.parts.iter().zip(&b.parts) {
+            self.record(
+                &what,
+                &[
+                    (0, rows.bind()),
+                    (1, a_part.q()),
+                    (2, a_part.s()),
+                    (3, b_part.q()),
+                    (4, b_part.s()),
+                    (5, gemm.x.bind()),
+                    (6, many.order.whole()),
+                    (7, many.tiles.whole()),
+                    (8, routes.weights.bind()),
+                    (9, out),
+                ],
+                &[
+                    rows.n(),
+                    a.n_in as u32,
+                    a.n_out as u32,
+                    a_part.lo as u32,
+                    a_part.hi as u32,
+                    a.n_out as u32,
+                    a.n_in as u32,
+                    out_width as u32,
+                    gemm.k as u32,
+                    gemm.limit.to_bits(),
+                    a.strides.0,
+                    a.strides.1,
+                    b.strides.0,
+                    b.strides.1,
+                ],
+                [a.n_out.div_ceil(tile) as u32, n_tiles as u32, 1],
+            );
+        }
+    }
+
+    /// The hidden layer of the routed experts, after `record_sort_pairs`.
+    pub(crate) fn record_gate_up_pairs(
+        &mut self,
+        rows: &Rows,
+        gate: &Weight,
+        up: &Weight,
+        limit: f32,
+        x: &Buffer,
+        routes: &Routes<Buffer>,
+        hidden: &Buffer,
+    ) {
+        let gemm = Gemm {
+            mode: 1,
+            a: gate,
+            b: up,
+            group_out: gate.n_out,
+            x,
+            limit,
+            k: routes.experts.width(),
+        };
+        self.record_pairs(rows, &gemm, routes, hidden.bind(), gate.n_out);
+    }
+
+    /// The output of the routed experts, after `record_sort_pairs`.
+    pub(crate) fn record_down_pairs(
+        &mut self,
+        rows: &Rows,
+        down: &Weight,
+        hidden: &Buffer,
+        routes: &Routes<Buffer>,
+        out: &Buffer,
+    ) {
+        let many = self.many.clone().expect("the workspace of many rows");
+        let k = routes.experts.width();
+        let gemm = Gemm {
+            mode: 2,
+            a: down,
+            b: down,
+            group_out: down.n_out,
+            x: hidden,
+            limit: 0.0,
+            k,
+        };
+        self.record_pairs(rows, &gemm, routes, many.pairs.whole(), down.n_out);
+        let width = out.width();
+        self.record(
+            &Specialisation::of("add_pairs"),
+            &[(0, rows.bind()), (1, many.pairs.whole()), (2, out.bind())],
+            &[rows.n(), width as u32, k as u32],
+            [width.div_ceil(64) as u32, rows.n(), 1],
+        );
+    }
+}

@@ -1,0 +1,141 @@
+//! What a device gets wrong is not used: when it is opened, every form of a product that its
+//! features allow is compared with the form that any adapter runs, and a form that differs is turned
+//! off and named.
+
+use std::sync::Arc;
+
+use ds4_formats::GgmlType;
+use ds4_model::{
+    Backend, BackendError, Component, ElementType, Geometry, Place, Requirement, RopeFrequencies,
+    RowsImage, SegmentPlace, Shape, Split, Visibility, WeightRole,
+};
+
+use crate::adapter::{Capabilities, Gpu};
+use crate::backend::WgpuBackend;
+
+/// Relative error that is no fault: products of 8-bit codes are off by 2 %.
+const TOLERANCE: f32 = 0.06;
+
+/// Width of the checked products.
+const N_IN: usize = 512;
+/// Results of them: more than a workgroup's, and no multiple of it.
+const N_OUT: usize = 200;
+
+/// The types of the published files, one for each way a product is computed.
+const TYPES: [GgmlType; 4] = [
+    GgmlType::F16,
+    GgmlType::Q8_0,
+    GgmlType::Q2_K,
+    GgmlType::IQ2_XXS,
+];
+
+/// Turns off what this device gets wrong; what that was, by name.
+pub(crate) fn turn_off_what_fails(gpu: &mut Arc<Gpu>) -> Vec<String> {
+    let mut off = Vec::new();
+    // A form is checked again after what it stands on was turned off.
+    for _ in 0..3 {
+        let Some((name, turn_off)) = TYPES.iter().find_map(|ty| fault(gpu, *ty)) else {
+            break;
+        };
+        off.push(name);
+        match Arc::get_mut(gpu) {
+            Some(gpu) => turn_off(&mut gpu.capabilities),
+            None => break,
+        }
+    }
+    off
+}
+
+type TurnOff = fn(&mut Capabilities);
+
+/// The first form of a product with this type that is wrong, and what turns it off.
+fn fault(gpu: &Arc<Gpu>, ty: GgmlType) -> Option<(String, TurnOff)> {
+    for n_rows in [1, 40] {
+        let expected = product(gpu, true, ty, n_rows);
+        let found = product(gpu, false, ty, n_rows);
+        let right = match (&expected, &found) {
+            (Ok(expected), Ok(found)) => differ(found, expected) <= TOLERANCE,
+            // A device that cannot do the plain form says so when it is used.
+            (Err(_), _) => true,
+            (_, Err(_)) => false,
+        };
+        if right {
+            continue;
+        }
+        let c = &gpu.capabilities;
+        let turn_off: (&str, TurnOff) = if n_rows > 1 {
+            ("matrices", |c| {
+                c.cooperative_16 = false;
+                c.cooperative_8 = false;
+            })
+        } else if c.integer_dot && ty != GgmlType::F16 {
+            ("8-bit integers", |c| c.integer_dot = false)
+        } else {
+            ("subgroups", |c| c.subgroup = None)
+        };
+        return Some((
+            format!(
+                "products of {} with {} rows on {}",
+                ty.name(),
+                n_rows,
+                turn_off.0
+            ),
+            turn_off.1,
+        ));
+    }
+    None
+}
+
+fn differ(found: &[f32], expected: &[f32]) -> f32 {
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+    let error = norm(&mut found.iter().zip(expected).map(|(f, e)| f - e));
+    let size = norm(&mut expected.iter().copied());
+    match error / size {
+        ratio if ratio.is_finite() => ratio,
+        _ => f32::INFINITY,
+    }
+}
+
+/// A product of random weights and fixed numbers, in the plain or the chosen form.
+fn product(
+    gpu: &Arc<Gpu>,
+    plain: bool,
+    ty: GgmlType,
+    n_rows: usize,
+) -> Result<Vec<f32>, BackendError> {
+    let geometry = Geometry::flash();
+    let mut backend = WgpuBackend::new(gpu, &geometry);
+    backend.plain = plain;
+    let need = Requirement {
+        name: "self-check".to_owned(),
+        ne: vec![N_IN as u64, N_OUT as u64],
+        role: WeightRole::Matrix,
+        component: Component::Attention,
+        layer: None,
+        split: Split::None,
+    };
+    let weight = backend.random_weight(&need, ty, 7)?;
+    let mut image = RowsImage::with_capacity(&geometry, n_rows, true);
+    let place = SegmentPlace {
+        slot: 0,
+        base: 0,
+        first_position: 0,
+        visibility: Visibility::Causal,
+    };
+    let tokens = vec![0; n_rows];
+    image.push_segment(&RopeFrequencies::new(&geometry), place, &tokens);
+    let mut rows = backend.rows(n_rows)?;
+    backend.write_rows(&mut rows, &image);
+    let mut x = backend.alloc(ElementType::F32, Shape::rows(n_rows, N_IN))?;
+    let mut out = backend.alloc(ElementType::F32, Shape::rows(n_rows, N_OUT))?;
+    let values: Vec<u8> = (0..n_rows * N_IN)
+        .flat_map(|i| ((i * 7919 % 1009) as f32 / 504.0 - 1.0).to_le_bytes())
+        .collect();
+    let at = Place { slot: 0, row: 0 };
+    backend.write(&mut x, at, &values)?;
+    backend.matmul(&rows, &weight, &x, &mut out);
+    let mut bytes = vec![0; 4 * n_rows * N_OUT];
+    backend.read(&out, at, &mut bytes)?;
+    let (words, _) = bytes.as_chunks::<4>();
+    Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+}

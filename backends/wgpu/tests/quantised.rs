@@ -1,0 +1,149 @@
+//! A network of the published types: 8-bit products, tiles and fused stages against the kernels that
+//! any adapter runs.
+
+use std::sync::Arc;
+
+use ds4_formats::GgmlType;
+use ds4_model::{
+    Batch, Component, Geometry, LayerKind, Network, Outputs, Requirement, Session, SessionShape,
+    WeightRole,
+};
+use ds4_wgpu::{Gpu, WgpuBackend, WgpuOptions};
+
+fn geometry() -> Geometry {
+    let layers = vec![
+        LayerKind::Sliding,
+        LayerKind::Csa,
+        LayerKind::Hca,
+        LayerKind::Csa,
+    ];
+    Geometry {
+        n_vocab: 300,
+        n_embd: 512,
+        n_heads: 8,
+        head_dim: 512,
+        q_rank: 256,
+        n_out_groups: 2,
+        out_rank: 128,
+        window: 32,
+        n_index_heads: 8,
+        index_dim: 128,
+        // No choice that a small error could turn: all experts, and all compressed rows.
+        index_top_k: 64,
+        n_experts: 6,
+        n_experts_used: 6,
+        expert_dim: 256,
+        n_hash_layers: 1,
+        expert_clamp: vec![10.0; layers.len()],
+        shared_clamp: vec![10.0; layers.len()],
+        max_context: 4096,
+        layers,
+        ..Geometry::flash()
+    }
+}
+
+fn type_of(need: &Requirement) -> GgmlType {
+    match (need.role, need.component) {
+        (WeightRole::Vector, _) => GgmlType::F32,
+        (WeightRole::Ids, _) => GgmlType::I32,
+        (WeightRole::Experts, _) if need.name.contains("down") => GgmlType::Q2_K,
+        (WeightRole::Experts, _) => GgmlType::IQ2_XXS,
+        (_, Component::Attention | Component::SharedExperts | Component::Output) => GgmlType::Q8_0,
+        _ => GgmlType::F16,
+    }
+}
+
+/// Logits of a prompt that is fed in `chunks`, on the adapter with these options.
+fn logits(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>)> {
+    let gpu = match Gpu::open(options) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            println!("skipped: {error}");
+            return None;
+        }
+    };
+    let geometry = geometry();
+    let mut backend = WgpuBackend::new(&gpu, &geometry);
+    let mut seed = 0;
+    let network = Network::build(&geometry, &mut |need| {
+        seed += 2;
+        backend.random_weight(&need, type_of(&need), seed)
+    })
+    .expect("room for a small network");
+    let shape = SessionShape::uniform(1, 256, 160);
+    let mut session = Session::open(&mut backend, shape).expect("room for a session");
+    let mut found = Vec::new();
+    let mut token = 0u32;
+    for n in chunks {
+        let tokens: Vec<u32> = (token..token + *n as u32).map(|i| i * 31 % 257).collect();
+        token += *n as u32;
+        let mut batch = Batch::new();
+        batch.push(0, &tokens, Outputs::All);
+        let outputs = session.step(&mut backend, &network, &batch);
+        found.extend_from_slice(outputs.expect("the tokens fit"));
+    }
+    Some((found, gpu))
+}
+
+/// Relative error of the norm, for each row.
+fn errors(found: &[f32], expected: &[f32], n_vocab: usize) -> Vec<f32> {
+    let norm = |values: &[f32]| values.iter().map(|x| x * x).sum::<f32>().sqrt();
+    found
+        .chunks(n_vocab)
+        .zip(expected.chunks(n_vocab))
+        .map(|(f, e)| {
+            let d: Vec<f32> = f.iter().zip(e).map(|(f, e)| f - e).collect();
+            norm(&d) / norm(e)
+        })
+        .collect()
+}
+
+#[test]
+fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
+    let plain = WgpuOptions {
+        allow_processor: true,
+        plain: true,
+        checked: true,
+        ..WgpuOptions::default()
+    };
+    let fast = WgpuOptions {
+        plain: false,
+        ..plain.clone()
+    };
+    let chunks = [20, 3, 1, 1, 8, 97, 2, 1];
+    let Some((expected, gpu)) = logits(&plain, &chunks) else {
+        return;
+    };
+    println!("{}", gpu.capabilities());
+    let (found, gpu) = logits(&fast, &chunks).expect("the same adapter");
+    println!("{}", gpu.capabilities());
+    assert!(expected.iter().all(|x| x.is_finite()));
+    let errors = errors(&found, &expected, geometry().n_vocab);
+    let most = errors.iter().copied().fold(0.0, f32::max);
+    println!("relative errors of the rows: {errors:.3?}");
+    // Measured with 8-bit activations: 0.042 on lavapipe.
+    assert!(most <= 0.08, "relative error {most}");
+}
+
+/// The same in a process whose software adapter has subgroups of another size; other adapters keep
+/// theirs.
+fn at_subgroups_of(vector_bits: &str) {
+    let program = std::env::current_exe().expect("this program");
+    let test = "fast_kernels_follow_the_plain_ones_through_a_quantised_network";
+    let status = std::process::Command::new(program)
+        .args([test, "--exact", "--nocapture"])
+        .env("LP_NATIVE_VECTOR_WIDTH", vector_bits)
+        .status()
+        .expect("it runs");
+    assert!(status.success(), "with vectors of {vector_bits} bits");
+}
+
+#[test]
+fn they_do_so_with_subgroups_of_4() {
+    at_subgroups_of("128");
+}
+
+#[test]
+fn they_do_so_with_subgroups_of_16() {
+    at_subgroups_of("512");
+}
