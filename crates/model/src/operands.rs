@@ -154,7 +154,7 @@ pub struct Limits {
     /// Most bytes that the indexer's scores of one step take; more rows are scored in
     /// turns. One row is scored whatever it takes.
     pub score_bytes: usize,
-    /// Whether [`RowsImage`]s carry rotary angles.
+    /// Whether [`RowsImage`](crate::RowsImage)s carry rotary angles.
     pub host_angles: bool,
 }
 
@@ -222,7 +222,7 @@ pub struct WritePart<'a, Buffer> {
 /// Candidates of an output row; fewer when the vocabulary is smaller.
 pub const N_CANDIDATES: usize = 256;
 
-/// What [`Backend::choose`] finds in a row of logits.
+/// What [`Backend::choose`](crate::Backend::choose) finds in a row of logits.
 #[derive(Debug)]
 pub struct Choice<Buffer> {
     /// Ids of the largest logits, u32 `[n_outputs, min(N_CANDIDATES, n_vocab)]`.
@@ -250,7 +250,7 @@ impl<Weight> Clone for Entry<'_, Weight> {
 
 impl<Weight> Copy for Entry<'_, Weight> {}
 
-/// Operands of [`Backend::turn`].
+/// Operands of [`Backend::turn`](crate::Backend::turn).
 #[derive(Debug)]
 pub struct Turn<'a, Buffer, Weight> {
     /// Output of the sublayer that ends, f32 `[n_rows, n_embd]`.
@@ -265,7 +265,7 @@ pub struct Turn<'a, Buffer, Weight> {
     pub x: &'a mut Buffer,
 }
 
-/// Inputs of [`Backend::pool`].
+/// Inputs of [`Backend::pool`](crate::Backend::pool).
 #[derive(Debug)]
 pub struct Pool<'a, Buffer> {
     /// Kind of the layer.
@@ -274,11 +274,11 @@ pub struct Pool<'a, Buffer> {
     pub kv: &'a Buffer,
     /// Gates with their position bias, f32 `[n_rows, compressor_dim]`.
     pub gate: &'a Buffer,
-    /// Older tokens; see [`Backend::store_frontier`].
+    /// Older tokens; see [`Backend::store_frontier`](crate::Backend::store_frontier).
     pub frontier: &'a Buffer,
 }
 
-/// Operands of [`Backend::compress`].
+/// Operands of [`Backend::compress`](crate::Backend::compress).
 #[derive(Debug)]
 pub struct Compress<'a, Buffer, Weight> {
     /// The compressor.
@@ -307,7 +307,7 @@ pub struct ScoreTile {
     pub stride: usize,
 }
 
-/// Inputs of [`Backend::index_scores`].
+/// Inputs of [`Backend::index_scores`](crate::Backend::index_scores).
 #[derive(Debug)]
 pub struct IndexScores<'a, Buffer> {
     /// The rows.
@@ -320,7 +320,7 @@ pub struct IndexScores<'a, Buffer> {
     pub cache: &'a Buffer,
 }
 
-/// Operands of [`Backend::index_select`].
+/// Operands of [`Backend::index_select`](crate::Backend::index_select).
 #[derive(Debug)]
 pub struct IndexSelect<'a, Buffer> {
     /// Rows of the step.
@@ -341,7 +341,7 @@ pub struct IndexSelect<'a, Buffer> {
     pub selected: &'a mut Buffer,
 }
 
-/// Inputs of [`Backend::attend`].
+/// Inputs of [`Backend::attend`](crate::Backend::attend).
 #[derive(Debug)]
 pub struct Attend<'a, Buffer, Weight> {
     /// Queries, f32 `[n_rows, n_heads * head_dim]`.
@@ -356,7 +356,7 @@ pub struct Attend<'a, Buffer, Weight> {
     pub sinks: &'a Weight,
 }
 
-/// Inputs of [`Backend::experts_gate_up`].
+/// Inputs of [`Backend::experts_gate_up`](crate::Backend::experts_gate_up).
 #[derive(Debug)]
 pub struct ExpertsGateUp<'a, Buffer, Weight> {
     /// `[n_experts, expert_dim, n_embd]`.
@@ -371,7 +371,7 @@ pub struct ExpertsGateUp<'a, Buffer, Weight> {
     pub routes: &'a Routes<Buffer>,
 }
 
-/// Inputs of [`Backend::gate_up`].
+/// Inputs of [`Backend::gate_up`](crate::Backend::gate_up).
 #[derive(Debug)]
 pub struct GateUp<'a, Buffer, Weight> {
     /// `[expert_dim, n_embd]`.
@@ -384,7 +384,7 @@ pub struct GateUp<'a, Buffer, Weight> {
     pub x: &'a Buffer,
 }
 
-/// Operands of [`Backend::attention`]: from `scratch.x` to `scratch.y`.
+/// Operands of [`Backend::attention`](crate::Backend::attention): from `scratch.x` to `scratch.y`.
 #[derive(Debug)]
 pub struct AttentionSublayer<'a, Buffer, Weight> {
     /// The layer.
@@ -397,7 +397,7 @@ pub struct AttentionSublayer<'a, Buffer, Weight> {
     pub step: &'a StepShape,
 }
 
-/// Operands of [`Backend::experts`]: from `scratch.x` to `scratch.y`.
+/// Operands of [`Backend::experts`](crate::Backend::experts): from `scratch.x` to `scratch.y`.
 #[derive(Debug)]
 pub struct ExpertsSublayer<'a, Buffer, Weight> {
     /// The layer.
