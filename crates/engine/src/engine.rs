@@ -266,6 +266,7 @@ fn on_the_best(
             }
             Err(error) => Some(error),
         },
+        Err(OpenError::NoDevice(error)) if error.is_absent() && !may_have_gpu() => None,
         Err(OpenError::NoDevice(error)) if error.is_absent() => {
             match on_any_gpu(geometry, gguf, options, progress) {
                 Ok(opened) => return Ok(opened),
@@ -280,6 +281,21 @@ fn on_the_best(
         progress(LoadProgress::Chosen { what });
     }
     on_cpu(geometry, gguf, options, progress)
+}
+
+/// Whether it is worth asking for a GPU: drivers that find none can be slow to say so, and
+/// talk on standard error meanwhile. Linux shows one as a file.
+fn may_have_gpu() -> bool {
+    if !cfg!(target_os = "linux") {
+        return true;
+    }
+    let nodes = std::fs::read_dir("/dev/dri")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut names = nodes.map(|node| node.file_name());
+    names.any(|name| name.to_string_lossy().starts_with("renderD"))
+        || Path::new("/dev/nvidia0").exists()
 }
 
 /// On a GPU through wgpu, if there is one and the model fits it.
