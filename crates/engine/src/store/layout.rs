@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use ds4_model::geometry::CSA_RATIO;
-use ds4_model::{CacheRounding, ElementType, Geometry, LayerKind, RowKind};
+use ds4_model::{CacheRounding, Geometry, LayerKind, RowKind, SlotContents};
 
 use super::rows::{RowFormat, RowGrid};
 
@@ -13,13 +12,9 @@ pub const BLOCK_TOKENS: usize = 2048;
 /// The rows of a slot, by layer: what a state of so many tokens consists of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlotLayout {
-    layers: Vec<LayerKind>,
-    window: usize,
-    head_dim: usize,
+    contents: SlotContents,
     rope_dim: usize,
-    index_dim: usize,
     n_vocab: usize,
-    rounding: CacheRounding,
     block_tokens: usize,
 }
 
@@ -44,13 +39,9 @@ impl SlotLayout {
     /// The layout of a model's slots, in blocks of [`BLOCK_TOKENS`].
     pub fn new(geometry: &Geometry, rounding: CacheRounding) -> SlotLayout {
         SlotLayout {
-            layers: geometry.layers.clone(),
-            window: geometry.window,
-            head_dim: geometry.head_dim,
+            contents: SlotContents::new(geometry, rounding),
             rope_dim: geometry.rope_dim,
-            index_dim: geometry.index_dim,
             n_vocab: geometry.n_vocab,
-            rounding,
             block_tokens: BLOCK_TOKENS,
         }
     }
@@ -69,7 +60,7 @@ impl SlotLayout {
 
     /// Rounding of cache rows.
     pub fn rounding(&self) -> CacheRounding {
-        self.rounding
+        self.contents.rounding
     }
 
     /// Vocabulary entries.
@@ -78,7 +69,7 @@ impl SlotLayout {
     }
 
     pub(crate) fn n_layers(&self) -> usize {
-        self.layers.len()
+        self.contents.layers.len()
     }
 
     /// Tokens of block `index`.
@@ -88,56 +79,47 @@ impl SlotLayout {
 
     /// Rows of one layer in memory, as `Session` keeps them.
     fn format(&self, layer: LayerKind, kind: RowKind) -> RowFormat {
-        let cache = |width, grid| RowFormat {
-            element: self.rounding.element(),
-            width,
-            grid: match self.rounding {
-                CacheRounding::Official => grid,
-                CacheRounding::Off => RowGrid::None,
-            },
-        };
-        let projections = |row_dim| RowFormat {
-            element: ElementType::F32,
-            width: 2 * layer.compressor_dim(row_dim),
-            grid: RowGrid::None,
-        };
+        let (element, width) = self.contents.element_and_width(layer, kind);
         let rope_dim = self.rope_dim;
-        match kind {
-            RowKind::Window | RowKind::Compressed => {
-                cache(self.head_dim, RowGrid::Attention { rope_dim })
-            }
-            RowKind::Index => cache(self.index_dim, RowGrid::Index),
-            RowKind::Frontier => projections(self.head_dim),
-            RowKind::IndexFrontier => projections(self.index_dim),
+        let grid = match (self.contents.rounding, kind) {
+            (CacheRounding::Off, _) => RowGrid::None,
+            (_, RowKind::Window | RowKind::Compressed) => RowGrid::Attention { rope_dim },
+            (_, RowKind::Index) => RowGrid::Index,
+            (_, RowKind::Frontier | RowKind::IndexFrontier) => RowGrid::None,
+        };
+        RowFormat {
+            element,
+            width,
+            grid,
         }
     }
 
-    fn groups(&self, wanted: impl Fn(LayerKind) -> Vec<(RowKind, Range<usize>)>) -> Vec<Group> {
-        let mut groups = Vec::new();
-        for (layer, &kind) in self.layers.iter().enumerate() {
-            groups.extend(wanted(kind).into_iter().map(|(row, range)| Group {
+    /// Rows of every layer: those in rings, or the appended ones.
+    fn groups(
+        &self,
+        rings: bool,
+        range: impl Fn(LayerKind, RowKind) -> Range<usize>,
+    ) -> Vec<Group> {
+        let layers = self.contents.layers.iter().enumerate();
+        layers
+            .flat_map(|(layer, &of)| {
+                let kinds = RowKind::of(of).iter().map(move |kind| (layer, of, *kind));
+                kinds.filter(|(.., kind)| kind.is_ring() == rings)
+            })
+            .map(|(layer, of, kind)| Group {
                 layer,
-                kind: row,
-                format: self.format(kind, row),
-                range,
-            }));
-        }
-        groups
+                kind,
+                format: self.format(of, kind),
+                range: range(of, kind),
+            })
+            .collect()
     }
 
     /// The append-only rows that the tokens of a span complete, in file order.
     pub(crate) fn completed(&self, tokens: Range<usize>) -> Vec<Group> {
-        self.groups(|layer| {
+        self.groups(false, |layer, _| {
             let n = |len| Geometry::n_compressed(layer, len);
-            let range = n(tokens.start)..n(tokens.end);
-            match layer {
-                LayerKind::Sliding => vec![],
-                LayerKind::Hca => vec![(RowKind::Compressed, range)],
-                LayerKind::Csa => vec![
-                    (RowKind::Compressed, range.clone()),
-                    (RowKind::Index, range),
-                ],
-            }
+            n(tokens.start)..n(tokens.end)
         })
     }
 
@@ -145,22 +127,7 @@ impl SlotLayout {
     /// file order: the window, and the projections of unfinished groups. Rows
     /// of ratio 4 overlap, so theirs start a group earlier.
     pub(crate) fn frontier(&self, len: usize) -> Vec<Group> {
-        let window = len.saturating_sub(self.window)..len;
-        self.groups(|layer| {
-            let mut rows = vec![(RowKind::Window, window.clone())];
-            if let Some(ratio) = layer.ratio() {
-                let group = len / ratio * ratio;
-                match layer {
-                    LayerKind::Csa => {
-                        let start = group.saturating_sub(CSA_RATIO);
-                        rows.push((RowKind::Frontier, start..len));
-                        rows.push((RowKind::IndexFrontier, start..len));
-                    }
-                    _ => rows.push((RowKind::Frontier, group..len)),
-                }
-            }
-            rows
-        })
+        self.groups(true, |layer, kind| self.contents.needed(layer, kind, len))
     }
 
     /// Bytes of the frontier of a state of `len` tokens in memory.
