@@ -1,6 +1,7 @@
 //! The OpenAI Completions API: `/v1/completions`. Text in, text out: no turns, no reasoning that
 //! is told apart, no calls.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use ds4_text::{Effort, Message, Mode};
@@ -8,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::api::choices::{self, Chunks, Envelope, MAX_TOP_LOGPROBS, UsageReport};
 use crate::api::fields::{Fields, PathStyle};
+use crate::api::json::{Json, Kind};
 use crate::api::logprobs::{Logprobs, finite};
-use crate::api::{CompletionsPrompt, Frame, Ping, RequestContext, wishes};
+use crate::api::{CompletionsPrompt, Document, Frame, Ping, RequestContext, wishes};
 use crate::generation::{
     Endpoint, Failure, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking,
     TokenLogprob, ToolChoice,
@@ -59,16 +61,20 @@ pub struct ReplyShape {
 ///
 /// # Errors
 /// A member of another shape, or a wish that is not granted; members we do not know are ignored.
-pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+pub fn parse<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+) -> Result<Parsed, Failure> {
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
     choices::refuse_more_choices(&fields)?;
     let (prompt, echo) = prompt(&fields, context)?;
-    let n_top_logprobs = match fields.get("logprobs") {
-        Some(Value::Bool(false)) => None,
-        Some(Value::Bool(true)) => Some(0),
-        _ => fields.count("logprobs")?,
+    let n_top_logprobs = match fields.get("logprobs").and_then(Json::as_bool) {
+        Some(false) => None,
+        Some(true) => Some(0),
+        None => fields.count("logprobs")?,
     };
     if n_top_logprobs.is_some_and(|n| n > MAX_TOP_LOGPROBS) {
         return Err(fields.mismatch("logprobs", "an integer from 0 to 20"));
@@ -150,51 +156,66 @@ fn prompt(fields: &Fields, context: &RequestContext) -> Result<(PromptSource, St
             return Err(fields.unsupported("suffix", why));
         }
         None if is_chat => {
-            PromptSource::Messages(vec![Message::system(CHAT_SYSTEM_TEXT), Message::user(text)])
+            let said = Message::user(&*text);
+            PromptSource::Messages(vec![Message::system(CHAT_SYSTEM_TEXT), said])
         }
         Some(suffix) => PromptSource::Text(format!("{FIM_BEGIN}{text}{FIM_HOLE}{suffix}{FIM_END}")),
-        None => PromptSource::Text(text.to_owned()),
+        None => PromptSource::Text(text.clone().into_owned()),
     };
     if !is_chat && !fields.flag("add_bos", true)? {
         let why = "prompts of text begin with the begin-of-sentence token; send token ids to leave it out";
         return Err(fields.unsupported("add_bos", why));
     }
-    Ok((source, text.to_owned()))
+    Ok((source, text.into_owned()))
 }
 
 enum OnePrompt<'a> {
-    Text(&'a str),
+    Text(Cow<'a, str>),
     Tokens(Vec<u32>),
 }
 
 /// The one prompt of a request: a string, token ids, or a list of one of these.
 fn one_prompt<'a>(fields: &Fields<'a>) -> Result<OnePrompt<'a>, Failure> {
     let expected = "a string or an array of token ids";
-    let lone = match fields.get("prompt") {
-        Some(Value::Array(items)) => match items.as_slice() {
-            [lone @ (Value::String(_) | Value::Array(_))] => lone,
-            [Value::String(_) | Value::Array(_), ..] => {
+    let mismatch = || fields.mismatch("prompt", expected);
+    let found = fields.get("prompt").ok_or_else(mismatch)?;
+    let (mut first, mut n_items) = (None, 0);
+    if found.kind() == Kind::Array {
+        found.each(|item| {
+            first.get_or_insert(item);
+            n_items += 1;
+            Ok(())
+        })?;
+    }
+    // A list of prompts, or of ids.
+    let found = match first {
+        Some(lone) if matches!(lone.kind(), Kind::Text | Kind::Array) => match n_items {
+            1 => lone,
+            _ => {
                 let why = "one prompt per request, expected a string or an array of token ids";
                 return Err(fields.unsupported("prompt", why));
             }
-            _ => return token_ids(items).ok_or_else(|| fields.mismatch("prompt", expected)),
         },
-        Some(other) => other,
-        None => return Err(fields.mismatch("prompt", expected)),
+        _ => found,
     };
-    let found = match lone {
-        Value::String(text) => Some(OnePrompt::Text(text)),
-        Value::Array(items) => token_ids(items),
+    let prompt = match found.kind() {
+        Kind::Text => found.as_text().map(OnePrompt::Text),
+        Kind::Array => token_ids(found)?.map(OnePrompt::Tokens),
         _ => None,
     };
-    found.ok_or_else(|| fields.mismatch("prompt", expected))
+    prompt.ok_or_else(mismatch)
 }
 
 /// `None` for what is no list of ids, or an empty one.
-fn token_ids<'a>(items: &[Value]) -> Option<OnePrompt<'a>> {
-    let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids: Option<Vec<u32>> = items.iter().map(id).collect();
-    ids.filter(|ids| !ids.is_empty()).map(OnePrompt::Tokens)
+fn token_ids(list: Json<'_>) -> Result<Option<Vec<u32>>, Failure> {
+    let (mut ids, mut all) = (Vec::new(), true);
+    list.each(|item| {
+        let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+        all &= id.is_some();
+        ids.extend(id);
+        Ok(())
+    })?;
+    Ok((all && !ids.is_empty()).then_some(ids))
 }
 
 /// The body of a reply that is not streamed.

@@ -484,7 +484,7 @@ pub(super) async fn control(call: Call, body: Body) -> Response {
     let answer = async {
         let ready = server.ready()?;
         let body = server.bodies.json(body).await?;
-        let id = body.read(utility::parse_control)?;
+        let id = body.read(|body| utility::parse_control(body))?;
         if ready.worker.end_reasoning(&id) {
             Ok(json_response(&json!({"id": id, "success": true})))
         } else {

@@ -47,7 +47,7 @@ pub(super) enum Shape {
     Responses {
         shape: Box<responses::ReplyShape>,
         /// What to keep beside the response, if it is kept.
-        input: Option<Vec<Arc<Value>>>,
+        input: Option<Vec<Arc<str>>>,
         /// Whether to drop the oldest turns of a prompt that is too long.
         truncate: bool,
     },
@@ -144,7 +144,7 @@ impl Shape {
     }
 
     /// Input items to keep beside a response.
-    fn kept_input(&self) -> Option<&Vec<Arc<Value>>> {
+    fn kept_input(&self) -> Option<&Vec<Arc<str>>> {
         match self {
             Shape::Responses { input, .. } => input.as_ref(),
             Shape::Chat(_) | Shape::Completions(_) | Shape::Messages(_) => None,

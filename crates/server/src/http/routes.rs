@@ -137,7 +137,7 @@ impl Ready {
     }
 
     /// Keeps a response for clients that refer to it.
-    pub(super) fn keep(&self, input: &[Arc<Value>], response: &Value) {
+    pub(super) fn keep(&self, input: &[Arc<str>], response: &Value) {
         self.stored().put(responses::StoredResponse {
             input: input.to_vec(),
             response: response.clone(),
