@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use ds4_cpu::{CpuBackend, CpuOptions};
+use ds4_cpu::{CpuBackend, CpuOptions, SimdPath};
 use ds4_cuda::{CudaBackend, CudaOptions};
 use ds4_formats::gguf::{self, Gguf};
 use ds4_model::{Geometry, Network, Reference, SessionShape};
@@ -47,6 +47,7 @@ pub struct Engine {
     tokenizer: Option<Arc<Tokenizer>>,
     plan: Plan,
     backend: BackendKind,
+    numerics: String,
 }
 
 impl fmt::Debug for Engine {
@@ -112,17 +113,18 @@ impl Engine {
                 ),
             });
         }
-        let (backend, slots, plan) = match options.backend {
+        let opened = match options.backend {
             BackendKind::Reference => {
                 let backend = Reference::new(&geometry);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Reference, slots, plan)
+                Opened::new(BackendKind::Reference, "reference".to_owned(), slots, plan)
             }
             BackendKind::Cpu => on_cpu(&geometry, gguf, options, progress)?,
             BackendKind::Cuda => {
                 let backend = cuda(&geometry, options)?;
+                let numerics = format!("cuda {}", backend.device().name);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Cuda, slots, plan)
+                Opened::new(BackendKind::Cuda, numerics, slots, plan)
             }
             BackendKind::Wgpu => {
                 let (backend, what) = gpu::open(&geometry, true)?;
@@ -130,10 +132,16 @@ impl Engine {
                     what: format!("running on {what}"),
                 });
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Wgpu, slots, plan)
+                Opened::new(BackendKind::Wgpu, format!("wgpu {what}"), slots, plan)
             }
             BackendKind::Auto => on_the_best(&geometry, gguf, options, progress)?,
         };
+        let Opened {
+            backend,
+            numerics,
+            slots,
+            plan,
+        } = opened;
         Ok(Engine {
             slots,
             name: gguf
@@ -144,6 +152,7 @@ impl Engine {
             tokenizer,
             plan,
             backend,
+            numerics,
             geometry,
         })
     }
@@ -151,6 +160,12 @@ impl Engine {
     /// What computes; never [`BackendKind::Auto`].
     pub fn backend(&self) -> BackendKind {
         self.backend
+    }
+
+    /// Names the kernels that compute, down to the instruction set or the device: states of equal
+    /// names can be mixed, those of others may differ in their last bits.
+    pub fn numerics(&self) -> &str {
+        &self.numerics
     }
 
     /// What it takes.
@@ -217,7 +232,23 @@ impl Engine {
 }
 
 /// What computes, its slots, and what they take.
-type Opened = (BackendKind, Box<dyn Slots>, Plan);
+struct Opened {
+    backend: BackendKind,
+    numerics: String,
+    slots: Box<dyn Slots>,
+    plan: Plan,
+}
+
+impl Opened {
+    fn new(backend: BackendKind, numerics: String, slots: Box<dyn Slots>, plan: Plan) -> Opened {
+        Opened {
+            backend,
+            numerics,
+            slots,
+            plan,
+        }
+    }
+}
 
 fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
     let options = CudaOptions {
@@ -239,8 +270,10 @@ fn on_cpu(
         simd: options.simd,
     };
     let backend = CpuBackend::new(geometry, cpu).map_err(|e| OpenError::Options(e.to_string()))?;
+    let path = options.simd.unwrap_or_else(SimdPath::best);
+    let numerics = format!("cpu {path}");
     let (slots, plan) = load(backend, gguf, options, progress)?;
-    Ok((BackendKind::Cpu, slots, plan))
+    Ok(Opened::new(BackendKind::Cpu, numerics, slots, plan))
 }
 
 /// On the device if there is one and the model fits it. Says which, and why not the device, unless
@@ -261,8 +294,9 @@ fn on_the_best(
                     facts.name
                 );
                 progress(LoadProgress::Chosen { what });
+                let numerics = format!("cuda {}", facts.name);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                return Ok((BackendKind::Cuda, slots, plan));
+                return Ok(Opened::new(BackendKind::Cuda, numerics, slots, plan));
             }
             Err(error) => Some(error),
         },
@@ -311,7 +345,12 @@ fn on_any_gpu(
         what: format!("running on {what}"),
     });
     let (slots, plan) = load(backend, gguf, options, progress)?;
-    Ok((BackendKind::Wgpu, slots, plan))
+    Ok(Opened::new(
+        BackendKind::Wgpu,
+        format!("wgpu {what}"),
+        slots,
+        plan,
+    ))
 }
 
 fn load<B>(
