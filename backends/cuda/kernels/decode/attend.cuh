@@ -1,7 +1,7 @@
 // Index scores, selection and attention of R rows. Group of blocks `b / 16` has heads 8 (b / 16) .. + 8,
 // block b % 16 of it a sixteenth of the attended rows.
 #pragma once
-#include "block.cuh"
+#include "hyper.cuh"
 
 namespace ds4 {
 
@@ -503,6 +503,7 @@ template <int R> DS4_DEV void combine(Block<R> &k, u32 kind, const float *sinks,
         }
         consumer_sync();
         k.mark(12);
+        if (k.w == 8 && r == 0) fetch_gates(k, TURN_ATTN, number);
         if (k.w < 8) {
             const u32 at = k.w * 32 + lane, channel = half * 256 + at;
             float v = ((parts[at] + parts[256 + at]) + (parts[512 + at] + parts[768 + at])) +
