@@ -119,7 +119,9 @@ pub struct TurnLog {
 
 impl TurnLog {
     /// Opens or creates a log and reads its keys. A torn or damaged record and
-    /// what follows it are cut off. A log that may only be read takes no records.
+    /// what follows it are cut off. A log over its limits is made smaller by the
+    /// first [`TurnLog::append`], so that one that cannot be is still read; one
+    /// that may only be read takes no records.
     pub fn open(path: impl AsRef<Path>, options: TurnLogOptions) -> Result<TurnLog, TurnLogError> {
         let path = path.as_ref();
         let opened = match volume::open_private(path) {
@@ -140,7 +142,7 @@ impl TurnLog {
             retry: None,
         };
         log.lock_current()?;
-        let read = log.catch_up().and_then(|()| log.compact_if_full());
+        let read = log.catch_up();
         let unlocked = log.file.unlock().map_err(io_error(path));
         read.and(unlocked)?;
         Ok(log)
