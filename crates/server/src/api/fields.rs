@@ -19,7 +19,7 @@ pub(crate) enum PathStyle {
 }
 
 /// A JSON object of a request and where it stands. A member that is null counts as absent.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fields<'a> {
     json: Json<'a>,
     members: Vec<Field<'a>>,
@@ -28,7 +28,7 @@ pub(crate) struct Fields<'a> {
 }
 
 /// A member, with its text once somebody asked for it and it was not to be had as it stands.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Field<'a> {
     name: Cow<'a, str>,
     value: Json<'a>,

@@ -11,5 +11,7 @@ mod operations;
 mod protocols;
 mod replay;
 mod script;
+mod several;
+mod threads;
 mod web;
 mod worker;

@@ -1,11 +1,13 @@
 //! Requests: from system, messages and blocks to a [`Generation`].
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use ds4_text::{Message, Mode, Role, ToolCall, json};
 use serde_json::{Map, Value, json};
 
 use super::reply::{ReplyShape, ThinkingDisplay, call_id};
+use super::thread::{self, NoThreads, Thread, ThreadStore};
 use crate::api::choices;
 use crate::api::fields::{Fields, PathStyle};
 use crate::api::json::{Json, Kind};
@@ -35,6 +37,8 @@ pub struct Parsed {
     /// Handles of earlier turns that the conversation carries (signatures), oldest first. Not
     /// all of them need be ours.
     pub turn_handles: Vec<String>,
+    /// The conversation to keep beside the reply, if the client will go on by its id.
+    pub thread: Option<Thread>,
     /// What was left out of the request, for the log.
     pub warnings: Vec<String>,
 }
@@ -48,12 +52,34 @@ pub fn parse<'a>(
     body: impl Into<Document<'a>>,
     context: &RequestContext,
 ) -> Result<Parsed, Failure> {
+    parse_with_threads(body, context, &NoThreads)
+}
+
+/// As [`parse`], where conversations are kept that a client may go on with.
+///
+/// # Errors
+/// As [`parse`], and a conversation that is not kept.
+pub fn parse_with_threads<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+    threads: &dyn ThreadStore,
+) -> Result<Parsed, Failure> {
     let body = body.into();
     let fields = Fields::of_body(body.json(), PathStyle::Dots)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
+    let mut thread = thread::read(&fields, threads)?;
+    // A thread's system text and tools are those that it began with.
+    let (head, old) = match &thread {
+        Some(Thread { head, messages, .. }) => (Arc::clone(head), messages.clone()),
+        None => (Arc::from("{}"), Vec::new()),
+    };
+    let head = match thread {
+        Some(_) => Fields::of_body(body.json().beside(&head), PathStyle::Dots)?,
+        None => fields.clone(),
+    };
     let mut warnings = Vec::new();
-    let tools = read_tools(&fields, context, &mut warnings)?;
+    let tools = read_tools(&head, context, &mut warnings)?;
     let (tool_choice, parallel_tool_calls) = tool_choice(&fields, &tools)?;
     let schema = output_schema(&fields)?;
 
@@ -65,13 +91,23 @@ pub fn parse<'a>(
         turn_handles: Vec::new(),
         warnings,
     };
-    reader.system(&fields)?;
+    reader.system(&head)?;
+    for message in &old {
+        let message = body.json().beside(message);
+        reader.message(&Fields::of_body(message, PathStyle::Dots)?)?;
+    }
     let received = fields.objects("messages")?;
-    if received.is_empty() {
+    if received.is_empty() && old.is_empty() {
         return Err(fields.mismatch("messages", "at least one message"));
     }
     for message in &received {
         reader.message(message)?;
+    }
+    if let Some(thread) = &mut thread {
+        for message in &received {
+            thread.messages.push(message.json().raw().into());
+        }
+        thread.n_new = received.len();
     }
     let Reader {
         mut messages,
@@ -109,6 +145,8 @@ pub fn parse<'a>(
         endpoint: Endpoint::Messages,
         model: model.to_owned(),
         prompt: PromptSource::Messages(messages),
+        more_prompts: Vec::new(),
+        n_choices: 1,
         thinking,
         tools,
         tool_choice,
@@ -140,6 +178,7 @@ pub fn parse<'a>(
         generation,
         reply,
         turn_handles,
+        thread,
         warnings,
     })
 }
