@@ -111,6 +111,7 @@ impl Store {
             notices: VecDeque::new(),
             paused_until: None,
             is_read_only,
+            told_too_large: false,
             n_failures: 0,
             allowance: (per_day, now),
             points_seen,
@@ -328,6 +329,13 @@ impl Store {
         let n_needed = (missing.len() * layout.block_bytes() + point_bytes) as u64;
         if wants_point && n_needed > options.budget_bytes {
             saved.point = PointSaved::TooLarge;
+            if !std::mem::replace(&mut state.told_too_large, true) {
+                state.notice(Notice::TooLarge {
+                    n_tokens: tokens.len(),
+                    n_bytes: n_needed,
+                    budget_bytes: options.budget_bytes,
+                });
+            }
             return Ok(saved);
         }
         drop(state);

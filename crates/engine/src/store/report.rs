@@ -103,6 +103,15 @@ pub enum Notice {
     },
     /// The folder takes no files: what it has is read, and nothing is written.
     ReadOnly,
+    /// A state takes more than the whole budget; told of the first one.
+    TooLarge {
+        /// Its tokens.
+        n_tokens: usize,
+        /// Bytes that storing it takes.
+        n_bytes: u64,
+        /// Bytes that there are.
+        budget_bytes: u64,
+    },
     /// A file was not written because of a bug.
     Failed,
     /// A damaged file was moved to the quarantine.
@@ -122,6 +131,17 @@ impl fmt::Display for Notice {
                 write!(f, "nothing is stored for {seconds} s: {why}")
             }
             Notice::ReadOnly => f.write_str("the store's folder takes no files: it is only read"),
+            Notice::TooLarge {
+                n_tokens,
+                n_bytes,
+                budget_bytes,
+            } => write!(
+                f,
+                "a state of {n_tokens} tokens takes {} MiB, more than the {} MiB of the store's limit: \
+                 states of this length are not stored",
+                n_bytes.div_ceil(1 << 20),
+                budget_bytes >> 20
+            ),
             Notice::Failed => f.write_str("a state was not stored, because of a bug"),
             Notice::Quarantined { path, why } => {
                 write!(

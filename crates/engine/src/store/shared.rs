@@ -50,6 +50,8 @@ pub(crate) struct State {
     pub(crate) paused_until: Option<SystemTime>,
     /// Whether nothing is ever written.
     pub(crate) is_read_only: bool,
+    /// Whether the log was told of a state larger than all room there is.
+    pub(crate) told_too_large: bool,
     pub(crate) n_failures: u32,
     /// Bytes that may be written now, and when that was computed.
     pub(crate) allowance: (f64, SystemTime),
