@@ -35,7 +35,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 ];
 
 /// Where `unsafe` may be: the memory map and what is said of its lost pages, SIMD and devices, and
-/// the question of how much memory a Mac has.
+/// what is asked of the system about memory.
 const UNSAFE: &[&str] = &[
     "crates/formats/src/bytes.rs",
     "crates/formats/src/lost.rs",

@@ -1,7 +1,7 @@
 //! Bodies that take much memory, or long, for what they say.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::load::process::Started;
 use crate::load::wire::Wire;
@@ -55,6 +55,11 @@ pub(super) fn run(server: Started, table: &mut Table) -> Result<(), String> {
     let max_mib = before + MAX_MORE_MIB;
     let chat = "/v1/chat/completions";
     let responses = "/v1/responses";
+
+    // What a machine that others use shows of itself.
+    let ((), rest) = watch(address, pid, || std::thread::sleep(Duration::from_secs(5)));
+    let (n, p99, max) = rest.health();
+    println!("without an attack: /health p99 of {n} {p99:.1} ms, longest {max:.1} ms");
 
     // (what, path, bodies, statuses)
     type Case = (&'static str, &'static str, Vec<Vec<u8>>, &'static [u16]);

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -20,24 +21,57 @@ use crate::generation::{Failure, FailureKind};
 
 /// Bodies of the largest size that may be in memory at once, until a prompt is made of them.
 const FULL_BODIES: usize = 4;
+/// Room from which on what was freed is given back to the system, and the time that it takes for
+/// more to come.
+const LARGE_BYTES: usize = 8 << 20;
+const GIVE_BACK_AFTER: Duration = Duration::from_millis(500);
 /// Bodies longer than this are parsed where they hold up no other request.
 const LONG_BODY_BYTES: usize = 64 << 10;
 /// Bytes of a body that must come in a second, on the whole, after the longest silence.
 const MIN_BYTES_PER_S: usize = 4 << 10;
 
 /// What a request takes of the room for bodies; dropping it gives it back.
-pub(crate) struct Room(Option<OwnedSemaphorePermit>);
+pub(crate) struct Room(Option<Taken>);
+
+/// Room that was taken.
+struct Taken(OwnedSemaphorePermit);
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.0.num_permits() >= LARGE_BYTES {
+            give_back_soon();
+        }
+    }
+}
+
+/// Has what is freed from now on, too, given back to the system in a moment.
+fn give_back_soon() {
+    static IS_DUE: AtomicBool = AtomicBool::new(false);
+    if IS_DUE.swap(true, Ordering::AcqRel) {
+        return;
+    }
+    let thread = std::thread::Builder::new().name("ds4-memory".to_owned());
+    let started = thread.spawn(|| {
+        std::thread::sleep(GIVE_BACK_AFTER);
+        IS_DUE.store(false, Ordering::Release);
+        ds4_engine::give_back_freed();
+    });
+    if started.is_err() {
+        IS_DUE.store(false, Ordering::Release);
+    }
+}
 
 /// A body that was read: JSON, as it was sent.
 pub(crate) struct JsonBody {
     text: String,
     room: RoomFor,
-    is_long: bool,
+    /// That of a long body to be read.
+    turn: Option<OwnedSemaphorePermit>,
 }
 
 /// The room of one body, which grows with what is made of it.
 struct RoomFor {
-    taken: RefCell<OwnedSemaphorePermit>,
+    taken: RefCell<Taken>,
     /// Where more of it is.
     all: Arc<Semaphore>,
     max_bytes: usize,
@@ -47,7 +81,7 @@ impl Allowance for RoomFor {
     fn take(&self, n_bytes: usize) -> Result<(), Failure> {
         let (mut taken, all) = (self.taken.borrow_mut(), self.max_bytes);
         // A body that needs more than there is for all of them need not be sent again.
-        if taken.num_permits().saturating_add(n_bytes) > all {
+        if taken.0.num_permits().saturating_add(n_bytes) > all {
             return Err(Failure {
                 kind: FailureKind::Invalid,
                 message: format!(
@@ -60,7 +94,7 @@ impl Allowance for RoomFor {
         }
         let more = u32::try_from(n_bytes).ok();
         let more = more.and_then(|n| Arc::clone(&self.all).try_acquire_many_owned(n).ok());
-        taken.merge(more.ok_or_else(|| full(all))?);
+        taken.0.merge(more.ok_or_else(|| full(all))?);
         Ok(())
     }
 }
@@ -69,7 +103,7 @@ impl JsonBody {
     /// Makes something of the body, where that holds up no other request.
     pub(crate) fn read<T>(&self, read: impl FnOnce(Document<'_>) -> T) -> T {
         let document = Document::within(&self.text, &self.room);
-        match self.is_long {
+        match self.turn.is_some() {
             true => tokio::task::block_in_place(|| read(document)),
             false => read(document),
         }
@@ -87,15 +121,19 @@ pub(crate) struct BodyReader {
     timeout: Duration,
     /// Has a permit for every byte that may still be taken.
     room: Arc<Semaphore>,
+    /// Has a permit for every long body that may be read at once: half of the processor is for others.
+    turns: Arc<Semaphore>,
 }
 
 impl BodyReader {
     pub(crate) fn new(options: &ServerOptions) -> BodyReader {
         let room = options.max_body_bytes.saturating_mul(FULL_BODIES);
+        let n_processors = std::thread::available_parallelism().map_or(1, usize::from);
         BodyReader {
             max_bytes: options.max_body_bytes,
             timeout: options.read_timeout,
             room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
+            turns: Arc::new(Semaphore::new((n_processors / 2).max(1))),
         }
     }
 
@@ -111,6 +149,11 @@ impl BodyReader {
         };
         let max_bytes = self.max_bytes.saturating_mul(FULL_BODIES);
         let all = Arc::clone(&self.room);
+        let turn = match is_long {
+            // The semaphore is never closed.
+            true => Arc::clone(&self.turns).acquire_owned().await.ok(),
+            false => None,
+        };
         let check = move || {
             Ok(JsonBody {
                 text: checked_text(bytes)?,
@@ -119,7 +162,7 @@ impl BodyReader {
                     all,
                     max_bytes,
                 },
-                is_long,
+                turn,
             })
         };
         if !is_long {
@@ -138,7 +181,7 @@ impl BodyReader {
             return Err(self.too_large());
         }
         let mut bytes = Vec::new();
-        let mut taken: Option<OwnedSemaphorePermit> = None;
+        let mut taken: Option<Taken> = None;
         let begun = Instant::now();
         loop {
             let enough = Duration::from_secs((bytes.len() / MIN_BYTES_PER_S) as u64);
@@ -173,8 +216,8 @@ impl BodyReader {
             }
             let room = self.take(data.len())?;
             match &mut taken {
-                Some(taken) => taken.merge(room),
-                None => taken = Some(room),
+                Some(taken) => taken.0.merge(room),
+                None => taken = Some(Taken(room)),
             }
             bytes.extend_from_slice(&data);
         }
@@ -304,7 +347,7 @@ mod tests {
         build(&other).expect("room");
         drop(other);
         let long = format!("{{\"content\":\"{}\"}}", "x".repeat(1 << 19));
-        let first = sent(Body::from(long.clone())).await;
+        let first = sent(Body::from(long.clone())).await.into_room();
         assert!(reader.json(Body::from(long)).await.is_ok());
         drop(first);
         let marked = reader.json(Body::from("\u{feff}{\"a\":1}")).await;

@@ -519,7 +519,8 @@ pub(super) async fn get_response(
             Some(_) => return Err(missing("stream", "true or false")),
         };
         if !streams {
-            return Ok(json_response(&found.response));
+            let write = || json_response(&found.response);
+            return Ok(tokio::task::block_in_place(write));
         }
         let after = query
             .get("starting_after")
