@@ -6,7 +6,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use ds4_engine::store::Store;
+use ds4_engine::SimdPath;
+use ds4_engine::store::{CompatInputs, CompatKey, Store, WeightsFingerprint};
 
 use crate::lookup::{lengths, save};
 use crate::synthetic::{key_of, open, small_geometry, small_layout, small_options, tokens};
@@ -64,4 +65,30 @@ fn links_and_pipes_in_the_place_of_files_and_folders_are_neither_followed_nor_wa
     let store = open(dir.path(), small_options());
     assert_eq!(lengths(&store.find(&tokens(1, 41), None)), [40]);
     assert_eq!(store.take_notices(), []);
+}
+
+#[test]
+fn states_of_other_kernels_are_those_of_another_model() {
+    let (geometry, layout) = (small_geometry(), small_layout());
+    let key = |numerics_class: &str| {
+        let inputs = CompatInputs {
+            geometry: &geometry,
+            weights: WeightsFingerprint([1; 32]),
+            tokenizer: [0; 32],
+            numerics_class,
+        };
+        CompatKey::new(&inputs, &layout)
+    };
+    let classes = SimdPath::ALL.map(|path| key(&format!("cpu {path}")));
+    for (i, class) in classes.iter().enumerate() {
+        assert!(!classes[..i].contains(class), "two of {:?}", SimdPath::ALL);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let open = |key| Store::open(dir.path(), small_options(), key, layout.clone()).expect("opens");
+    save(&open(classes[0]), &tokens(1, 40));
+    assert_eq!(
+        lengths(&open(classes[1]).find(&tokens(1, 41), None)),
+        [0; 0]
+    );
+    assert_eq!(lengths(&open(classes[0]).find(&tokens(1, 41), None)), [40]);
 }
