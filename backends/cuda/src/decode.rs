@@ -297,17 +297,11 @@ impl CudaBackend {
             }
         };
         let takes = is_known
-            && self.options.fast.steps
-            && self.decoder.fits
+            && self.runs_steps()
             && key.pass == Pass::Backbone
             && matches!(shape.n_rows, 1 | 2 | 4)
             && (1..=shape.n_rows).contains(&shape.n_outputs)
-            && shape.rounded
-            && prefill::takes(&self.geometry)
-            && self.geometry.window == 128
-            && self.geometry.expert_scale == 1.5
-            && self.geometry.n_vocab.is_multiple_of(128)
-            && runs_on(&self.context);
+            && shape.rounded;
         self.decoder.noted = takes.then(|| Noted {
             key: *key,
             layers: Vec::new(),
@@ -317,6 +311,17 @@ impl CudaBackend {
             step: DecodeStep::default(),
         });
         takes
+    }
+
+    /// Whether steps of the model that was uploaded can be noted.
+    pub(crate) fn runs_steps(&self) -> bool {
+        self.options.fast.steps
+            && self.decoder.fits
+            && prefill::takes(&self.geometry)
+            && self.geometry.window == 128
+            && self.geometry.expert_scale == 1.5
+            && self.geometry.n_vocab.is_multiple_of(128)
+            && runs_on(&self.context)
     }
 
     /// Whether ops are noted instead of launched.

@@ -148,6 +148,15 @@ impl Engine {
         })
     }
 
+    /// Puts something between this engine and its slots, such as an observer, or what makes them fail.
+    pub fn with_slots(
+        mut self,
+        wrap: impl FnOnce(Box<dyn Slots>) -> Box<dyn Slots>,
+    ) -> Engine {
+        self.slots = wrap(self.slots);
+        self
+    }
+
     /// What computes; never [`BackendKind::Auto`].
     pub fn backend(&self) -> BackendKind {
         self.backend
@@ -261,8 +270,10 @@ fn on_the_best(
                     facts.name
                 );
                 progress(LoadProgress::Chosen { what });
-                let (slots, plan) = load(backend, gguf, options, progress)?;
-                return Ok((BackendKind::Cuda, slots, plan));
+                match load(backend, gguf, options, progress) {
+                    Ok((slots, plan)) => return Ok((BackendKind::Cuda, slots, plan)),
+                    Err(error) => Some(error),
+                }
             }
             Err(error) => Some(error),
         },
