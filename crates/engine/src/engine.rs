@@ -29,6 +29,8 @@ pub enum LoadProgress {
     Chosen {
         /// What, and why: one line.
         what: String,
+        /// Whether there is a device that it could not be.
+        is_fallback: bool,
     },
     /// Weights were bound to the backend.
     Bound {
@@ -128,6 +130,7 @@ impl Engine {
                 let (backend, what) = gpu::open(&geometry, true)?;
                 progress(LoadProgress::Chosen {
                     what: format!("running on {what}"),
+                    is_fallback: false,
                 });
                 let (slots, plan) = load(backend, gguf, options, progress)?;
                 (BackendKind::Wgpu, slots, plan)
@@ -269,7 +272,8 @@ fn on_the_best(
                     "running on {} ({gib:.0} GiB): the model fits it",
                     facts.name
                 );
-                progress(LoadProgress::Chosen { what });
+                let is_fallback = false;
+                progress(LoadProgress::Chosen { what, is_fallback });
                 match load(backend, gguf, options, progress) {
                     Ok((slots, plan)) => return Ok((BackendKind::Cuda, slots, plan)),
                     Err(error) => Some(error),
@@ -289,7 +293,8 @@ fn on_the_best(
     };
     if let Some(error) = why_not {
         let what = format!("running on the processor: {error}");
-        progress(LoadProgress::Chosen { what });
+        let is_fallback = true;
+        progress(LoadProgress::Chosen { what, is_fallback });
     }
     on_cpu(geometry, gguf, options, progress)
 }
@@ -320,6 +325,7 @@ fn on_any_gpu(
     plan(&backend, gguf, options)?;
     progress(LoadProgress::Chosen {
         what: format!("running on {what}"),
+        is_fallback: false,
     });
     let (slots, plan) = load(backend, gguf, options, progress)?;
     Ok((BackendKind::Wgpu, slots, plan))

@@ -1,8 +1,10 @@
-//! The built-in model says the same wherever it runs.
+//! The built-in model says the same wherever it runs. `DS4_TEST_PROMPTS` names another file of prompts, such
+//! as all that `models/train/eval_prompts.py` writes.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
-use ds4_conformance::golden::project_root;
+use ds4_conformance::golden::{project_root, skipped};
 use ds4_engine::{
     BackendKind, Engine, Event, OpenError, OpenOptions, Request, SamplingOptions, Scheduler,
 };
@@ -14,6 +16,11 @@ const N_SLOTS: usize = 4;
 const SHORT: usize = 120;
 /// Prompts that it is asked.
 const N_SHORT: usize = 4;
+/// Two tokens whose log-probabilities on the processor are closer than this are equally likely as far as it
+/// can tell: its activations have 8 bits, and half of its logits are within 0.3 of the reference's.
+const TIE: f32 = 0.6;
+/// Share of the replies that may differ, from such a place on.
+const MOST_TIES: f64 = 0.02;
 
 struct Prompt {
     skill: String,
@@ -21,7 +28,10 @@ struct Prompt {
 }
 
 fn prompts() -> Vec<Prompt> {
-    let path = project_root().join("testdata/greedy/prompts.jsonl");
+    let path = std::env::var_os("DS4_TEST_PROMPTS").map_or_else(
+        || project_root().join("testdata/greedy/prompts.jsonl"),
+        PathBuf::from,
+    );
     let text = std::fs::read_to_string(path).expect("the prompts are in the repository");
     let lines = text.lines().map(|line| {
         let line: Value = serde_json::from_str(line).expect("JSON");
@@ -44,50 +54,76 @@ fn open(backend: BackendKind) -> Result<Engine, OpenError> {
     Engine::open(&options, &mut |_| {})
 }
 
+/// A token, and how much likelier it was than the next.
+type Said = (u32, f32);
+
 /// Greedy replies, several at a time.
-fn replies(engine: Engine, prompts: &[Prompt]) -> Vec<String> {
+fn replies(engine: Engine, prompts: &[Prompt]) -> Vec<Vec<Said>> {
     let tokenizer = engine.tokenizer().expect("the model has one").clone();
     let mut scheduler = Scheduler::new(engine);
-    let ids: Vec<_> = prompts
-        .iter()
-        .map(|prompt| {
+    let mut waiting = prompts.iter().enumerate();
+    let mut running = HashMap::new();
+    let mut said = vec![Vec::new(); prompts.len()];
+    loop {
+        while running.len() < N_SLOTS
+            && let Some((at, prompt)) = waiting.next()
+        {
             let request = Request {
                 tokens: tokenizer.encode(&prompt.text),
                 sampling: SamplingOptions::greedy(),
                 max_tokens: MAX_REPLY_TOKENS,
                 stop_tokens: vec![tokenizer.protocol().eos],
+                n_logprobs: Some(2),
                 ..Request::default()
             };
-            scheduler.submit(request).expect("room")
-        })
-        .collect();
-    let mut said = vec![Vec::new(); prompts.len()];
-    while !scheduler.is_idle() {
+            running.insert(scheduler.submit(request).expect("room"), at);
+        }
+        if running.is_empty() {
+            return said;
+        }
         for event in scheduler.tick().expect("no step fails") {
-            if let Event::Token { id, token, .. } = event {
-                let at = ids.iter().position(|other| *other == id);
-                said[at.expect("submitted")].push(token);
+            match event {
+                Event::Token {
+                    id,
+                    token,
+                    logprobs,
+                } => {
+                    let top = logprobs.expect("asked for").top;
+                    said[running[&id]].push((token, top[0].1 - top[1].1));
+                }
+                Event::Finished { id, .. } => drop(running.remove(&id)),
+                Event::Prefill { .. } => {}
             }
         }
     }
-    let text = |tokens: &Vec<u32>| tokenizer.decode(tokens).expect("tokens of the vocabulary");
-    said.iter().map(text).collect()
 }
 
-fn assert_same(prompts: &[Prompt], found: &[String], expected: &[String]) {
+/// Asserts that replies are those of the processor, but for a few that part where it could not tell two
+/// tokens apart.
+fn assert_same(prompts: &[Prompt], found: &[Vec<Said>], cpu: &[Vec<Said>]) {
     let mut n_other = 0;
-    for ((prompt, found), expected) in prompts.iter().zip(found).zip(expected) {
-        if found != expected {
-            n_other += 1;
-            println!(
-                "{}: {:?}\n  {found:?}\n  expected {expected:?}",
-                prompt.skill, prompt.text
-            );
+    for ((prompt, found), cpu) in prompts.iter().zip(found).zip(cpu) {
+        assert!(!found.is_empty(), "{}", prompt.text);
+        let same = found.iter().zip(cpu).take_while(|(a, b)| a.0 == b.0);
+        let n_same = same.count();
+        if n_same == found.len() && n_same == cpu.len() {
+            continue;
         }
+        n_other += 1;
+        // Where one has ended the other goes on; the end of a reply is not among its tokens.
+        let gap = [found, cpu].map(|said| said.get(n_same).map(|(_, gap)| *gap));
+        println!(
+            "{}: {} and {} tokens part after {n_same}; gaps there {gap:?}",
+            prompt.skill,
+            found.len(),
+            cpu.len()
+        );
+        let least = gap.into_iter().flatten().fold(f32::INFINITY, f32::min);
+        assert!(least <= TIE, "{:?}: not a tie: {gap:?}", prompt.text);
     }
     println!("{} of {} alike", prompts.len() - n_other, prompts.len());
-    assert_eq!(n_other, 0, "replies differ");
-    assert!(found.iter().all(|reply| !reply.is_empty()));
+    let most = (MOST_TIES * prompts.len() as f64).ceil() as usize;
+    assert!(n_other <= most, "{n_other} replies differ, at most {most} may");
 }
 
 #[test]
@@ -104,7 +140,7 @@ fn the_built_in_model_says_the_same_on_the_reference() {
 fn the_built_in_model_says_the_same_on_an_nvidia_device() {
     let device = match open(BackendKind::Cuda) {
         Ok(engine) => engine,
-        Err(OpenError::NoDevice(error)) => return println!("skipped: {error}"),
+        Err(OpenError::NoDevice(error)) => return skipped(&error.to_string()),
         Err(error) => panic!("{error}"),
     };
     let prompts = prompts();
