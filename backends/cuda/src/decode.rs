@@ -19,7 +19,7 @@ use crate::weight::{Layout, Weight};
 
 /// Blocks that wait for each other, each with a multiprocessor of its own.
 const BLOCKS: usize = 132;
-const THREADS: u32 = 576;
+const THREADS: u32 = 640;
 /// Rows of the largest step.
 const MAX_ROWS: usize = 4;
 /// Vocabulary that the kernel is compiled for unless told.
