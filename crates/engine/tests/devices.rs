@@ -16,9 +16,9 @@ const N_SLOTS: usize = 4;
 const SHORT: usize = 120;
 /// Prompts that it is asked.
 const N_SHORT: usize = 4;
-/// Two tokens whose log-probabilities on the processor are closer than this are equally likely as far as it
-/// can tell: its activations have 8 bits, and half of its logits are within 0.3 of the reference's.
-const TIE: f32 = 0.6;
+/// Two tokens whose log-probabilities are closer than this are equally likely as far as the processor can
+/// tell: its activations have 8 bits. Measured at the places where replies part, 7 of 1,011: 0.11 at most.
+const TIE: f32 = 0.25;
 /// Share of the replies that may differ, from such a place on.
 const MOST_TIES: f64 = 0.02;
 
