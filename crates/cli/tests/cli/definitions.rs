@@ -1,6 +1,6 @@
 //! What shells and readers are told of the arguments.
 
-use std::io::Write as _;
+use ds4_conformance::golden::skipped;
 
 use crate::program::Ds4;
 
@@ -35,7 +35,7 @@ fn bash_takes_its_completions_and_completes_a_command_with_them() {
         .current_dir(ds4.home())
         .output();
     let Ok(output) = bash else {
-        return skipped("this machine has no bash");
+        return skipped("completions for bash, which is not on this machine");
     };
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said.trim(), "inspect", "{output:?}");
@@ -101,12 +101,12 @@ fn an_installed_program_puts_completions_and_pages_where_they_are_looked_for() {
         );
         assert_eq!(shell(&script), "inspect");
     } else {
-        skipped("this machine lacks bash-completion, which loads completions");
+        skipped("bash-completion, which loads completions and is not on this machine");
     }
     let page = ds4.home().join(".cargo/share/man/man1/ds4.1");
     assert!(page.is_file(), "{said}");
     match shell("command -v man").is_empty() {
-        true => skipped("this machine lacks man, which finds manual pages"),
+        true => skipped("man, which finds manual pages and is not on this machine"),
         false => assert_eq!(shell("man -w ds4"), page.display().to_string()),
     }
     // As packages are made.
@@ -117,11 +117,6 @@ fn an_installed_program_puts_completions_and_pages_where_they_are_looked_for() {
     ] {
         assert!(ds4.home().join("package").join(file).is_file(), "{file}");
     }
-}
-
-/// Says what was not tested, where also a run of many tests shows it.
-fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
 #[test]

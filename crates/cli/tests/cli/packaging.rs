@@ -1,10 +1,9 @@
 //! What packages are made of: the unit, the image and the release script say what the programs take.
 #![cfg(feature = "server")]
 
-use std::io::Write as _;
 use std::process::Command;
 
-use ds4_conformance::golden::project_root;
+use ds4_conformance::golden::{project_root, skipped};
 
 use crate::program::Ran;
 
@@ -50,9 +49,7 @@ fn the_unit_of_systemd_is_one_and_its_command_is_the_servers() {
         .arg(&here)
         .output();
     let Ok(verified) = verified else {
-        let why = "this machine lacks systemd-analyze, which reads the unit";
-        let _ = writeln!(std::io::stderr(), "skipped: {why}");
-        return;
+        return skipped("the unit, for want of systemd-analyze, which reads it");
     };
     let said = String::from_utf8_lossy(&verified.stderr);
     assert!(

@@ -182,7 +182,10 @@ fn a_second_signal_ends_a_server_at_once() {
 fn the_small_model_is_called_what_it_is_wherever_a_model_is_named() {
     let server = Running::start(None, &[]);
     let log = server.log();
-    for line in ["model: ds4 small built-in model", ", serving ds4 small built-in model"] {
+    for line in [
+        "model: ds4 small built-in model",
+        ", serving ds4 small built-in model",
+    ] {
         assert!(log.contains(line), "{line}: {log}");
     }
     // The page shows what /props says.
