@@ -8,7 +8,7 @@ use ds4_model::{BackendError, Requirement, WeightRole};
 use crate::backend::CudaBackend;
 use crate::decode;
 use crate::error;
-use crate::kernels::{PREFILL_UNITS, PLAIN_UNITS, Unit};
+use crate::kernels::{PLAIN_UNITS, PREFILL_UNITS, Unit};
 
 /// What the weights of a model need.
 #[derive(Debug, Default)]
@@ -40,9 +40,7 @@ impl Wanted {
         let file = match need.role {
             WeightRole::Matrix | WeightRole::PreciseMatrix => "matmul.cu",
             WeightRole::Embedding => "embed.cu",
-            WeightRole::Experts if need.name.ends_with("ffn_down_exps.weight") => {
-                "experts_down.cu"
-            }
+            WeightRole::Experts if need.name.ends_with("ffn_down_exps.weight") => "experts_down.cu",
             WeightRole::Experts | WeightRole::Vector | WeightRole::Ids => return,
         };
         self.is_model |= need.role == WeightRole::Embedding;

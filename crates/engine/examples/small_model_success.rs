@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 
 use ds4_engine::{
-    BackendKind, Engine, Event, FinishReason, OpenOptions, Request, SamplingOptions, Scheduler, SequenceId,
+    BackendKind, Engine, Event, FinishReason, OpenOptions, Request, SamplingOptions, Scheduler,
+    SequenceId,
 };
 use ds4_text::{Detokenizer, EndReason, Reply, ReplyParser, Start, Tokenizer, ToolSchemas};
 use serde_json::Value;

@@ -156,10 +156,7 @@ impl Engine {
     }
 
     /// Puts something between this engine and its slots, such as an observer, or what makes them fail.
-    pub fn with_slots(
-        mut self,
-        wrap: impl FnOnce(Box<dyn Slots>) -> Box<dyn Slots>,
-    ) -> Engine {
+    pub fn with_slots(mut self, wrap: impl FnOnce(Box<dyn Slots>) -> Box<dyn Slots>) -> Engine {
         self.slots = wrap(self.slots);
         self
     }

@@ -123,7 +123,10 @@ fn assert_same(prompts: &[Prompt], found: &[Vec<Said>], cpu: &[Vec<Said>]) {
     }
     println!("{} of {} alike", prompts.len() - n_other, prompts.len());
     let most = (MOST_TIES * prompts.len() as f64).ceil() as usize;
-    assert!(n_other <= most, "{n_other} replies differ, at most {most} may");
+    assert!(
+        n_other <= most,
+        "{n_other} replies differ, at most {most} may"
+    );
 }
 
 #[test]

@@ -142,7 +142,10 @@ mod tests {
             self.is_present
         }
         fn version(&self) -> Result<i32> {
-            assert!(self.is_present, "nothing is asked of a driver that is not there");
+            assert!(
+                self.is_present,
+                "nothing is asked of a driver that is not there"
+            );
             Ok(self.version)
         }
         fn n_devices(&self) -> Result<usize> {

@@ -100,7 +100,10 @@ fn random_weights_and_files_are_not_mixed() {
     for (args, expected) in [
         (&["--layers", "3"][..], "add --weights random"),
         (&["--weights", "random", "-m", "x.gguf"], "leave out -m"),
-        (&["--weights", "random", "--layers", "44"], "the model has 43"),
+        (
+            &["--weights", "random", "--layers", "44"],
+            "the model has 43",
+        ),
     ] {
         ds4.run(["bench"].iter().chain(args)).refused(&[expected]);
     }

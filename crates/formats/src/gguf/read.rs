@@ -194,7 +194,10 @@ impl Gguf {
                 offset, n_bytes, ..
             } = tensor;
             let available = buffers.get(tensor.shard).map_or(0, |b| b.len() as u64);
-            if offset.checked_add(n_bytes).is_none_or(|end| end > available) {
+            if offset
+                .checked_add(n_bytes)
+                .is_none_or(|end| end > available)
+            {
                 return Err(Error::TensorRange {
                     tensor: tensor.name.as_str().into(),
                     offset,

@@ -8,17 +8,13 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Instant;
 
-use ds4_engine::{
-    Constraint, Event, FinishReason, Request, RequestError, SequenceId, StepError,
-};
+use ds4_engine::{Constraint, Event, FinishReason, Request, RequestError, SequenceId, StepError};
 use ds4_text::Tokenizer;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::source::TokenSource;
-use super::{
-    Command, Job, Pending, Shared, SlotRequest, SlotView, WorkerOptions, internal, lost,
-};
+use super::{Command, Job, Pending, Shared, SlotRequest, SlotView, WorkerOptions, internal, lost};
 use crate::bookkeeper::Bookkeeper;
 use crate::generation::{Failure, FailureKind, ReplyEvent, Usage};
 use crate::log::rate;

@@ -253,7 +253,10 @@ async fn a_server_whose_device_is_lost_says_so_and_goes_on_from_disk_when_starte
     assert!(rest.contains("error"), "{rest}");
     for _ in 0..2 {
         let health = web.get("/health").await;
-        assert_eq!((health.status, &health.json()["status"]), (503, &json!("device lost")));
+        assert_eq!(
+            (health.status, &health.json()["status"]),
+            (503, &json!("device lost"))
+        );
         let refused = web.post(PATH, &body(&messages)).await;
         assert_eq!(refused.status, 503, "{refused:?}");
         assert!(refused.body.contains("restarted"), "{refused:?}");
