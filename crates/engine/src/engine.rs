@@ -267,7 +267,8 @@ fn on_the_best(
     if !gpu::LOADS_DRIVERS {
         if may_have_gpu() {
             let what = format!("running on the processor: {}", gpu::LINKED_STATICALLY);
-            progress(LoadProgress::Chosen { what });
+            let is_fallback = true;
+            progress(LoadProgress::Chosen { what, is_fallback });
         }
         return on_cpu(geometry, gguf, options, progress);
     }
@@ -284,7 +285,7 @@ fn on_the_best(
                 progress(LoadProgress::Chosen { what, is_fallback });
                 match load(backend, gguf, options, progress) {
                     Ok((slots, plan)) => return Ok((BackendKind::Cuda, slots, plan)),
-                    Err(error) => Some(error),
+                    Err(error) => Some(error.to_string()),
                 }
             }
             Err(error) => Some(error.to_string()),
