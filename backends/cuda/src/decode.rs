@@ -134,7 +134,7 @@ const _: () = assert!(size_of::<DecodeCache>() == 5 * 8 + 8);
 
 /// Dynamic shared memory of a block.
 fn shared_bytes(n_rows: usize) -> usize {
-    226_816 + 880 * n_rows
+    219_648 + 880 * n_rows
 }
 
 /// What blocks exchange, then scores.
