@@ -45,7 +45,7 @@ function has(text, what) {
 
 // ---- The Vercel AI SDK
 const models = {
-  "ai chat": createOpenAICompatible({ name: "ds4", baseURL: URL + "/v1", ...key, supportsStructuredOutputs: true })(MODEL),
+  "ai chat": createOpenAICompatible({ name: "ds4", baseURL: URL + "/v1", ...key, supportsStructuredOutputs: true, includeUsage: true })(MODEL),
   "ai responses": createOpenAI({ baseURL: URL + "/v1", ...key }).responses(MODEL),
   "ai messages": createAnthropic({ baseURL: URL + "/v1", ...key })(MODEL),
 };

@@ -397,12 +397,13 @@ def agents():
     import openai
 
     sdk.set_tracing_disabled(True)
-    client = openai.AsyncOpenAI(base_url=V1, api_key=KEY)
+    # A client belongs to one loop.
+    client = lambda: openai.AsyncOpenAI(base_url=V1, api_key=KEY)
     greedy = sdk.ModelSettings(temperature=0, max_tokens=800)
     tool = sdk.function_tool(get_weather)
     models = {
-        "chat": sdk.OpenAIChatCompletionsModel(model=MODEL, openai_client=client),
-        "responses": sdk.OpenAIResponsesModel(model=MODEL, openai_client=client),
+        "chat": sdk.OpenAIChatCompletionsModel(model=MODEL, openai_client=client()),
+        "responses": sdk.OpenAIResponsesModel(model=MODEL, openai_client=client()),
     }
     for name, model in models.items():
 

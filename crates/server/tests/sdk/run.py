@@ -26,7 +26,7 @@ PYTHON = {
     "langchain": ["langchain", "langchain-openai", "langchain-anthropic"],
     "pydantic_ai": ["pydantic-ai-slim[openai,anthropic]"],
     "instructor": ["instructor", "anthropic"],
-    "litellm": ["litellm"],
+    "litellm": ["litellm", "mcp"],
     "agents": ["openai-agents"],
 }
 NODE = ["ai", "@ai-sdk/openai", "@ai-sdk/openai-compatible", "@ai-sdk/anthropic", "zod", "openai", "@anthropic-ai/sdk"]
