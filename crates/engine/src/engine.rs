@@ -29,6 +29,8 @@ pub enum LoadProgress {
     Chosen {
         /// What, and why: one line.
         what: String,
+        /// Whether there is a device that it could not be.
+        is_fallback: bool,
     },
     /// Weights were bound to the backend.
     Bound {
@@ -120,6 +122,9 @@ impl Engine {
                 Opened::new(BackendKind::Reference, "reference".to_owned(), slots, plan)
             }
             BackendKind::Cpu => on_cpu(&geometry, gguf, options, progress)?,
+            BackendKind::Cuda | BackendKind::Wgpu if !gpu::LOADS_DRIVERS => {
+                return Err(OpenError::NoGpu(gpu::LINKED_STATICALLY.to_owned()));
+            }
             BackendKind::Cuda => {
                 let backend = cuda(&geometry, options)?;
                 let numerics = format!("cuda {}", backend.device().name);
@@ -130,7 +135,9 @@ impl Engine {
                 let (backend, what) = gpu::open(&geometry, true)?;
                 progress(LoadProgress::Chosen {
                     what: format!("running on {what}"),
+                    is_fallback: false,
                 });
+                let options = &gpu::within_memory(options);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
                 Opened::new(BackendKind::Wgpu, format!("wgpu {what}"), slots, plan)
             }
@@ -155,6 +162,12 @@ impl Engine {
             numerics,
             geometry,
         })
+    }
+
+    /// Puts something between this engine and its slots, such as an observer, or what makes them fail.
+    pub fn with_slots(mut self, wrap: impl FnOnce(Box<dyn Slots>) -> Box<dyn Slots>) -> Engine {
+        self.slots = wrap(self.slots);
+        self
     }
 
     /// What computes; never [`BackendKind::Auto`].
@@ -284,6 +297,14 @@ fn on_the_best(
     options: &OpenOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Opened, OpenError> {
+    if !gpu::LOADS_DRIVERS {
+        if may_have_gpu() {
+            let what = format!("running on the processor: {}", gpu::LINKED_STATICALLY);
+            let is_fallback = true;
+            progress(LoadProgress::Chosen { what, is_fallback });
+        }
+        return on_cpu(geometry, gguf, options, progress);
+    }
     let why_not = match cuda(geometry, options) {
         Ok(backend) => match plan(&backend, gguf, options) {
             Ok(_) => {
@@ -293,26 +314,34 @@ fn on_the_best(
                     "running on {} ({gib:.0} GiB): the model fits it",
                     facts.name
                 );
-                progress(LoadProgress::Chosen { what });
+                let is_fallback = false;
+                progress(LoadProgress::Chosen { what, is_fallback });
                 let numerics = format!("cuda {}", facts.name);
-                let (slots, plan) = load(backend, gguf, options, progress)?;
-                return Ok(Opened::new(BackendKind::Cuda, numerics, slots, plan));
+                match load(backend, gguf, options, progress) {
+                    Ok((slots, plan)) => {
+                        return Ok(Opened::new(BackendKind::Cuda, numerics, slots, plan));
+                    }
+                    Err(error) => Some(error.to_string()),
+                }
             }
-            Err(error) => Some(error),
+            Err(error) => Some(error.to_string()),
         },
         Err(OpenError::NoDevice(error)) if error.is_absent() && !may_have_gpu() => None,
         Err(OpenError::NoDevice(error)) if error.is_absent() => {
             match on_any_gpu(geometry, gguf, options, progress) {
                 Ok(opened) => return Ok(opened),
                 Err(OpenError::NoGpu(_)) => None,
-                Err(error) => Some(error),
+                Err(error) => Some(error.to_string()),
             }
         }
-        Err(error) => Some(error),
+        // What to use instead is what follows.
+        Err(OpenError::NoDevice(error)) => Some(error.to_string()),
+        Err(error) => Some(error.to_string()),
     };
     if let Some(error) = why_not {
         let what = format!("running on the processor: {error}");
-        progress(LoadProgress::Chosen { what });
+        let is_fallback = true;
+        progress(LoadProgress::Chosen { what, is_fallback });
     }
     on_cpu(geometry, gguf, options, progress)
 }
@@ -340,9 +369,11 @@ fn on_any_gpu(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Opened, OpenError> {
     let (backend, what) = gpu::open(geometry, false)?;
+    let options = &gpu::within_memory(options);
     plan(&backend, gguf, options)?;
     progress(LoadProgress::Chosen {
         what: format!("running on {what}"),
+        is_fallback: false,
     });
     let (slots, plan) = load(backend, gguf, options, progress)?;
     Ok(Opened::new(

@@ -72,6 +72,7 @@ pub(super) async fn health(
     let (status, code) = match ready.worker.health() {
         Health::Well => ("ok", StatusCode::OK),
         Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Lost => ("device lost", StatusCode::SERVICE_UNAVAILABLE),
         Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
     };
     let mut body = json!({"status": status});
