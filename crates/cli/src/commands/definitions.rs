@@ -12,9 +12,11 @@ use clap_complete::Shell;
 use crate::args::{Cli, CompletionsArgs, ManArgs, ProgramArg, SetupArgs};
 use crate::folders;
 
-/// Where each shell looks for completions below a folder `share`, and what the file of a program is
+/// A shell, where it looks for completions below a folder `share`, and what the file of a program is
 /// called there.
-const COMPLETIONS: [(Shell, &str, fn(&str) -> String); 3] = [
+type Completions = (Shell, &'static str, fn(&str) -> String);
+
+const COMPLETIONS: [Completions; 3] = [
     (Shell::Bash, "bash-completion/completions", |name| {
         name.to_owned()
     }),
