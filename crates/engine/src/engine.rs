@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use ds4_cpu::{CpuBackend, CpuOptions};
+use ds4_cpu::{CpuBackend, CpuOptions, SimdPath};
 use ds4_cuda::{CudaBackend, CudaOptions};
 use ds4_formats::gguf::{self, Gguf};
 use ds4_model::{Geometry, Network, Reference, SessionShape};
@@ -49,6 +49,7 @@ pub struct Engine {
     tokenizer: Option<Arc<Tokenizer>>,
     plan: Plan,
     backend: BackendKind,
+    numerics: String,
 }
 
 impl fmt::Debug for Engine {
@@ -114,11 +115,11 @@ impl Engine {
                 ),
             });
         }
-        let (backend, slots, plan) = match options.backend {
+        let opened = match options.backend {
             BackendKind::Reference => {
                 let backend = Reference::new(&geometry);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Reference, slots, plan)
+                Opened::new(BackendKind::Reference, "reference".to_owned(), slots, plan)
             }
             BackendKind::Cpu => on_cpu(&geometry, gguf, options, progress)?,
             BackendKind::Cuda | BackendKind::Wgpu if !gpu::LOADS_DRIVERS => {
@@ -126,8 +127,9 @@ impl Engine {
             }
             BackendKind::Cuda => {
                 let backend = cuda(&geometry, options)?;
+                let numerics = format!("cuda {}", backend.device().name);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Cuda, slots, plan)
+                Opened::new(BackendKind::Cuda, numerics, slots, plan)
             }
             BackendKind::Wgpu => {
                 let (backend, what) = gpu::open(&geometry, true)?;
@@ -137,10 +139,16 @@ impl Engine {
                 });
                 let options = &gpu::within_memory(options);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Wgpu, slots, plan)
+                Opened::new(BackendKind::Wgpu, format!("wgpu {what}"), slots, plan)
             }
             BackendKind::Auto => on_the_best(&geometry, gguf, options, progress)?,
         };
+        let Opened {
+            backend,
+            numerics,
+            slots,
+            plan,
+        } = opened;
         Ok(Engine {
             slots,
             name: gguf
@@ -151,6 +159,7 @@ impl Engine {
             tokenizer,
             plan,
             backend,
+            numerics,
             geometry,
         })
     }
@@ -164,6 +173,12 @@ impl Engine {
     /// What computes; never [`BackendKind::Auto`].
     pub fn backend(&self) -> BackendKind {
         self.backend
+    }
+
+    /// Names the kernels that compute, down to the instruction set or the device: states of equal
+    /// names can be mixed, those of others may differ in their last bits.
+    pub fn numerics(&self) -> &str {
+        &self.numerics
     }
 
     /// What it takes.
@@ -230,7 +245,23 @@ impl Engine {
 }
 
 /// What computes, its slots, and what they take.
-type Opened = (BackendKind, Box<dyn Slots>, Plan);
+struct Opened {
+    backend: BackendKind,
+    numerics: String,
+    slots: Box<dyn Slots>,
+    plan: Plan,
+}
+
+impl Opened {
+    fn new(backend: BackendKind, numerics: String, slots: Box<dyn Slots>, plan: Plan) -> Opened {
+        Opened {
+            backend,
+            numerics,
+            slots,
+            plan,
+        }
+    }
+}
 
 fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
     let options = CudaOptions {
@@ -252,8 +283,10 @@ fn on_cpu(
         simd: options.simd,
     };
     let backend = CpuBackend::new(geometry, cpu).map_err(|e| OpenError::Options(e.to_string()))?;
+    let path = options.simd.unwrap_or_else(SimdPath::best);
+    let numerics = format!("cpu {path}");
     let (slots, plan) = load(backend, gguf, options, progress)?;
-    Ok((BackendKind::Cpu, slots, plan))
+    Ok(Opened::new(BackendKind::Cpu, numerics, slots, plan))
 }
 
 /// On the device if there is one and the model fits it. Says which, and why not the device, unless
@@ -283,8 +316,11 @@ fn on_the_best(
                 );
                 let is_fallback = false;
                 progress(LoadProgress::Chosen { what, is_fallback });
+                let numerics = format!("cuda {}", facts.name);
                 match load(backend, gguf, options, progress) {
-                    Ok((slots, plan)) => return Ok((BackendKind::Cuda, slots, plan)),
+                    Ok((slots, plan)) => {
+                        return Ok(Opened::new(BackendKind::Cuda, numerics, slots, plan));
+                    }
                     Err(error) => Some(error.to_string()),
                 }
             }
@@ -340,7 +376,12 @@ fn on_any_gpu(
         is_fallback: false,
     });
     let (slots, plan) = load(backend, gguf, options, progress)?;
-    Ok((BackendKind::Wgpu, slots, plan))
+    Ok(Opened::new(
+        BackendKind::Wgpu,
+        format!("wgpu {what}"),
+        slots,
+        plan,
+    ))
 }
 
 fn load<B>(

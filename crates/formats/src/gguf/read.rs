@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Quote, optional};
@@ -315,7 +314,7 @@ impl Gguf {
 
 fn open_one(path: &Path) -> Result<Gguf, Error> {
     let open = || {
-        let bytes = Bytes::map(&File::open(path)?)?;
+        let bytes = Bytes::open(path)?;
         Gguf::parse(bytes)
     };
     let mut gguf = open().map_err(|e| e.in_file(path))?;

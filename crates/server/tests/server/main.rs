@@ -8,6 +8,7 @@ mod connections;
 mod endings;
 mod http;
 mod lost;
+mod mutants;
 mod operations;
 mod protocols;
 mod replay;
