@@ -29,6 +29,8 @@ pub enum LoadProgress {
     Chosen {
         /// What, and why: one line.
         what: String,
+        /// Whether there is a device that it could not be.
+        is_fallback: bool,
     },
     /// Weights were bound to the backend.
     Bound {
@@ -131,6 +133,7 @@ impl Engine {
                 let (backend, what) = gpu::open(&geometry, true)?;
                 progress(LoadProgress::Chosen {
                     what: format!("running on {what}"),
+                    is_fallback: false,
                 });
                 let options = &gpu::within_memory(options);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
@@ -150,6 +153,12 @@ impl Engine {
             backend,
             geometry,
         })
+    }
+
+    /// Puts something between this engine and its slots, such as an observer, or what makes them fail.
+    pub fn with_slots(mut self, wrap: impl FnOnce(Box<dyn Slots>) -> Box<dyn Slots>) -> Engine {
+        self.slots = wrap(self.slots);
+        self
     }
 
     /// What computes; never [`BackendKind::Auto`].
@@ -258,7 +267,8 @@ fn on_the_best(
     if !gpu::LOADS_DRIVERS {
         if may_have_gpu() {
             let what = format!("running on the processor: {}", gpu::LINKED_STATICALLY);
-            progress(LoadProgress::Chosen { what });
+            let is_fallback = true;
+            progress(LoadProgress::Chosen { what, is_fallback });
         }
         return on_cpu(geometry, gguf, options, progress);
     }
@@ -271,9 +281,12 @@ fn on_the_best(
                     "running on {} ({gib:.0} GiB): the model fits it",
                     facts.name
                 );
-                progress(LoadProgress::Chosen { what });
-                let (slots, plan) = load(backend, gguf, options, progress)?;
-                return Ok((BackendKind::Cuda, slots, plan));
+                let is_fallback = false;
+                progress(LoadProgress::Chosen { what, is_fallback });
+                match load(backend, gguf, options, progress) {
+                    Ok((slots, plan)) => return Ok((BackendKind::Cuda, slots, plan)),
+                    Err(error) => Some(error.to_string()),
+                }
             }
             Err(error) => Some(error.to_string()),
         },
@@ -291,7 +304,8 @@ fn on_the_best(
     };
     if let Some(error) = why_not {
         let what = format!("running on the processor: {error}");
-        progress(LoadProgress::Chosen { what });
+        let is_fallback = true;
+        progress(LoadProgress::Chosen { what, is_fallback });
     }
     on_cpu(geometry, gguf, options, progress)
 }
@@ -323,6 +337,7 @@ fn on_any_gpu(
     plan(&backend, gguf, options)?;
     progress(LoadProgress::Chosen {
         what: format!("running on {what}"),
+        is_fallback: false,
     });
     let (slots, plan) = load(backend, gguf, options, progress)?;
     Ok((BackendKind::Wgpu, slots, plan))
