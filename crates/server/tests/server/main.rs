@@ -6,6 +6,7 @@ mod calls;
 mod connections;
 mod endings;
 mod http;
+mod inputs;
 mod operations;
 mod protocols;
 mod replay;
