@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Write the manual pages of ds4 and its commands
     Man(ManArgs),
+    /// Put completions and manual pages where the shells and man look
+    Setup(SetupArgs),
 }
 
 /// `ds4 serve`.
@@ -122,6 +124,14 @@ pub(crate) struct ManArgs {
     /// The folder in which the pages are written; it is made if it is not there
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
+}
+
+/// `ds4 setup`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SetupArgs {
+    /// Write below DIR/share, as packages do [default: the folders of this user]
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
 }
 
 /// Which file, and what runs it.
@@ -435,6 +445,12 @@ pub(crate) struct TokenizerArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// The weights of the model, or random ones of the full size, which need no file and say nothing
+    #[arg(long, value_enum, value_name = "file|random", default_value_t)]
+    pub weights: WeightsArg,
+    /// Layers of the model of random weights [default: all 43]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub layers: Option<usize>,
     /// Contexts at which to measure
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',', value_parser = count, default_value = "512,2048,8192")]
     pub contexts: Vec<usize>,
@@ -453,6 +469,16 @@ pub(crate) struct BenchArgs {
     /// One JSON document instead of CSV, with the model and the machine
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which weights are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsArg {
+    /// The model's
+    #[default]
+    File,
+    /// Random blocks of the full model's sizes and types
+    Random,
 }
 
 /// A number of tokens, at least one; `k` and `m` are 1,024 and 1,048,576 of them.

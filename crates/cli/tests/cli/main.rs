@@ -9,10 +9,12 @@ mod checkpoint;
 mod definitions;
 mod documents;
 mod eval;
+mod files;
 mod imatrix;
 mod inspect;
 mod kv;
 mod logits;
+mod packaging;
 mod program;
 #[cfg(feature = "pull")]
 mod pull;

@@ -53,7 +53,7 @@ pub(super) enum Shape {
     Responses {
         shape: Box<responses::ReplyShape>,
         /// What to keep beside the response, if it is kept.
-        input: Option<Vec<Arc<Value>>>,
+        input: Option<Vec<Arc<str>>>,
         /// Whether to drop the oldest turns of a prompt that is too long.
         truncate: bool,
     },

@@ -1,5 +1,6 @@
 //! The server, with a source of tokens that says what a test wrote down, and with a real model.
 
+mod backend;
 mod bad_input;
 mod bench;
 mod calls;
@@ -7,6 +8,8 @@ mod connections;
 mod endings;
 mod http;
 mod inputs;
+mod lost;
+mod mutants;
 mod operations;
 mod protocols;
 mod replay;

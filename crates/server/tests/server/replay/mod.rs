@@ -18,6 +18,7 @@ use ds4_server::http::{ModelFacts, ServerOptions};
 use ds4_text::Tokenizer;
 use serde_json::json;
 
+use crate::backend::test_backend;
 use crate::web::Web;
 use actor::{Actor, Take, Takes};
 use clients::{Client, Habit};
@@ -207,6 +208,7 @@ fn engine(n_slots: usize) -> Engine {
     let mut options = OpenOptions::new(model());
     options.context = Some(CONTEXT);
     options.n_slots = n_slots;
+    options.backend = test_backend();
     Engine::open(&options, &mut |_| {}).expect("the small model opens")
 }
 
@@ -248,7 +250,11 @@ impl House {
             &layout,
         );
         let folder = self.folder.path().join("kv");
-        let store = Store::open(folder, StoreOptions::default(), key, layout).expect("a store");
+        let options = StoreOptions {
+            keep_free_bytes: 0,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(folder, options, key, layout).expect("a store");
         let log = store
             .open_turn_log(TurnLogOptions::default())
             .expect("a log");
