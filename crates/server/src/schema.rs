@@ -493,6 +493,14 @@ const MAX_CLOSING: usize = 2048;
 /// behind which more must come, which a digit would not.
 const CLOSERS: [&str; 10] = ["}", "]", ",", "null", "0", "false", "true", "\"", "1", "{"];
 
+/// Texts that lead to the end of a string that follows a pattern, the best first: those that stand
+/// between the parts of formats before those that parts are made of.
+const STRING_CLOSERS: [&str; 10] = ["\"", "@", ":", "-", "/", ".", "_", " ", "a", "0"];
+/// Ways to the end that are tried, all but the first by the fall of dice.
+const MAX_WAYS: u64 = 6;
+/// Tokens of one string on such a way, beyond which another is tried.
+const MAX_STRING_TOKENS: usize = 64;
+
 /// Says which tokens keep the content on its schema.
 pub struct SchemaReader {
     matcher: Matcher,
@@ -545,11 +553,19 @@ impl SchemaReader {
     /// Tokens that end the content, none where it may end; a short way, if not the shortest. `None`
     /// when none was found.
     pub fn closing(&self) -> Option<Vec<u32>> {
+        (0..MAX_WAYS).find_map(|way| self.way_out(way))
+    }
+
+    /// One way to the end. A pattern has no shortest one that could be asked for, and what is said to
+    /// be best may go round in a string for ever.
+    fn way_out(&self, way: u64) -> Option<Vec<u32>> {
         let trie = self.env.tok_trie();
         let mut matcher = self.matcher.clone();
         let mut quotes = self.quotes;
         let mut closing = Vec::new();
-        while closing.len() <= MAX_CLOSING {
+        let mut n_in_string = 0;
+        let mut dice = way.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        while closing.len() <= MAX_CLOSING && n_in_string <= MAX_STRING_TOKENS {
             if matcher.is_accepting().ok()? {
                 return Some(closing);
             }
@@ -560,18 +576,39 @@ impl SchemaReader {
                     let token = trie.token_id(text.as_bytes());
                     token.filter(|token| mask.is_allowed(*token))
                 };
-                let known = match quotes.inside {
-                    true => is_admitted(&"\""),
-                    false => CLOSERS.iter().find_map(is_admitted),
+                let known = match (quotes.inside, way) {
+                    (false, _) => CLOSERS.iter().find_map(is_admitted),
+                    (true, 0) => STRING_CLOSERS.iter().find_map(is_admitted),
+                    (true, _) => is_admitted(&"\""),
                 };
                 let eos = trie.eos_token();
-                let any = || mask.iter().find(|token| *token != eos);
+                let any = || {
+                    dice ^= dice << 13;
+                    dice ^= dice >> 7;
+                    dice ^= dice << 17;
+                    let mut all = mask.iter().filter(|token| *token != eos);
+                    if way == 0 {
+                        return all.next();
+                    }
+                    let is_plain = |token: &u32| {
+                        let bytes = self.tokens.bytes(*token);
+                        bytes.len() == 1 && bytes[0].is_ascii_graphic()
+                    };
+                    let plain: Vec<u32> = mask.iter().filter(is_plain).collect();
+                    let at = dice.checked_rem(plain.len() as u64);
+                    let one = at.and_then(|at| plain.get(at as usize).copied());
+                    one.or_else(|| all.next())
+                };
                 next.push(known.or_else(any)?);
             }
             matcher.consume_tokens(&next).ok()?;
             for token in &next {
                 quotes.read(self.tokens.bytes(*token));
             }
+            n_in_string = match quotes.inside {
+                true => n_in_string + next.len(),
+                false => 0,
+            };
             closing.extend(next);
         }
         None

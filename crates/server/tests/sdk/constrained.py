@@ -18,6 +18,7 @@ Exit status 1 if any reply that ended is not valid.
 """
 import argparse
 import concurrent.futures
+import datetime
 import json
 import pathlib
 import random
@@ -26,6 +27,10 @@ import urllib.error
 import urllib.request
 
 from jsonschema import Draft202012Validator, FormatChecker
+
+# RFC 3339 has a year 0, Python has none.
+FORMATS = FormatChecker()
+FORMATS.checks("date", raises=ValueError)(lambda text: datetime.date.fromisoformat(text.replace("0000-", "2000-", 1)))
 
 MODEL = "deepseek-v4-flash"
 MAX_TOKENS = 300
@@ -129,6 +134,7 @@ class Row:
             self.token.append(timings["predicted_ms"] / timings["predicted_n"])
         calls = choice["message"].get("tool_calls") or []
         if choice["finish_reason"] not in ("stop", "tool_calls"):
+            self.findings.append({"cut": choice["message"], "schema": schemas[0]})
             return
         self.n_ended += 1
         if calls:
@@ -137,7 +143,7 @@ class Row:
         else:
             schema, text = schemas[0], choice["message"]["content"]
         try:
-            errors = Draft202012Validator(schema, format_checker=FormatChecker()).iter_errors(json.loads(text))
+            errors = Draft202012Validator(schema, format_checker=FORMATS).iter_errors(json.loads(text))
             first = next(errors, None)
             why = first and first.message
         except ValueError as error:

@@ -7,6 +7,7 @@ mod calls;
 mod connections;
 mod endings;
 mod http;
+mod inputs;
 mod lost;
 mod mutants;
 mod operations;
