@@ -111,9 +111,9 @@ pub(crate) fn run(args: &QuantizeArgs, console: &Console, out: &mut dyn Write) -
     }
     writeln!(
         out,
-        "  {} weights encoded in {seconds:.1} s; {} with importances, {} without",
+        "  {} weights encoded in {seconds:.1} s; matrices searched with importances: {}, without: {}",
         units::count(made.n_encoded),
-        units::plural(made.n_weighted as usize, "searched matrix"),
+        units::count(made.n_weighted),
         units::count(made.n_unweighted)
     )?;
     out.flush()?;
