@@ -12,18 +12,12 @@ use clap_complete::Shell;
 use crate::args::{Cli, CompletionsArgs, ManArgs, ProgramArg, SetupArgs};
 use crate::folders;
 
-/// A shell, where it looks for completions below a folder `share`, and what the file of a program is
-/// called there.
-type Completions = (Shell, &'static str, fn(&str) -> String);
-
-const COMPLETIONS: [Completions; 3] = [
-    (Shell::Bash, "bash-completion/completions", |name| {
-        name.to_owned()
-    }),
-    (Shell::Zsh, "zsh/site-functions", |name| format!("_{name}")),
-    (Shell::Fish, "fish/vendor_completions.d", |name| {
-        format!("{name}.fish")
-    }),
+/// Where each shell looks for completions below a folder `share`, and what stands before and behind a
+/// program's name in that of its file.
+const COMPLETIONS: [(Shell, &str, &str, &str); 3] = [
+    (Shell::Bash, "bash-completion/completions", "", ""),
+    (Shell::Zsh, "zsh/site-functions", "_", ""),
+    (Shell::Fish, "fish/vendor_completions.d", "", ".fish"),
 ];
 
 /// Prints the completions of a shell.
@@ -73,7 +67,7 @@ pub(crate) fn setup(args: &SetupArgs, out: &mut dyn Write) -> Result<()> {
         Some(prefix) => prefix.join("share"),
         None => folders::data().context("no home folder: --prefix DIR says where to write")?,
     };
-    for (shell, below, file_name) in COMPLETIONS {
+    for (shell, below, before, behind) in COMPLETIONS {
         let folder = share.join(below);
         let failed = || format!("cannot write {}", folder.display());
         fs::create_dir_all(&folder).with_context(failed)?;
@@ -81,7 +75,8 @@ pub(crate) fn setup(args: &SetupArgs, out: &mut dyn Write) -> Result<()> {
             let name = command.get_name().to_owned();
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut command, &name, &mut text);
-            fs::write(folder.join(file_name(&name)), text).with_context(failed)?;
+            let file_name = format!("{before}{name}{behind}");
+            fs::write(folder.join(file_name), text).with_context(failed)?;
         }
         writeln!(out, "{shell}: {}", folder.display())?;
         if shell == Shell::Zsh && args.prefix.is_none() {

@@ -105,7 +105,7 @@ impl Terminal {
     #[track_caller]
     fn enter(&mut self, line: &str) {
         self.see("> ");
-        self.press(&format!("{line}\r"));
+        self.press(format!("{line}\r"));
     }
 
     #[track_caller]
@@ -490,7 +490,7 @@ fn ctrl_c_stops_a_reply_and_keeps_what_was_said() {
         let args = ["--ctx", "4096", "--seed", &seed.to_string(), "--nothink"];
         let mut terminal = Terminal::new(&args);
         terminal.see("> ");
-        terminal.press(&format!("{}\r", "x".repeat(2000)));
+        terminal.press(format!("{}\r", "x".repeat(2000)));
         terminal.see("\u{fffd}");
         let status = std::process::Command::new("kill")
             .args(["-INT", &terminal.child.id().to_string()])
