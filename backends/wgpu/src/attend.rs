@@ -15,7 +15,7 @@ use crate::weight::Weight;
 pub(crate) const SPLITS: usize = 64;
 
 /// Most pieces of a row's keys.
-const ROW_SPLITS: usize = 20;
+const ROW_SPLITS: usize = 40;
 
 impl WgpuBackend {
     /// Whether `record_index_scores_few` takes these rows.
@@ -66,8 +66,20 @@ impl WgpuBackend {
             && self.geometry.rope_dim.is_multiple_of(4)
     }
 
-    /// Attention over tiles of keys. With `raw`, queries are normed and rotated and the result is
-    /// rotated back, with its codes, by this table: a step of few rows only.
+    /// Whether attention over such rows goes on cooperative matrices of 16 by 16.
+    pub(crate) fn attends_matrices(&self, ring: &Buffer) -> bool {
+        let c = &self.gpu.capabilities;
+        !self.plain
+            && self.attends_tiles(ring)
+            && c.cooperative_16
+            && c.f16
+            && c.subgroup == Some((32, 32))
+            && self.geometry.n_heads.is_multiple_of(16)
+    }
+
+    /// Attention over tiles of keys. With `raw`, queries are normed and rotated by this table, and in
+    /// a step of few rows the result is rotated back, with its codes. Many rows come raw only where
+    /// `attends_matrices` holds.
     pub(crate) fn record_attend_tile(
         &mut self,
         rows: &Rows,
@@ -84,7 +96,16 @@ impl WgpuBackend {
             1
         };
         let split = rows.n() <= FEW_ROWS;
-        let what = Specialisation::of("attend_tile")
+        let matrices = self.attends_matrices(ring);
+        let what = if matrices {
+            Specialisation::of("attend_matrix")
+                .with("MATRIX", 16usize)
+                .with("K_STEPS", g.head_dim / 64)
+        } else {
+            Specialisation::of("attend_tile")
+        };
+        let heads = if matrices { 16 } else { 4 };
+        let what = what
             .with("HEAD_DIM", g.head_dim)
             .with("COMPRESSED", mode)
             .with("SPLIT", split)
@@ -119,7 +140,7 @@ impl WgpuBackend {
                 table,
                 g.rms_eps.to_bits(),
             ],
-            [g.n_heads.div_ceil(4) as u32, rows.n(), splits as u32],
+            [g.n_heads.div_ceil(heads) as u32, rows.n(), splits as u32],
         );
         if !split {
             return;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ds4_model::weights::{HyperConnection, Router};
-use ds4_model::{Compress, Entry, RopeTable, Routes};
+use ds4_model::weights::{Compressor, HyperConnection, Router};
+use ds4_model::{Entry, RopeTable, Routes};
 
 use crate::backend::{Rows, WgpuBackend};
 use crate::kernels::Specialisation;
@@ -18,7 +18,7 @@ pub(crate) const FEW_ROWS: u32 = 8;
 pub(crate) struct Codes {
     pub(crate) codes: Allocation,
     pub(crate) scales: Allocation,
-    squares: Allocation,
+    pub(crate) squares: Allocation,
 }
 
 /// A product of few rows.
@@ -34,6 +34,29 @@ pub(crate) struct Product<'a> {
     pub(crate) quantised: bool,
     /// A norm's weight for the result; its sums of squares are then left beside it.
     pub(crate) norm: Option<&'a Weight>,
+    /// Whether the result is queries of the indexer, to be rotated by this table and rounded.
+    pub(crate) index: Option<(RopeTable, bool)>,
+}
+
+/// Operands of a compressor.
+pub(crate) struct FewCompress<'a> {
+    pub(crate) compressor: &'a Compressor<Weight>,
+    pub(crate) rounded: bool,
+    pub(crate) kv: &'a Buffer,
+    pub(crate) gate: &'a Buffer,
+    pub(crate) frontier: &'a Buffer,
+    pub(crate) cache: &'a Buffer,
+}
+
+/// Where the experts of a hidden layer come from.
+#[derive(Clone, Copy)]
+pub(crate) enum Routing<'a> {
+    /// The shared expert's layer.
+    Shared,
+    /// Routes that are there.
+    Given(&'a Routes<Buffer>),
+    /// The router's products; the routes are left for what follows.
+    Here(&'a Router<Weight>, &'a Buffer, &'a Routes<Buffer>),
 }
 
 impl<'a> Product<'a> {
@@ -46,6 +69,7 @@ impl<'a> Product<'a> {
             out,
             quantised: false,
             norm: None,
+            index: None,
         }
     }
 }
@@ -92,20 +116,30 @@ impl WgpuBackend {
         n_rows <= 2 && c.subgroup == Some((32, 32)) && c.workgroup_lanes >= 1024
     }
 
-    /// The constants of loops over `n_in` elements in units of `unit`, where the subgroup size is
-    /// one number and divides them.
-    fn steps(&self, what: Specialisation, n_in: usize, unit: usize) -> Specialisation {
-        let fixed = match self.gpu.capabilities.subgroup {
-            Some((least, most)) if least == most => least as usize,
-            _ => 0,
-        };
+    /// Turns of a subgroup over `n_in` elements in units of `unit`, where its size is one number and
+    /// the turns are whole; 0 elsewhere.
+    fn n_steps(&self, n_in: usize, unit: usize) -> usize {
+        let fixed = self.fixed_subgroup();
         let units = n_in / unit;
-        let steps = if fixed > 0 && units.is_multiple_of(fixed) {
+        if fixed > 0 && units.is_multiple_of(fixed) {
             units / fixed
         } else {
             0
-        };
-        what.with("STEPS", steps).with("SUBGROUP", fixed)
+        }
+    }
+
+    /// Lanes of a subgroup where that is one number, or 0.
+    fn fixed_subgroup(&self) -> usize {
+        match self.gpu.capabilities.subgroup {
+            Some((least, most)) if least == most => least as usize,
+            _ => 0,
+        }
+    }
+
+    /// The constants of loops over `n_in` elements in units of `unit`.
+    fn steps(&self, what: Specialisation, n_in: usize, unit: usize) -> Specialisation {
+        what.with("STEPS", self.n_steps(n_in, unit))
+            .with("SUBGROUP", self.fixed_subgroup())
     }
 
     /// The codes of `x`, where products could want them.
@@ -138,22 +172,29 @@ impl WgpuBackend {
             out,
             quantised,
             norm,
+            index,
         } = *product;
         let integer = self.is_integer(weight);
         let x_codes = self.codes(x);
         let out_codes = self.codes(out);
         let n_rows = rows.n().next_power_of_two().min(FEW_ROWS);
         // A workgroup of 32 results for blocks of codes has a subgroup for each where it can, so that
-        // more loads are under way; more rows of x share the loads of four rows of weights. Few
-        // outputs are spread over more workgroups.
+        // more loads are under way. One row of weights a subgroup streams best; several rows of x
+        // share the loads of two.
         let wide = self.wide(n_rows);
-        let (lanes, per, wg_rows): (usize, usize, usize) = match (quantised, weight.n_out) {
+        let lanes = if self.gpu.capabilities.workgroup_lanes >= 512 {
+            512
+        } else {
+            256
+        };
+        let g = &self.geometry;
+        let (lanes, per, wg_rows): (usize, usize, usize) = match (quantised, n_rows) {
+            _ if index.is_some() && wide => (1024, 1, g.index_dim),
+            _ if index.is_some() => (lanes, 2, g.index_dim),
             (true, _) if wide => (1024, 1, 32),
-            (true, _) => (256, 4, 32),
-            (false, 0..=8192) if n_rows <= 2 => (256, 1, 8),
-            (false, 0..=2048) => (256, 1, 8),
-            (false, 2049..=8192) => (256, 2, 16),
-            (false, _) => (256, 4, 32),
+            (true, _) => (lanes, 2, 32),
+            (false, 1 | 2) => (256, 1, 8),
+            (false, _) => (256, 2, 16),
         };
         let unit = weight.stored.unit(integer);
         let what = Specialisation::of("gemv")
@@ -165,7 +206,17 @@ impl WgpuBackend {
             .with("WG_ROWS", wg_rows)
             .with("NORMED", normed)
             .with("QUANTISED", quantised)
-            .with("WEIGHTED", norm.is_some());
+            .with("WEIGHTED", norm.is_some())
+            .with("INDEXED", index.is_some());
+        let what = match index {
+            Some((_, rounded)) => what.with("ROUNDED", rounded),
+            None => what,
+        };
+        let (half_dim, table) = (
+            (g.rope_dim / 2) as u32,
+            index.map_or(RopeTable::Plain, |i| i.0) as u32,
+        );
+        let hadamard = (g.index_dim as f32).powf(-0.5).to_bits();
         let what = self.steps(what, weight.n_in, unit);
         let n_squares = x.width() / 32;
         let x_bound = if integer {
@@ -206,6 +257,9 @@ impl WgpuBackend {
                     self.geometry.rms_eps.to_bits(),
                     weight.strides.0,
                     weight.strides.1,
+                    half_dim,
+                    table,
+                    hadamard,
                 ],
                 [n_groups.min(65_535), n_groups.div_ceil(65_535), 1],
             );
@@ -221,7 +275,7 @@ impl WgpuBackend {
         up: &Weight,
         clamp: f32,
         x: &Buffer,
-        routes: Option<&Routes<Buffer>>,
+        routing: Routing<'_>,
         hidden: &Buffer,
         quantised: bool,
     ) -> bool {
@@ -230,51 +284,78 @@ impl WgpuBackend {
             || integer != self.is_integer(up)
             || !self.takes(gate, x)
             || (quantised && !gate.n_out.is_multiple_of(32))
-            || (routes.is_none() && gate.parts.len() > 1)
+            || (matches!(routing, Routing::Shared) && gate.parts.len() > 1)
         {
             return false;
         }
-        let k = routes.map_or(1, |routes| routes.experts.width());
+        let routed = !matches!(routing, Routing::Shared);
+        let k = match routing {
+            Routing::Shared => 1,
+            Routing::Given(routes) | Routing::Here(_, _, routes) => routes.experts.width(),
+        };
         let x_codes = self.codes(x);
         let hidden_codes = self.codes(hidden);
         let unit = gate.stored.unit(integer);
-        // The experts of a row are workgroups enough.
-        let wide = routes.is_none() && self.wide(rows.n());
+        let lanes = self.gpu.capabilities.workgroup_lanes;
+        let (lanes, per): (usize, usize) = match (routed, lanes) {
+            (false, _) if self.wide(rows.n()) => (1024, 1),
+            (_, 512..) => (512, 2),
+            _ => (256, 2),
+        };
         let what = Specialisation::of("gate_up_few")
             .integer(integer)
             .decoding("gate", gate.stored)
             .decoding("up", up.stored)
-            .with("WG", if wide { 1024usize } else { 256 })
-            .with("PER", if wide { 1usize } else { 2 })
-            .with("ROUTED", routes.is_some())
+            .with("WG", lanes)
+            .with("PER", per)
+            .with("ROUTED", routed)
+            .with("ROUTES", matches!(routing, Routing::Here(..)))
             .with("QUANTISED", quantised);
+        let what = match routing {
+            Routing::Here(router, products, _) => what
+                .with("HASHED", matches!(router, Router::Hash(_)))
+                .with("N_EXPERTS", products.width()),
+            _ => what,
+        };
         let what = self.steps(what, gate.n_in, unit);
         let x_bound = if integer {
             x_codes.codes.whole()
         } else {
             x.bind()
         };
-        let (experts, weights) = match routes {
-            Some(routes) => (routes.experts.bind(), routes.weights.bind()),
-            None => (x_codes.scales.whole(), x_codes.scales.whole()),
+        let unused = x_codes.scales.whole();
+        let routing_bound = match routing {
+            Routing::Shared => vec![(7, unused), (8, unused)],
+            Routing::Given(routes) => {
+                vec![(7, routes.experts.bind()), (8, routes.weights.bind())]
+            }
+            Routing::Here(router, products, routes) => {
+                let (Router::Hash(choice) | Router::TopK(choice)) = router;
+                vec![
+                    (7, products.bind()),
+                    (8, choice.elements()),
+                    (12, routes.experts.bind()),
+                    (13, routes.weights.bind()),
+                ]
+            }
         };
         for (gate_part, up_part) in gate.parts.iter().zip(&up.parts) {
+            let mut bound = vec![
+                (0, rows.bind()),
+                (1, gate_part.q()),
+                (2, gate_part.s()),
+                (3, up_part.q()),
+                (4, up_part.s()),
+                (5, x_bound),
+                (6, x_codes.scales.whole()),
+                (9, hidden.bind()),
+                (10, hidden_codes.codes.whole()),
+                (11, hidden_codes.scales.whole()),
+            ];
+            bound.extend(&routing_bound);
             self.record(
                 &what,
-                &[
-                    (0, rows.bind()),
-                    (1, gate_part.q()),
-                    (2, gate_part.s()),
-                    (3, up_part.q()),
-                    (4, up_part.s()),
-                    (5, x_bound),
-                    (6, x_codes.scales.whole()),
-                    (7, experts),
-                    (8, weights),
-                    (9, hidden.bind()),
-                    (10, hidden_codes.codes.whole()),
-                    (11, hidden_codes.scales.whole()),
-                ],
+                &bound,
                 &[
                     rows.n(),
                     gate.n_in as u32,
@@ -287,6 +368,7 @@ impl WgpuBackend {
                     gate.strides.1,
                     up.strides.0,
                     up.strides.1,
+                    self.geometry.expert_scale.to_bits(),
                 ],
                 [gate.n_out.div_ceil(32) as u32, rows.n() * k as u32, 1],
             );
@@ -294,56 +376,102 @@ impl WgpuBackend {
         true
     }
 
-    /// The experts' output; with `adds`, on top of what is there. The codes of `hidden` are there.
+    /// The experts' output, with that of the shared expert if it is given as its matrix and its
+    /// hidden values. The codes of all hidden values are there. Whether it was done.
     pub(crate) fn record_experts_down_few(
         &mut self,
         rows: &Rows,
         down: &Weight,
         hidden: &Buffer,
         routes: &Routes<Buffer>,
+        shared: Option<(&Weight, &Buffer)>,
         out: &Buffer,
-        adds: bool,
     ) -> bool {
         let integer = self.is_integer(down);
-        if !self.takes(down, hidden) {
+        let fits = shared.is_none_or(|(weight, hidden)| {
+            self.takes(weight, hidden)
+                && self.is_integer(weight) == integer
+                && weight.parts.len() == 1
+                && down.parts.len() == 1
+        });
+        if !fits || !self.takes(down, hidden) {
             return false;
         }
         let codes = self.codes(hidden);
-        let unit = down.stored.unit(integer);
-        let what = Specialisation::of("experts_down_few")
+        let mut what = Specialisation::of("experts_down_few")
             .integer(integer)
-            .decoding("w", down.stored)
+            .decoding("w", down.stored);
+        if let Some((weight, _)) = shared {
+            what = what.decoding("shared", weight.stored);
+        }
+        let what = what
             .with("WG", 256usize)
             .with("PER", 1usize)
             .with("WG_ROWS", 8usize)
-            .with("K_USED", routes.experts.width());
-        let what = self.steps(what, down.n_in, unit);
-        let x_bound = if integer {
-            codes.codes.whole()
-        } else {
-            hidden.bind()
-        };
+            .with("K_USED", routes.experts.width())
+            .with("PARTED", down.parts.len() > 1)
+            .with("SHARED", shared.is_some());
+        // Both products go in whole turns of the subgroup, or neither does.
+        let mut steps = self.n_steps(down.n_in, down.stored.unit(integer));
+        let mut shared_steps = 0;
+        if let Some((weight, _)) = shared {
+            shared_steps = self.n_steps(weight.n_in, weight.stored.unit(integer));
+            if steps == 0 || shared_steps == 0 {
+                (steps, shared_steps) = (0, 0);
+            }
+        }
+        let what = what
+            .with("STEPS", steps)
+            .with("SHARED_STEPS", shared_steps)
+            .with("SUBGROUP", self.fixed_subgroup());
         for (i, part) in down.parts.iter().enumerate() {
+            let x_bound = match integer {
+                true => codes.codes.whole(),
+                false => hidden.bind(),
+            };
+            let mut bound = vec![
+                (0, rows.bind()),
+                (1, part.q()),
+                (2, part.s()),
+                (3, x_bound),
+                (4, codes.scales.whole()),
+                (5, routes.experts.bind()),
+                (6, out.bind()),
+            ];
+            let shared = shared.map(|(weight, hidden)| (weight, hidden, self.codes(hidden)));
+            if let Some((weight, hidden, codes)) = &shared {
+                let part = &weight.parts[0];
+                bound.extend([
+                    (7, part.q()),
+                    (8, part.s()),
+                    (
+                        9,
+                        match integer {
+                            true => codes.codes.whole(),
+                            false => hidden.bind(),
+                        },
+                    ),
+                    (10, codes.scales.whole()),
+                ]);
+            }
+            let (shared_strides, shared_in) = shared
+                .as_ref()
+                .map_or(((0, 0), 0), |(weight, ..)| (weight.strides, weight.n_in));
             self.record(
                 &what,
-                &[
-                    (0, rows.bind()),
-                    (1, part.q()),
-                    (2, part.s()),
-                    (3, x_bound),
-                    (4, codes.scales.whole()),
-                    (5, routes.experts.bind()),
-                    (6, out.bind()),
-                ],
+                &bound,
                 &[
                     rows.n(),
                     down.n_in as u32,
                     down.n_out as u32,
                     part.lo as u32,
                     part.hi as u32,
-                    u32::from(i == 0 && !adds),
+                    u32::from(i == 0),
                     down.strides.0,
                     down.strides.1,
+                    shared_strides.0,
+                    shared_strides.1,
+                    shared_in as u32,
                 ],
                 [down.n_out.div_ceil(8) as u32, rows.n(), 1],
             );
@@ -421,10 +549,11 @@ impl WgpuBackend {
         );
         let mut numbers = numbers.to_vec();
         numbers.push(g.n_sinkhorn as u32);
-        // The gates are wanted at the next turn: beside the products of `x`.
-        self.recording.dispatch_late(
-            &self.gpu,
-            &mut self.bind_groups,
+        // The gates are wanted at the next turn: beside the products of `x`, which they wait for.
+        if few {
+            self.fence(x);
+        }
+        self.record(
             &Specialisation::of("turn_gates"),
             &[
                 (0, rows.bind()),
@@ -476,18 +605,20 @@ impl WgpuBackend {
         );
     }
 
-    /// Window rows; with a ring they are stored too.
+    /// Window rows, in place or from `raw`; with a ring they are stored too.
     pub(crate) fn record_kv_norm_rope(
         &mut self,
         rows: &Rows,
         norm: &Weight,
         table: RopeTable,
         rounded: bool,
+        raw: Option<&Buffer>,
         kv: &Buffer,
         ring: Option<&Buffer>,
     ) {
         let g = &self.geometry;
         let what = Specialisation::of("kv_norm_rope")
+            .with("APART", raw.is_some())
             .with("ROW_DIM", g.head_dim)
             .with("ROUNDING", usize::from(rounded))
             .with("STORED", ring.is_some())
@@ -500,18 +631,15 @@ impl WgpuBackend {
             0,
             ring.map_or(1, |ring| ring.shape.n_rows as u32),
         ];
-        let unused = Arc::clone(&self.turn_sums);
-        self.record(
-            &what,
-            &[
-                (0, rows.bind()),
-                (1, norm.elements()),
-                (2, kv.bind()),
-                (3, ring.map_or(unused.whole(), Buffer::bind)),
-            ],
-            &words,
-            [rows.n(), 1, 1],
-        );
+        let unused = Arc::clone(&self.unused);
+        let mut bound = vec![
+            (0, rows.bind()),
+            (1, norm.elements()),
+            (2, kv.bind()),
+            (3, ring.map_or(unused.whole(), Buffer::bind)),
+        ];
+        bound.extend(raw.map(|raw| (4, raw.bind())));
+        self.record(&what, &bound, &words, [rows.n(), 1, 1]);
     }
 
     /// The compressor of a step so short that its rows overwrite none that they pool. Whether it
@@ -519,7 +647,7 @@ impl WgpuBackend {
     pub(crate) fn record_compress(
         &mut self,
         rows: &Rows,
-        c: &Compress<'_, Buffer, Weight>,
+        c: &FewCompress<'_>,
     ) -> bool {
         let kind = c.compressor.kind;
         let n_ring = c.frontier.shape.n_rows;

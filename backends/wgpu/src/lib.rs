@@ -12,9 +12,11 @@ mod kernels;
 mod many;
 mod memory;
 mod ops;
+mod own;
 mod random;
 mod record;
 mod self_check;
+mod streams;
 mod sublayers;
 mod weight;
 

@@ -1,5 +1,6 @@
 //! A recorded step: dispatches in order, encoded as one compute pass.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ds4_model::BackendError;
@@ -16,14 +17,14 @@ pub(crate) struct Dispatch {
     groups: [u32; 3],
     /// Kernel, types and workgroups, for tables of times.
     name: String,
+    /// The buffers that are bound, by number, and whether they are written.
+    uses: Vec<(u64, bool)>,
 }
 
 /// Dispatches in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recording {
     pub(crate) dispatches: Vec<Dispatch>,
-    /// A dispatch that follows the next one, unless that uses one of these buffers.
-    late: Option<(Dispatch, Vec<u64>)>,
 }
 
 /// Most workgroups of a dimension.
@@ -47,39 +48,24 @@ impl Recording {
         if groups.contains(&0) {
             return;
         }
-        let dispatch = make(gpu, bind_groups, what, bound, words, groups);
-        match self.late.take() {
-            Some((late, ids)) if bound.iter().any(|(_, b)| ids.contains(&b.id)) => {
-                self.dispatches.extend([late, dispatch]);
+        self.dispatches
+            .push(make(gpu, bind_groups, what, bound, words, groups));
+    }
+
+    /// Groups of dispatches that run side by side: wgpu puts a barrier before a dispatch that uses a
+    /// buffer which was written since the last one, or writes one that was read.
+    pub(crate) fn n_stages(&self) -> usize {
+        let mut written: HashMap<u64, bool> = HashMap::new();
+        let mut n = usize::from(!self.dispatches.is_empty());
+        for dispatch in &self.dispatches {
+            let mut parted = false;
+            for (id, writes) in &dispatch.uses {
+                let before = written.insert(*id, *writes);
+                parted |= before.is_some_and(|before| before || *writes);
             }
-            Some((late, _)) => self.dispatches.extend([dispatch, late]),
-            None => self.dispatches.push(dispatch),
+            n += usize::from(parted);
         }
-    }
-
-    /// Adds a dispatch that may run beside the next one, after which it is placed unless that uses
-    /// one of its buffers.
-    pub(crate) fn dispatch_late(
-        &mut self,
-        gpu: &Gpu,
-        bind_groups: &mut BindGroups,
-        what: &Specialisation,
-        bound: &[(u32, Bound<'_>)],
-        words: &[u32],
-        groups: [u32; 3],
-    ) {
-        self.settle();
-        // The first binding is the rows, which no dispatch writes.
-        let ids = bound.iter().skip(1).map(|(_, b)| b.id).collect();
-        let dispatch = make(gpu, bind_groups, what, bound, words, groups);
-        self.late = Some((dispatch, ids));
-    }
-
-    /// Puts a late dispatch at the end.
-    pub(crate) fn settle(&mut self) {
-        if let Some((late, _)) = self.late.take() {
-            self.dispatches.push(late);
-        }
+        n
     }
 
     /// Encodes everything into one pass.
@@ -119,12 +105,21 @@ fn make(
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     let kernel = kernels.kernel(&gpu.device, gpu.checked, what);
     let group = bind_groups.group(&gpu.device, &kernel, bound);
+    let mut kernel_uses: Vec<(u64, bool)> = Vec::with_capacity(bound.len());
+    for (binding, b) in bound {
+        let writes = kernel.written.contains(binding);
+        match kernel_uses.iter_mut().find(|(id, _)| *id == b.id) {
+            Some((_, written)) => *written |= writes,
+            None => kernel_uses.push((b.id, writes)),
+        }
+    }
     Dispatch {
         kernel,
         group,
         immediates: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
         groups,
         name: format!("{} {groups:?}", what.name()),
+        uses: kernel_uses,
     }
 }
 

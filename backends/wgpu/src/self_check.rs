@@ -124,7 +124,8 @@ fn product(
     };
     let tokens = vec![0; n_rows];
     image.push_segment(&RopeFrequencies::new(&geometry), place, &tokens);
-    let mut rows = backend.rows(n_rows)?;
+    // With the workspace of many rows, which the form of halves needs.
+    let mut rows = backend.alloc_rows(n_rows)?;
     backend.write_rows(&mut rows, &image);
     let mut x = backend.alloc(ElementType::F32, Shape::rows(n_rows, N_IN))?;
     let mut out = backend.alloc(ElementType::F32, Shape::rows(n_rows, N_OUT))?;

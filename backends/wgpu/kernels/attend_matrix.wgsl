@@ -1,0 +1,217 @@
+// Attention with sinks over bf16 rows on cooperative matrices of 16 by 16: one workgroup of four
+// subgroups of 32 lanes for 16 heads of a row, 16 keys at a time. A subgroup takes a quarter of the
+// channels: of the scores' sums, which are added up afterwards, and of the values.
+// Weights are exp(score - top). `top` rises only when a score is beyond it by 8, because the sums are
+// then rescaled through workgroup memory; until then weights are at most exp(8), which f16 holds.
+// SPLIT, RAW and COMPRESSED are those of `attend_tile`.
+struct P { n: u32, n_heads: u32, scale: f32, n_ring: u32, ratio: u32, top_k: u32, n_splits: u32, half_dim: u32, table: u32, eps: f32 }
+var<immediate> p: P;
+const WG: u32 = 128u;
+const HEADS: u32 = 16u;
+const TILE: u32 = 16u;
+// Vectors of a row: of eight bf16, of four floats, and of four f16 in workgroup memory.
+const PIECES: u32 = HEAD_DIM / 8u;
+const QUARTERS: u32 = HEAD_DIM / 4u;
+const STRIDE: u32 = QUARTERS + 2u;
+// Vectors of a subgroup's channels.
+const OWN: u32 = QUARTERS / 4u;
+const SLACK: f32 = 8.0;
+//!include rows
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> kv: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> ring: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read> cache: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read> selected: array<u32>;
+@group(0) @binding(6) var<storage, read> sinks: array<f32>;
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;
+@group(0) @binding(8) var<storage, read_write> stats: array<f32>;
+alias Left = coop_mat16x16<f16, A>;
+alias Right = coop_mat16x16<f16, B>;
+alias Sum = coop_mat16x16<f32, C>;
+
+// The queries first, then 16 keys at a time.
+var<workgroup> keys: array<vec4<f16>, TILE * STRIDE>;
+var<workgroup> parts: array<f32, 4u * 256u>;
+var<workgroup> scores: array<f32, 256>;
+var<workgroup> probs: array<f16, 256>;
+var<workgroup> tops: array<f32, HEADS>;
+var<workgroup> keeps: array<f32, HEADS>;
+// Whether a score is beyond its head's top; lanes that set it set it to 1.
+var<workgroup> raised: u32;
+
+fn low_halves(w: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(w << vec4<u32>(16u)); }
+fn high_halves(w: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(w & vec4<u32>(0xffff0000u)); }
+
+fn attend(wg: vec3<u32>, lane: u32) {
+    let r = wg.y;
+    let position = row_position(r);
+    let first_row = row_first(r);
+    let segment = position - (r - first_row);
+    let start = row_window_start(r);
+    let n_old = segment - min(segment, start);
+    let first_new = first_row + start - min(segment, start);
+    let n_window = n_old + row_see_end(r) - first_new;
+    var n_compressed = 0u;
+    if COMPRESSED != 0u { n_compressed = (position + 1u) / p.ratio; }
+    if COMPRESSED == 2u { n_compressed = min(n_compressed, p.top_k); }
+    let n_keys = n_window + n_compressed;
+    let cache_row = row_base(r) / p.ratio;
+    var split = 0u;
+    if SPLIT { split = wg.z; }
+
+    // Eight lanes for a head of the queries.
+    let h0 = wg.x * HEADS;
+    let own_head = lane / 8u;
+    let q0 = (r * p.n_heads + h0 + own_head) * QUARTERS;
+    if RAW {
+        var sum = 0.0;
+        for (var c = lane & 7u; c < QUARTERS; c += 8u) { sum += dot(q[q0 + c], q[q0 + c]); }
+        parts[lane] = sum;
+        workgroupBarrier();
+        var total = 0.0;
+        for (var i = 0u; i < 8u; i++) { total += parts[(lane & ~7u) + i]; }
+        let inv = 1.0 / sqrt(total / f32(HEAD_DIM) + p.eps);
+        // The rotated channels are whole vectors: two pairs each.
+        let plain = QUARTERS - p.half_dim / 2u;
+        for (var c = lane & 7u; c < QUARTERS; c += 8u) {
+            var v = q[q0 + c] * inv;
+            if c >= plain {
+                let i = 2u * (c - plain);
+                let a = row_angle(r, p.table, p.half_dim, i);
+                let b = row_angle(r, p.table, p.half_dim, i + 1u);
+                v = vec4<f32>(
+                    v.x * a.x - v.y * a.y, v.x * a.y + v.y * a.x,
+                    v.z * b.x - v.w * b.y, v.z * b.y + v.w * b.x);
+            }
+            keys[own_head * STRIDE + c] = vec4<f16>(v);
+        }
+    } else {
+        for (var c = lane & 7u; c < QUARTERS; c += 8u) { keys[own_head * STRIDE + c] = vec4<f16>(q[q0 + c]); }
+    }
+    if lane < HEADS { tops[lane] = select(-3.0e38, sinks[h0 + lane], split == 0u); }
+    if lane == 0u { raised = 0u; }
+    workgroupBarrier();
+    let sub = lane / 32u;
+//!repeat K_STEPS 1
+    let query@I@ = coopLoadT<Left>(&keys[sub * OWN + @I@u * 4u], STRIDE);
+    var sum@I@ = Sum();
+//!end
+    // A lane has the scores of a head with two keys, and a part of the head's weight.
+    let head = lane & 15u;
+    let key = lane / 16u;
+    var weight = select(0.0, 1.0, split == 0u && key == 0u);
+
+    for (var k0 = split * TILE; k0 < n_keys; k0 += p.n_splits * TILE) {
+        workgroupBarrier();
+        for (var i = lane; i < TILE * PIECES; i += WG) {
+            let k = k0 + i / PIECES;
+            let c = i % PIECES;
+            var a = vec4<f32>(0.0);
+            var b = vec4<f32>(0.0);
+            if k >= n_old && k < n_window {
+                let at = (first_new + k - n_old) * QUARTERS + 2u * c;
+                a = kv[at];
+                b = kv[at + 1u];
+            } else if k < n_keys {
+                var words: vec4<u32>;
+                if k < n_old {
+                    let row = row_slot(r) * p.n_ring + (start + k) % p.n_ring;
+                    words = ring[row * PIECES + c];
+                } else {
+                    var row = k - n_window;
+                    if COMPRESSED == 2u { row = selected[r * p.top_k + row]; }
+                    words = cache[(cache_row + row) * PIECES + c];
+                }
+                let low = low_halves(words);
+                let high = high_halves(words);
+                a = vec4<f32>(low.x, high.x, low.y, high.y);
+                b = vec4<f32>(low.z, high.z, low.w, high.w);
+            }
+            keys[(i / PIECES) * STRIDE + 2u * c] = vec4<f16>(a);
+            keys[(i / PIECES) * STRIDE + 2u * c + 1u] = vec4<f16>(b);
+        }
+        workgroupBarrier();
+        {
+            var score = Sum();
+//!repeat K_STEPS 1
+            let key@I@ = coopLoad<Right>(&keys[sub * OWN + @I@u * 4u], STRIDE);
+            score = coopMultiplyAdd(query@I@, key@I@, score);
+//!end
+            coopStore(score, &parts[sub * 256u], 16u);
+        }
+        workgroupBarrier();
+        let at = key * 16u + head;
+        var a = (parts[at] + parts[at + 256u] + parts[at + 512u] + parts[at + 768u]) * p.scale;
+        var b = (parts[at + 128u] + parts[at + 384u] + parts[at + 640u] + parts[at + 896u]) * p.scale;
+        if k0 + key >= n_keys { a = -3.4e38; }
+        if k0 + key + 8u >= n_keys { b = -3.4e38; }
+        scores[at] = a;
+        scores[at + 128u] = b;
+        if max(a, b) > tops[head] + SLACK { raised = 1u; }
+        workgroupBarrier();
+        if raised != 0u {
+            if lane < HEADS {
+                let before = tops[lane];
+                var top = before;
+                for (var i = 0u; i < TILE; i++) { top = max(top, scores[i * 16u + lane]); }
+                keeps[lane] = exp(before - top);
+                tops[lane] = top;
+            }
+            workgroupBarrier();
+            if lane == 0u { raised = 0u; }
+            weight *= keeps[head];
+//!repeat K_STEPS 1
+            coopStore(sum@I@, &parts[sub * 256u], 16u);
+            workgroupBarrier();
+            for (var i = lane & 31u; i < 256u; i += 32u) { parts[sub * 256u + i] *= keeps[i & 15u]; }
+            workgroupBarrier();
+            sum@I@ = coopLoad<Sum>(&parts[sub * 256u], 16u);
+            workgroupBarrier();
+//!end
+        }
+        let wa = exp(a - tops[head]);
+        let wb = exp(b - tops[head]);
+        weight += wa + wb;
+        probs[head * 16u + key] = f16(wa);
+        probs[head * 16u + key + 8u] = f16(wb);
+        workgroupBarrier();
+        {
+            let weights = coopLoadT<Left>(&probs[0], 16u);
+//!repeat K_STEPS 1
+            let value@I@ = coopLoadT<Right>(&keys[sub * OWN + @I@u * 4u], STRIDE);
+            sum@I@ = coopMultiplyAdd(weights, value@I@, sum@I@);
+//!end
+        }
+    }
+    workgroupBarrier();
+    scores[lane] = weight;
+    workgroupBarrier();
+    if lane < HEADS {
+        var total = 0.0;
+        for (var i = 0u; i < 8u; i++) { total += scores[i * 16u + lane]; }
+        keeps[lane] = select(1.0 / total, 1.0, SPLIT);
+        if SPLIT {
+            let row = (r * p.n_splits + split) * p.n_heads + h0 + lane;
+            stats[2u * row] = tops[lane];
+            stats[2u * row + 1u] = total;
+        }
+    }
+    let row = (r * p.n_splits + split) * p.n_heads + h0;
+    // A subgroup's channels of 16 heads, 16 at a time.
+//!repeat K_STEPS 1
+    workgroupBarrier();
+    coopStore(sum@I@, &parts[sub * 256u], 16u);
+    workgroupBarrier();
+    for (var i = lane & 31u; i < 256u; i += 32u) {
+        let h = i / 16u;
+        let c = (sub * OWN + @I@u * 4u) * 4u + (i & 15u);
+        out[(row + h) * HEAD_DIM + c] = parts[sub * 256u + (i & 15u) * 16u + h] * keeps[h];
+    }
+//!end
+}
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    if is_pad(wg.y) { return; }
+    attend(wg, lane);
+}
