@@ -17,6 +17,7 @@ const STRIDE: u32 = QUARTERS + 2u;
 const OWN: u32 = QUARTERS / 4u;
 const SLACK: f32 = 8.0;
 //!include rows
+//!include sync
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> kv: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> ring: array<vec4<u32>>;
@@ -36,11 +37,21 @@ var<workgroup> scores: array<f32, 256>;
 var<workgroup> probs: array<f16, 256>;
 var<workgroup> tops: array<f32, HEADS>;
 var<workgroup> keeps: array<f32, HEADS>;
-// Whether a score is beyond its head's top; lanes that set it set it to 1.
-var<workgroup> raised: u32;
 
 fn low_halves(w: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(w << vec4<u32>(16u)); }
 fn high_halves(w: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(w & vec4<u32>(0xffff0000u)); }
+
+// A subgroup's sums after the tops of their heads rose. `nothing[1]` says whether some did.
+fn rescale(sum: ptr<function, Sum>, lane: u32, z: u32) {
+    let own = z + (lane / 32u) * 256u;
+    coopStore(*sum, &parts[own], 16u);
+    let za = sync();
+    for (var i = lane & 31u; i < 256u; i += 32u) { parts[za + own + i] *= keeps[za + (i & 15u)]; }
+    let zb = sync();
+    let at = zb + own;
+    *sum = coopLoad<Sum>(&parts[at], 16u);
+    workgroupBarrier();
+}
 
 fn attend(wg: vec3<u32>, lane: u32) {
     let r = wg.y;
@@ -59,6 +70,7 @@ fn attend(wg: vec3<u32>, lane: u32) {
     var split = 0u;
     if SPLIT { split = wg.z; }
 
+    begin_sync(lane);
     // Eight lanes for a head of the queries.
     let h0 = wg.x * HEADS;
     let own_head = lane / 8u;
@@ -67,9 +79,9 @@ fn attend(wg: vec3<u32>, lane: u32) {
         var sum = 0.0;
         for (var c = lane & 7u; c < QUARTERS; c += 8u) { sum += dot(q[q0 + c], q[q0 + c]); }
         parts[lane] = sum;
-        workgroupBarrier();
+        let z = sync();
         var total = 0.0;
-        for (var i = 0u; i < 8u; i++) { total += parts[(lane & ~7u) + i]; }
+        for (var i = 0u; i < 8u; i++) { total += parts[z + (lane & ~7u) + i]; }
         let inv = 1.0 / sqrt(total / f32(HEAD_DIM) + p.eps);
         // The rotated channels are whole vectors: two pairs each.
         let plain = QUARTERS - p.half_dim / 2u;
@@ -89,11 +101,10 @@ fn attend(wg: vec3<u32>, lane: u32) {
         for (var c = lane & 7u; c < QUARTERS; c += 8u) { keys[own_head * STRIDE + c] = vec4<f16>(q[q0 + c]); }
     }
     if lane < HEADS { tops[lane] = select(-3.0e38, sinks[h0 + lane], split == 0u); }
-    if lane == 0u { raised = 0u; }
-    workgroupBarrier();
+    let z0 = sync();
     let sub = lane / 32u;
 //!repeat K_STEPS 1
-    let query@I@ = coopLoadT<Left>(&keys[sub * OWN + @I@u * 4u], STRIDE);
+    let query@I@ = coopLoadT<Left>(&keys[z0 + sub * OWN + @I@u * 4u], STRIDE);
     var sum@I@ = Sum();
 //!end
     // A lane has the scores of a head with two keys, and a part of the head's weight.
@@ -102,7 +113,7 @@ fn attend(wg: vec3<u32>, lane: u32) {
     var weight = select(0.0, 1.0, split == 0u && key == 0u);
 
     for (var k0 = split * TILE; k0 < n_keys; k0 += p.n_splits * TILE) {
-        workgroupBarrier();
+        let za = sync();
         for (var i = lane; i < TILE * PIECES; i += WG) {
             let k = k0 + i / PIECES;
             let c = i % PIECES;
@@ -127,85 +138,82 @@ fn attend(wg: vec3<u32>, lane: u32) {
                 a = vec4<f32>(low.x, high.x, low.y, high.y);
                 b = vec4<f32>(low.z, high.z, low.w, high.w);
             }
-            keys[(i / PIECES) * STRIDE + 2u * c] = vec4<f16>(a);
-            keys[(i / PIECES) * STRIDE + 2u * c + 1u] = vec4<f16>(b);
+            keys[za + (i / PIECES) * STRIDE + 2u * c] = vec4<f16>(a);
+            keys[za + (i / PIECES) * STRIDE + 2u * c + 1u] = vec4<f16>(b);
         }
-        workgroupBarrier();
+        let zb = sync();
         {
             var score = Sum();
 //!repeat K_STEPS 1
-            let key@I@ = coopLoad<Right>(&keys[sub * OWN + @I@u * 4u], STRIDE);
+            let key@I@ = coopLoad<Right>(&keys[zb + sub * OWN + @I@u * 4u], STRIDE);
             score = coopMultiplyAdd(query@I@, key@I@, score);
 //!end
-            coopStore(score, &parts[sub * 256u], 16u);
+            coopStore(score, &parts[zb + sub * 256u], 16u);
         }
-        workgroupBarrier();
-        let at = key * 16u + head;
+        let zc = sync();
+        let at = zc + key * 16u + head;
         var a = (parts[at] + parts[at + 256u] + parts[at + 512u] + parts[at + 768u]) * p.scale;
         var b = (parts[at + 128u] + parts[at + 384u] + parts[at + 640u] + parts[at + 896u]) * p.scale;
         if k0 + key >= n_keys { a = -3.4e38; }
         if k0 + key + 8u >= n_keys { b = -3.4e38; }
         scores[at] = a;
         scores[at + 128u] = b;
-        if max(a, b) > tops[head] + SLACK { raised = 1u; }
-        workgroupBarrier();
-        if raised != 0u {
+        if max(a, b) > tops[zc + head] + SLACK { atomicStore(&nothing[1], 1u); }
+        var zd = sync();
+        if atomicLoad(&nothing[1]) != 0u {
             if lane < HEADS {
-                let before = tops[lane];
+                let before = tops[zd + lane];
                 var top = before;
-                for (var i = 0u; i < TILE; i++) { top = max(top, scores[i * 16u + lane]); }
-                keeps[lane] = exp(before - top);
-                tops[lane] = top;
+                for (var i = 0u; i < TILE; i++) { top = max(top, scores[zd + i * 16u + lane]); }
+                keeps[zd + lane] = exp(before - top);
+                tops[zd + lane] = top;
             }
-            workgroupBarrier();
-            if lane == 0u { raised = 0u; }
-            weight *= keeps[head];
+            zd = sync();
+            if lane == 0u { atomicStore(&nothing[1], 0u); }
+            weight *= keeps[zd + head];
 //!repeat K_STEPS 1
-            coopStore(sum@I@, &parts[sub * 256u], 16u);
-            workgroupBarrier();
-            for (var i = lane & 31u; i < 256u; i += 32u) { parts[sub * 256u + i] *= keeps[i & 15u]; }
-            workgroupBarrier();
-            sum@I@ = coopLoad<Sum>(&parts[sub * 256u], 16u);
-            workgroupBarrier();
+            rescale(&sum@I@, lane, zd);
 //!end
+            zd = sync();
         }
-        let wa = exp(a - tops[head]);
-        let wb = exp(b - tops[head]);
+        let wa = exp(a - tops[zd + head]);
+        let wb = exp(b - tops[zd + head]);
         weight += wa + wb;
-        probs[head * 16u + key] = f16(wa);
-        probs[head * 16u + key + 8u] = f16(wb);
-        workgroupBarrier();
+        probs[zd + head * 16u + key] = f16(wa);
+        probs[zd + head * 16u + key + 8u] = f16(wb);
+        let ze = sync();
         {
-            let weights = coopLoadT<Left>(&probs[0], 16u);
+            let weights = coopLoadT<Left>(&probs[ze], 16u);
 //!repeat K_STEPS 1
-            let value@I@ = coopLoadT<Right>(&keys[sub * OWN + @I@u * 4u], STRIDE);
+            let value@I@ = coopLoadT<Right>(&keys[ze + sub * OWN + @I@u * 4u], STRIDE);
             sum@I@ = coopMultiplyAdd(weights, value@I@, sum@I@);
 //!end
         }
     }
-    workgroupBarrier();
-    scores[lane] = weight;
-    workgroupBarrier();
+    let zf = sync();
+    scores[zf + lane] = weight;
+    let zg = sync();
     if lane < HEADS {
         var total = 0.0;
-        for (var i = 0u; i < 8u; i++) { total += scores[i * 16u + lane]; }
-        keeps[lane] = select(1.0 / total, 1.0, SPLIT);
+        for (var i = 0u; i < 8u; i++) { total += scores[zg + i * 16u + lane]; }
+        keeps[zg + lane] = select(1.0 / total, 1.0, SPLIT);
         if SPLIT {
             let row = (r * p.n_splits + split) * p.n_heads + h0 + lane;
-            stats[2u * row] = tops[lane];
+            stats[2u * row] = tops[zg + lane];
             stats[2u * row + 1u] = total;
         }
     }
     let row = (r * p.n_splits + split) * p.n_heads + h0;
     // A subgroup's channels of 16 heads, 16 at a time.
 //!repeat K_STEPS 1
-    workgroupBarrier();
-    coopStore(sum@I@, &parts[sub * 256u], 16u);
-    workgroupBarrier();
+    let before@I@ = sync();
+    coopStore(sum@I@, &parts[before@I@ + sub * 256u], 16u);
+    let after@I@ = sync();
     for (var i = lane & 31u; i < 256u; i += 32u) {
         let h = i / 16u;
         let c = (sub * OWN + @I@u * 4u) * 4u + (i & 15u);
-        out[(row + h) * HEAD_DIM + c] = parts[sub * 256u + (i & 15u) * 16u + h] * keeps[h];
+        out[(row + h) * HEAD_DIM + c] =
+            parts[after@I@ + sub * 256u + (i & 15u) * 16u + h] * keeps[after@I@ + h];
     }
 //!end
 }

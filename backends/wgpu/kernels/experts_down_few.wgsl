@@ -1,9 +1,11 @@
-// out[r] = sum_i W_{experts[r, i]} hidden[r, i] for a few rows: a workgroup takes WG_ROWS outputs, a
-// subgroup PER of them at a time. SHARED: the shared expert's output is added. PARTED: the experts
-// `lo .. hi` are here; later parts add to what the first wrote.
+// out[r] = sum_i W_{experts[r, i]} hidden[r, i] for a few rows: a workgroup takes WG_ROWS
+// outputs. SHARED: the shared expert's output is added. PARTED: the experts
+// `lo .. hi` are here; later parts add to what the first wrote. The experts of an output are shared
+// by HALVES subgroups, EXPERTS_EACH and SHARED_EACH turns of the shared expert's for each.
 struct P { n: u32, n_in: u32, n_out: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32, shared_qs: u32, shared_ss: u32, shared_in: u32 }
 var<immediate> p: P;
 const ROWS: u32 = 1u;
+const PER: u32 = 1u;
 //!include rows
 //!weight w 1
 @group(0) @binding(3) var<storage, read> x: array<vec4<X>>;
@@ -13,7 +15,7 @@ const ROWS: u32 = 1u;
 //!when SHARED true shared_down
 //!product w
 //!when SHARED true shared_product
-var<workgroup> results: array<f32, WG_ROWS>;
+var<workgroup> results: array<f32, WG_ROWS * HALVES>;
 
 @compute @workgroup_size(WG)
 fn main(
@@ -28,36 +30,38 @@ fn main(
     if is_pad(r) { return; }
     prepare(lane);
     let o0 = wg.x * WG_ROWS;
-    for (var base = sub * PER; base < WG_ROWS; base += n_subs * PER) {
-        let o = o0 + base;
+    for (var job = sub; job < WG_ROWS * HALVES; job += n_subs) {
+        let o = o0 + job / HALVES;
+        let share = job % HALVES;
         if o >= p.n_out { break; }
         var sums: array<f32, PER>;
-        for (var i = 0u; i < PER; i++) { sums[i] = 0.0; }
+        sums[0] = 0.0;
         var x_at: array<u32, 1>;
-//!repeat K_USED 1
-        let expert@I@ = experts[r * K_USED + @I@u];
+//!repeat EXPERTS_EACH 1
+        let slot@I@ = r * K_USED + share * EXPERTS_EACH + @I@u;
+        let expert@I@ = experts[slot@I@];
 //!end
-//!repeat SHARED_STEPS 1
+//!repeat SHARED_EACH 1
         x_at[0] = r * p.shared_in / X_LEN;
-        multiply_shared(&sums, o, p.n_out, sub_lane + @I@u * SUBGROUP, &x_at);
+        multiply_shared(&sums, o, p.n_out, sub_lane + (share * SHARED_EACH + @I@u) * SUBGROUP, &x_at);
 //!end
-//!repeat K_USED STEPS
+//!repeat EXPERTS_EACH STEPS
         if !PARTED || (expert@A@ >= p.lo && expert@A@ < p.hi) {
             let row = (expert@A@ - p.lo) * p.n_out;
-            x_at[0] = (r * K_USED + @A@u) * p.n_in / X_LEN;
+            x_at[0] = slot@A@ * p.n_in / X_LEN;
             multiply_w(&sums, row + o, row + p.n_out, sub_lane + @B@u * SUBGROUP, &x_at);
         }
 //!end
 //!when STEPS 0 experts_down_loop
-        for (var i = 0u; i < PER; i++) {
-            let total = subgroupAdd(sums[i]);
-            if sub_lane == 0u && base + i < WG_ROWS { results[base + i] = total; }
-        }
+        let total = subgroupAdd(sums[0]);
+        if sub_lane == 0u { results[job] = total; }
     }
     workgroupBarrier();
     let o = o0 + lane;
     if lane < WG_ROWS && o < p.n_out {
         let at = r * p.n_out + o;
-        if !PARTED || p.first != 0u { out[at] = results[lane]; } else { out[at] += results[lane]; }
+        var total = results[lane * HALVES];
+        if HALVES == 2u { total += results[lane * HALVES + 1u]; }
+        if !PARTED || p.first != 0u { out[at] = total; } else { out[at] += total; }
     }
 }

@@ -33,7 +33,7 @@ fn main(
     let r = wg.y / p.k;
     if is_pad(r) { return; }
     prepare(lane);
-    let route = route_of(wg.y, wg.x == 0u && wg.y % p.k == 0u, lane);
+    let route = route_of(wg.y, wg.x == 0u && wg.y % p.k == 0u, lane, sub, sub_lane, width);
     var row = wg.x * 32u;
     var end = p.n_out;
     if ROUTED {

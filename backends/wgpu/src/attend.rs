@@ -15,7 +15,7 @@ use crate::weight::Weight;
 pub(crate) const SPLITS: usize = 64;
 
 /// Most pieces of a row's keys.
-const ROW_SPLITS: usize = 40;
+const ROW_SPLITS: usize = 20;
 
 impl WgpuBackend {
     /// Whether `record_index_scores_few` takes these rows.

@@ -138,8 +138,8 @@ impl WgpuBackend {
             .specialisations()
     }
 
-    /// Runs the recorded steps of so many rows once more with a timestamp after each dispatch:
-    /// (kernel, nanoseconds) in order. What the caches hold afterwards is unspecified. Empty where
+    /// Runs the recorded steps of so many rows once more with a timestamp after each stage:
+    /// (its kernels, nanoseconds) in order. What the caches hold afterwards is unspecified. Empty where
     /// the adapter has no timestamps, or no such step was recorded.
     ///
     /// # Errors

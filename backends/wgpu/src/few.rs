@@ -128,6 +128,16 @@ impl WgpuBackend {
         }
     }
 
+    /// With copies of the grid of IQ2_XXS as far as workgroup memory goes.
+    fn grid_copies(&self, what: Specialisation) -> Specialisation {
+        let copies: usize = match self.gpu.capabilities.workgroup_bytes {
+            0xc000.. => 16,
+            0x8000.. => 4,
+            _ => 1,
+        };
+        what.with("GRID_COPIES", copies)
+    }
+
     /// Lanes of a subgroup where that is one number, or 0.
     fn fixed_subgroup(&self) -> usize {
         match self.gpu.capabilities.subgroup {
@@ -217,7 +227,7 @@ impl WgpuBackend {
             index.map_or(RopeTable::Plain, |i| i.0) as u32,
         );
         let hadamard = (g.index_dim as f32).powf(-0.5).to_bits();
-        let what = self.steps(what, weight.n_in, unit);
+        let what = self.grid_copies(self.steps(what, weight.n_in, unit));
         let n_squares = x.width() / 32;
         let x_bound = if integer {
             x_codes.codes.whole()
@@ -299,8 +309,9 @@ impl WgpuBackend {
         let lanes = self.gpu.capabilities.workgroup_lanes;
         let (lanes, per): (usize, usize) = match (routed, lanes) {
             (false, _) if self.wide(rows.n()) => (1024, 1),
-            (_, 512..) => (512, 2),
-            _ => (256, 2),
+            (false, 512..) => (512, 2),
+            // The experts of a row are workgroups enough.
+            _ => (256, 1),
         };
         let what = Specialisation::of("gate_up_few")
             .integer(integer)
@@ -314,9 +325,18 @@ impl WgpuBackend {
         let what = match routing {
             Routing::Here(router, products, _) => what
                 .with("HASHED", matches!(router, Router::Hash(_)))
+                .with(
+                    "KEYS_EACH",
+                    if products.width() == 8 * self.fixed_subgroup() {
+                        8usize
+                    } else {
+                        0
+                    },
+                )
                 .with("N_EXPERTS", products.width()),
             _ => what,
         };
+        let what = self.grid_copies(what);
         let what = self.steps(what, gate.n_in, unit);
         let x_bound = if integer {
             x_codes.codes.whole()
@@ -404,13 +424,6 @@ impl WgpuBackend {
         if let Some((weight, _)) = shared {
             what = what.decoding("shared", weight.stored);
         }
-        let what = what
-            .with("WG", 256usize)
-            .with("PER", 1usize)
-            .with("WG_ROWS", 8usize)
-            .with("K_USED", routes.experts.width())
-            .with("PARTED", down.parts.len() > 1)
-            .with("SHARED", shared.is_some());
         // Both products go in whole turns of the subgroup, or neither does.
         let mut steps = self.n_steps(down.n_in, down.stored.unit(integer));
         let mut shared_steps = 0;
@@ -420,10 +433,23 @@ impl WgpuBackend {
                 (steps, shared_steps) = (0, 0);
             }
         }
+        let k = routes.experts.width();
+        let halves = match steps > 0 && k.is_multiple_of(2) && shared_steps.is_multiple_of(2) {
+            true => 2,
+            false => 1,
+        };
         let what = what
+            .with("WG", 256usize)
+            .with("WG_ROWS", 8 / halves)
+            .with("K_USED", k)
+            .with("HALVES", halves)
+            .with("EXPERTS_EACH", k / halves)
+            .with("SHARED_EACH", shared_steps / halves)
+            .with("PARTED", down.parts.len() > 1)
+            .with("SHARED", shared.is_some())
             .with("STEPS", steps)
-            .with("SHARED_STEPS", shared_steps)
             .with("SUBGROUP", self.fixed_subgroup());
+        let what = self.grid_copies(what);
         for (i, part) in down.parts.iter().enumerate() {
             let x_bound = match integer {
                 true => codes.codes.whole(),
@@ -473,7 +499,7 @@ impl WgpuBackend {
                     shared_strides.1,
                     shared_in as u32,
                 ],
-                [down.n_out.div_ceil(8) as u32, rows.n(), 1],
+                [down.n_out.div_ceil(8 / halves) as u32, rows.n(), 1],
             );
         }
         true

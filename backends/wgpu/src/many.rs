@@ -111,7 +111,13 @@ impl WgpuBackend {
     }
 
     /// `gemm_half` for this product.
-    fn gemm_half(&self, g: &Gemm<'_>, step: usize, columns: usize) -> Specialisation {
+    fn gemm_half(
+        &self,
+        g: &Gemm<'_>,
+        step: usize,
+        columns: usize,
+        n_rows: usize,
+    ) -> Specialisation {
         let unit = match g.a.stored {
             Stored::Q8_0 => 16,
             Stored::F16 => 8,
@@ -122,6 +128,12 @@ impl WgpuBackend {
             .decoding("b", g.b.stored)
             .with("MODE", g.mode)
             .with("MATRIX", 16usize)
+            .with(
+                "DIRECT",
+                g.mode == 0
+                    && n_rows.is_multiple_of(columns)
+                    && g.a.parts.iter().all(|part| (part.hi - part.lo).is_multiple_of(128)),
+            )
             .with("BN", columns)
             .with("BK", step)
             .with("N_TILES", columns / 32)
@@ -239,7 +251,7 @@ impl WgpuBackend {
             .half_columns(gemm, n)
             .map(|step| (step, self.record_halves(rows, gemm.x, n)));
         let what = match &halves {
-            Some((step, _)) => self.gemm_half(gemm, *step, columns),
+            Some((step, _)) => self.gemm_half(gemm, *step, columns, rows.n() as usize),
             None => self.gemm(gemm, matrix, columns),
         };
         let x = halves
@@ -336,7 +348,7 @@ impl WgpuBackend {
             .half_columns(gemm, n)
             .map(|step| (step, self.record_halves(rows, gemm.x, n)));
         let what = match &halves {
-            Some((step, _)) => self.gemm_half(gemm, *step, PAIR_TILE),
+            Some((step, _)) => self.gemm_half(gemm, *step, PAIR_TILE, 1),
             None => self.gemm(gemm, matrix, PAIR_TILE),
         };
         let x = halves

@@ -52,20 +52,24 @@ impl Recording {
             .push(make(gpu, bind_groups, what, bound, words, groups));
     }
 
-    /// Groups of dispatches that run side by side: wgpu puts a barrier before a dispatch that uses a
-    /// buffer which was written since the last one, or writes one that was read.
+    /// Groups of dispatches that run side by side.
     pub(crate) fn n_stages(&self) -> usize {
+        self.stage_begins().iter().filter(|begins| **begins).count()
+    }
+
+    /// Whether a stage begins with a dispatch: wgpu puts a barrier before one that uses a buffer which
+    /// was written since the last one, or writes one that was read.
+    fn stage_begins(&self) -> Vec<bool> {
         let mut written: HashMap<u64, bool> = HashMap::new();
-        let mut n = usize::from(!self.dispatches.is_empty());
-        for dispatch in &self.dispatches {
-            let mut parted = false;
+        let begins = |(i, dispatch): (usize, &Dispatch)| {
+            let mut begins = i == 0;
             for (id, writes) in &dispatch.uses {
                 let before = written.insert(*id, *writes);
-                parted |= before.is_some_and(|before| before || *writes);
+                begins |= before.is_some_and(|before| before || *writes);
             }
-            n += usize::from(parted);
-        }
-        n
+            begins
+        };
+        self.dispatches.iter().enumerate().map(begins).collect()
     }
 
     /// Encodes everything into one pass.
@@ -124,10 +128,19 @@ fn make(
 }
 
 impl Recording {
-    /// Runs everything once with a timestamp after each dispatch: (kernel, nanoseconds) in order;
+    /// Runs everything once with a timestamp after each stage: (its kernels, nanoseconds) in order;
     /// empty where the adapter has none.
     pub(crate) fn times(&self, gpu: &Gpu) -> Result<Vec<(String, f32)>, BackendError> {
-        let n = self.dispatches.len();
+        let begins = self.stage_begins();
+        let mut at = 0;
+        let stages: Vec<&[Dispatch]> = self
+            .dispatches
+            .chunk_by(|_, _| {
+                at += 1;
+                !begins[at]
+            })
+            .collect();
+        let n = stages.len();
         if !gpu.capabilities.timestamps || n == 0 || n + 1 > 4096 {
             return Ok(Vec::new());
         }
@@ -152,9 +165,11 @@ impl Recording {
                 timestamp_writes: None,
             });
             pass.write_timestamp(&queries, 0);
-            for (i, dispatch) in self.dispatches.iter().enumerate() {
-                dispatch.encode(&mut pass);
-                pass.write_timestamp(&queries, i as u32 + 1);
+            for (stage, dispatches) in stages.iter().enumerate() {
+                for dispatch in *dispatches {
+                    dispatch.encode(&mut pass);
+                }
+                pass.write_timestamp(&queries, stage as u32 + 1);
             }
         }
         encoder.resolve_query_set(&queries, 0..n as u32 + 1, &resolved, 0);
@@ -173,7 +188,10 @@ impl Recording {
         let spans = ticks
             .windows(2)
             .map(|t| t[1].saturating_sub(t[0]) as f32 * period);
-        let names = self.dispatches.iter().map(|dispatch| dispatch.name.clone());
+        let names = stages.iter().map(|dispatches| {
+            let names: Vec<&str> = dispatches.iter().map(|d| d.name.as_str()).collect();
+            names.join(" | ")
+        });
         Ok(names.zip(spans).collect())
     }
 }

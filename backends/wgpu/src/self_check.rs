@@ -48,20 +48,23 @@ pub(crate) fn turn_off_what_fails(gpu: &mut Arc<Gpu>) -> Vec<String> {
 
 type TurnOff = fn(&mut Capabilities);
 
-/// The first form of a product with this type that is wrong, and what turns it off.
+/// The first form of a product with this type that is wrong and by how much, and what turns it off.
 fn fault(gpu: &Arc<Gpu>, ty: GgmlType) -> Option<(String, TurnOff)> {
-    for n_rows in [1, 40] {
+    for n_rows in [1, 40, 128] {
         let expected = product(gpu, true, ty, n_rows);
         let found = product(gpu, false, ty, n_rows);
-        let right = match (&expected, &found) {
-            (Ok(expected), Ok(found)) => differ(found, expected) <= TOLERANCE,
+        let wrong = match (&expected, &found) {
+            (Ok(expected), Ok(found)) => {
+                let error = differ(found, expected);
+                (error > TOLERANCE).then(|| format!("relative error {error:.2}"))
+            }
             // A device that cannot do the plain form says so when it is used.
-            (Err(_), _) => true,
-            (_, Err(_)) => false,
+            (Err(_), _) => None,
+            (_, Err(error)) => Some(error.to_string()),
         };
-        if right {
+        let Some(wrong) = wrong else {
             continue;
-        }
+        };
         let c = &gpu.capabilities;
         let turn_off: (&str, TurnOff) = if n_rows > 1 {
             ("matrices", |c| {
@@ -75,9 +78,8 @@ fn fault(gpu: &Arc<Gpu>, ty: GgmlType) -> Option<(String, TurnOff)> {
         };
         return Some((
             format!(
-                "products of {} with {} rows on {}",
+                "products of {} with {n_rows} rows on {} ({wrong})",
                 ty.name(),
-                n_rows,
                 turn_off.0
             ),
             turn_off.1,

@@ -100,6 +100,7 @@ fn catalogue() -> Vec<Specialisation> {
                         .decoding("b", stored)
                         .with("MODE", mode)
                         .with("MATRIX", 16usize)
+                        .with("DIRECT", mode == 0)
                         .with("BN", columns)
                         .with("BK", step)
                         .with("N_TILES", columns / 32)
@@ -229,6 +230,7 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                             .with("QUANTISED", quantised)
                             .with("WEIGHTED", weighted)
                             .with("INDEXED", indexed)
+                            .with("GRID_COPIES", 4usize)
                             .with("ROUNDED", indexed)
                             .with("STEPS", steps)
                             .with("SUBGROUP", 32usize),
@@ -254,7 +256,9 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                         .with("ROUTED", routed)
                         .with("ROUTES", routes)
                         .with("HASHED", hashed)
+                        .with("KEYS_EACH", if n_experts == 256 { 8usize } else { 0 })
                         .with("N_EXPERTS", n_experts)
+                        .with("GRID_COPIES", 4usize)
                         .with("QUANTISED", quantised)
                         .with("STEPS", 2usize)
                         .with("SUBGROUP", 32usize),
@@ -275,13 +279,15 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
             }
             all.push(
                 what.with("WG", 256usize)
-                    .with("PER", 1usize)
-                    .with("WG_ROWS", 8usize)
+                    .with("WG_ROWS", if steps > 0 && used % 2 == 0 { 4usize } else { 8 })
                     .with("K_USED", used)
+                    .with("HALVES", if steps > 0 && used % 2 == 0 { 2usize } else { 1 })
+                    .with("EXPERTS_EACH", if steps > 0 && used % 2 == 0 { used / 2 } else { used })
+                    .with("SHARED_EACH", steps * usize::from(shared.is_some()))
                     .with("PARTED", parted)
                     .with("SHARED", shared.is_some())
                     .with("STEPS", steps)
-                    .with("SHARED_STEPS", steps * usize::from(shared.is_some()) * 2)
+                    .with("GRID_COPIES", 4usize)
                     .with("SUBGROUP", 32usize),
             );
         }
@@ -376,9 +382,9 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
                 lang_version: (1, 6),
                 ..Default::default()
             };
-            if std::env::var_os("DBG").is_some() { eprintln!("{name}"); }
-            naga::back::spv::write_vec(&module, &info, &options, None)
+            let words = naga::back::spv::write_vec(&module, &info, &options, None)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Some(d) = std::env::var_os("DBG") { static N: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0); let n = N.fetch_add(1, std::sync::atomic::Ordering::Relaxed); let b: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect(); std::fs::write(std::path::Path::new(&d).join(format!("{}-{n}.spv", what.kernel)), b).unwrap(); std::fs::write(std::path::Path::new(&d).join(format!("{}-{n}.wgsl", what.kernel)), &source).unwrap(); }
             continue;
         }
         for language in LANGUAGES {
