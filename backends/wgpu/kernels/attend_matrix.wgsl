@@ -41,6 +41,17 @@ var<workgroup> keeps: array<f32, HEADS>;
 fn low_halves(w: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(w << vec4<u32>(16u)); }
 fn high_halves(w: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(w & vec4<u32>(0xffff0000u)); }
 
+// Four channels of a normed query, those at the end rotated: whole vectors, two pairs each.
+fn rotated(r: u32, c: u32, v: vec4<f32>) -> vec4<f32> {
+    let plain = QUARTERS - p.half_dim / 2u;
+    if c < plain { return v; }
+    let i = 2u * (c - plain);
+    let a = row_angle(r, p.table, p.half_dim, i);
+    let b = row_angle(r, p.table, p.half_dim, i + 1u);
+    return vec4<f32>(
+        v.x * a.x - v.y * a.y, v.x * a.y + v.y * a.x, v.z * b.x - v.w * b.y, v.z * b.y + v.w * b.x);
+}
+
 // A subgroup's sums after the tops of their heads rose. `nothing[1]` says whether some did.
 fn rescale(sum: ptr<function, Sum>, lane: u32, z: u32) {
     let own = z + (lane / 32u) * 256u;
@@ -74,32 +85,27 @@ fn attend(wg: vec3<u32>, lane: u32) {
     // Eight lanes for a head of the queries.
     let h0 = wg.x * HEADS;
     let own_head = lane / 8u;
-    let q0 = (r * p.n_heads + h0 + own_head) * QUARTERS;
+    let own_query = (r * p.n_heads + h0 + own_head) * QUARTERS;
+//!repeat Q_EACH 1
+    var q@I@ = q[own_query + (lane & 7u) + @I@u * 8u];
+//!end
     if RAW {
         var sum = 0.0;
-        for (var c = lane & 7u; c < QUARTERS; c += 8u) { sum += dot(q[q0 + c], q[q0 + c]); }
+//!repeat Q_EACH 1
+        sum += dot(q@I@, q@I@);
+//!end
         parts[lane] = sum;
         let z = sync();
         var total = 0.0;
         for (var i = 0u; i < 8u; i++) { total += parts[z + (lane & ~7u) + i]; }
         let inv = 1.0 / sqrt(total / f32(HEAD_DIM) + p.eps);
-        // The rotated channels are whole vectors: two pairs each.
-        let plain = QUARTERS - p.half_dim / 2u;
-        for (var c = lane & 7u; c < QUARTERS; c += 8u) {
-            var v = q[q0 + c] * inv;
-            if c >= plain {
-                let i = 2u * (c - plain);
-                let a = row_angle(r, p.table, p.half_dim, i);
-                let b = row_angle(r, p.table, p.half_dim, i + 1u);
-                v = vec4<f32>(
-                    v.x * a.x - v.y * a.y, v.x * a.y + v.y * a.x,
-                    v.z * b.x - v.w * b.y, v.z * b.y + v.w * b.x);
-            }
-            keys[own_head * STRIDE + c] = vec4<f16>(v);
-        }
-    } else {
-        for (var c = lane & 7u; c < QUARTERS; c += 8u) { keys[own_head * STRIDE + c] = vec4<f16>(q[q0 + c]); }
+//!repeat Q_EACH 1
+        q@I@ = rotated(r, (lane & 7u) + @I@u * 8u, q@I@ * inv);
+//!end
     }
+//!repeat Q_EACH 1
+    keys[own_head * STRIDE + (lane & 7u) + @I@u * 8u] = vec4<f16>(q@I@);
+//!end
     if lane < HEADS { tops[lane] = select(-3.0e38, sinks[h0 + lane], split == 0u); }
     let z0 = sync();
     let sub = lane / 32u;
@@ -112,34 +118,46 @@ fn attend(wg: vec3<u32>, lane: u32) {
     let key = lane / 16u;
     var weight = select(0.0, 1.0, split == 0u && key == 0u);
 
+//!repeat K_STEPS 1
+    var words@I@ = vec4<u32>(0u);
+//!end
     for (var k0 = split * TILE; k0 < n_keys; k0 += p.n_splits * TILE) {
+        // Eight lanes for a key, which is of the ring, of the cache or, below, of the batch.
+        let k = k0 + lane / 8u;
+        let c0 = lane & 7u;
+        let place = (lane / 8u) * STRIDE + 2u * c0;
+        let in_batch = k >= n_old && k < n_window;
+        if k >= n_window && k < n_keys {
+            var row = k - n_window;
+            if COMPRESSED == 2u { row = selected[r * p.top_k + row]; }
+            let at = (cache_row + row) * PIECES + c0;
+//!repeat K_STEPS 1
+            words@I@ = cache[at + @I@u * 8u];
+//!end
+        } else if k < n_old {
+            let at = (row_slot(r) * p.n_ring + (start + k) % p.n_ring) * PIECES + c0;
+//!repeat K_STEPS 1
+            words@I@ = ring[at + @I@u * 8u];
+//!end
+        } else {
+//!repeat K_STEPS 1
+            words@I@ = vec4<u32>(0u);
+//!end
+        }
         let za = sync();
-        for (var i = lane; i < TILE * PIECES; i += WG) {
-            let k = k0 + i / PIECES;
-            let c = i % PIECES;
-            var a = vec4<f32>(0.0);
-            var b = vec4<f32>(0.0);
-            if k >= n_old && k < n_window {
-                let at = (first_new + k - n_old) * QUARTERS + 2u * c;
-                a = kv[at];
-                b = kv[at + 1u];
-            } else if k < n_keys {
-                var words: vec4<u32>;
-                if k < n_old {
-                    let row = row_slot(r) * p.n_ring + (start + k) % p.n_ring;
-                    words = ring[row * PIECES + c];
-                } else {
-                    var row = k - n_window;
-                    if COMPRESSED == 2u { row = selected[r * p.top_k + row]; }
-                    words = cache[(cache_row + row) * PIECES + c];
-                }
-                let low = low_halves(words);
-                let high = high_halves(words);
-                a = vec4<f32>(low.x, high.x, low.y, high.y);
-                b = vec4<f32>(low.z, high.z, low.w, high.w);
-            }
-            keys[za + (i / PIECES) * STRIDE + 2u * c] = vec4<f16>(a);
-            keys[za + (i / PIECES) * STRIDE + 2u * c + 1u] = vec4<f16>(b);
+        if in_batch {
+            let at = (first_new + k - n_old) * QUARTERS + 2u * c0;
+//!repeat K_STEPS 1
+            keys[za + place + @I@u * 16u] = vec4<f16>(kv[at + @I@u * 16u]);
+            keys[za + place + @I@u * 16u + 1u] = vec4<f16>(kv[at + @I@u * 16u + 1u]);
+//!end
+        } else {
+//!repeat K_STEPS 1
+            let low@I@ = low_halves(words@I@);
+            let high@I@ = high_halves(words@I@);
+            keys[za + place + @I@u * 16u] = vec4<f16>(vec4<f32>(low@I@.x, high@I@.x, low@I@.y, high@I@.y));
+            keys[za + place + @I@u * 16u + 1u] = vec4<f16>(vec4<f32>(low@I@.z, high@I@.z, low@I@.w, high@I@.w));
+//!end
         }
         let zb = sync();
         {

@@ -13,6 +13,8 @@ const PER: u32 = 1u;
 @group(0) @binding(5) var<storage, read> experts: array<u32>;
 @group(0) @binding(6) var<storage, read_write> out: array<f32>;
 //!when SHARED true shared_down
+//!when LOCAL false x_global
+//!when LOCAL true x_local
 //!product w
 //!when SHARED true shared_product
 var<workgroup> results: array<f32, WG_ROWS * HALVES>;
@@ -28,6 +30,7 @@ fn main(
 ) {
     let r = wg.y;
     if is_pad(r) { return; }
+    take_x(lane, r * K_USED * p.n_in / X_LEN);
     prepare(lane);
     let o0 = wg.x * WG_ROWS;
     for (var job = sub; job < WG_ROWS * HALVES; job += n_subs) {
@@ -48,7 +51,7 @@ fn main(
 //!repeat EXPERTS_EACH STEPS
         if !PARTED || (expert@A@ >= p.lo && expert@A@ < p.hi) {
             let row = (expert@A@ - p.lo) * p.n_out;
-            x_at[0] = slot@A@ * p.n_in / X_LEN;
+            x_at[0] = (slot@A@ - select(0u, r * K_USED, LOCAL)) * p.n_in / X_LEN;
             multiply_w(&sums, row + o, row + p.n_out, sub_lane + @B@u * SUBGROUP, &x_at);
         }
 //!end

@@ -17,6 +17,8 @@ const ROWS: u32 = 1u;
 @group(0) @binding(11) var<storage, read_write> hidden_scales: array<f32>;
 //!when ROUTES false routes_given
 //!when ROUTES true routes_here
+//!when LOCAL false x_global
+//!when LOCAL true x_local
 //!product gate
 //!product up
 var<workgroup> results: array<f32, 32>;
@@ -32,6 +34,7 @@ fn main(
 ) {
     let r = wg.y / p.k;
     if is_pad(r) { return; }
+    take_x(lane, r * p.n_in / X_LEN);
     prepare(lane);
     let route = route_of(wg.y, wg.x == 0u && wg.y % p.k == 0u, lane, sub, sub_lane, width);
     var row = wg.x * 32u;
@@ -42,7 +45,7 @@ fn main(
         end = (route.expert - p.lo + 1u) * p.n_out;
     }
     var x_at: array<u32, 1>;
-    x_at[0] = r * p.n_in / X_LEN;
+    x_at[0] = select(r * p.n_in / X_LEN, 0u, LOCAL);
     for (var base = sub * PER; base < 32u; base += n_subs * PER) {
         var g: array<f32, PER>;
         var u: array<f32, PER>;

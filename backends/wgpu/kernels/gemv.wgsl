@@ -20,6 +20,7 @@ var<immediate> p: P;
 //!include gemv_out
 //!when INDEXED true index_query
 var<workgroup> factors: array<f32, ROWS>;
+//!include x_global
 //!product w
 
 @compute @workgroup_size(WG)
@@ -44,9 +45,13 @@ fn main(
             let row = min(p.row0 + r, p.n - 1u);
             x_at[r] = (row * p.x_width + ((p.lo + first) / p.group_out) * p.n_in) / X_LEN;
         }
-//!repeat STEPS 1
-        multiply_w(&sums, first, p.n_out, sub_lane + @I@u * SUBGROUP, &x_at);
+        // UNROLL turns at a time; of many rows all at once would be too long a program.
+        let n_turns = select(0u, p.n_in / (w_UNIT * max(SUBGROUP, 1u)), STEPS > 0u);
+        for (var turn = 0u; turn < n_turns; turn += max(UNROLL, 1u)) {
+//!repeat UNROLL 1
+            multiply_w(&sums, first, p.n_out, sub_lane + (turn + @I@u) * SUBGROUP, &x_at);
 //!end
+        }
         if STEPS == 0u {
             for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
                 multiply_w(&sums, first, p.n_out, u, &x_at);

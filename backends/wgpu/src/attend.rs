@@ -66,7 +66,8 @@ impl WgpuBackend {
             && self.geometry.rope_dim.is_multiple_of(4)
     }
 
-    /// Whether attention over such rows goes on cooperative matrices of 16 by 16.
+    /// Whether attention over such rows goes on cooperative matrices of 16 by 16. Narrow heads, which
+    /// are those of small models, stay in f32.
     pub(crate) fn attends_matrices(&self, ring: &Buffer) -> bool {
         let c = &self.gpu.capabilities;
         !self.plain
@@ -75,6 +76,7 @@ impl WgpuBackend {
             && c.f16
             && c.subgroup == Some((32, 32))
             && self.geometry.n_heads.is_multiple_of(16)
+            && self.geometry.head_dim >= 256
     }
 
     /// Attention over tiles of keys. With `raw`, queries are normed and rotated by this table, and in
@@ -101,6 +103,7 @@ impl WgpuBackend {
             Specialisation::of("attend_matrix")
                 .with("MATRIX", 16usize)
                 .with("K_STEPS", g.head_dim / 64)
+                .with("Q_EACH", g.head_dim / 32)
         } else {
             Specialisation::of("attend_tile")
         };

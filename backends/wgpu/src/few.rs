@@ -128,16 +128,6 @@ impl WgpuBackend {
         }
     }
 
-    /// With copies of the grid of IQ2_XXS as far as workgroup memory goes.
-    fn grid_copies(&self, what: Specialisation) -> Specialisation {
-        let copies: usize = match self.gpu.capabilities.workgroup_bytes {
-            0xc000.. => 16,
-            0x8000.. => 4,
-            _ => 1,
-        };
-        what.with("GRID_COPIES", copies)
-    }
-
     /// Lanes of a subgroup where that is one number, or 0.
     fn fixed_subgroup(&self) -> usize {
         match self.gpu.capabilities.subgroup {
@@ -204,6 +194,7 @@ impl WgpuBackend {
             (true, _) if wide => (1024, 1, 32),
             (true, _) => (lanes, 2, 32),
             (false, 1 | 2) => (256, 1, 8),
+            (false, _) if weight.n_out <= 8192 => (256, 1, 8),
             (false, _) => (256, 2, 16),
         };
         let unit = weight.stored.unit(integer);
@@ -227,7 +218,12 @@ impl WgpuBackend {
             index.map_or(RopeTable::Plain, |i| i.0) as u32,
         );
         let hadamard = (g.index_dim as f32).powf(-0.5).to_bits();
-        let what = self.grid_copies(self.steps(what, weight.n_in, unit));
+        let steps = self.n_steps(weight.n_in, unit);
+        let unroll = match (n_rows, steps) {
+            (1 | 2, _) | (_, 0) => steps,
+            _ => [4, 2, 1].into_iter().find(|n| steps.is_multiple_of(*n)).unwrap_or(1),
+        };
+        let what = self.steps(what, weight.n_in, unit).with("UNROLL", unroll);
         let n_squares = x.width() / 32;
         let x_bound = if integer {
             x_codes.codes.whole()
@@ -311,32 +307,27 @@ impl WgpuBackend {
             (false, _) if self.wide(rows.n()) => (1024, 1),
             (false, 512..) => (512, 2),
             // The experts of a row are workgroups enough.
-            _ => (256, 1),
+            _ => (256, 2),
         };
+        let local = integer && unit == 64 && gate.n_in <= 8192;
         let what = Specialisation::of("gate_up_few")
             .integer(integer)
             .decoding("gate", gate.stored)
             .decoding("up", up.stored)
             .with("WG", lanes)
             .with("PER", per)
+            .with("LOCAL", local)
+            .with("X_LOCAL", gate.n_in / 16)
             .with("ROUTED", routed)
             .with("ROUTES", matches!(routing, Routing::Here(..)))
             .with("QUANTISED", quantised);
         let what = match routing {
             Routing::Here(router, products, _) => what
                 .with("HASHED", matches!(router, Router::Hash(_)))
-                .with(
-                    "KEYS_EACH",
-                    if products.width() == 8 * self.fixed_subgroup() {
-                        8usize
-                    } else {
-                        0
-                    },
-                )
+                .with("KEYS_EACH", self.keys_each(products))
                 .with("N_EXPERTS", products.width()),
             _ => what,
         };
-        let what = self.grid_copies(what);
         let what = self.steps(what, gate.n_in, unit);
         let x_bound = if integer {
             x_codes.codes.whole()
@@ -396,6 +387,47 @@ impl WgpuBackend {
         true
     }
 
+    /// Keys of a lane where a subgroup has all experts' in registers, or 0.
+    fn keys_each(&self, products: &Buffer) -> usize {
+        match products.width() == 8 * self.fixed_subgroup() {
+            true => 8,
+            false => 0,
+        }
+    }
+
+    /// Routes of a few rows from the router's products.
+    pub(crate) fn record_route_few(
+        &mut self,
+        rows: &Rows,
+        router: &Router<Weight>,
+        products: &Buffer,
+        routes: &Routes<Buffer>,
+    ) {
+        let (Router::Hash(choice) | Router::TopK(choice)) = router;
+        let what = Specialisation::of("route_few")
+            .with("WG", 256usize)
+            .with("HASHED", matches!(router, Router::Hash(_)))
+            .with("KEYS_EACH", self.keys_each(products))
+            .with("SUBGROUP", self.fixed_subgroup())
+            .with("N_EXPERTS", products.width());
+        self.record(
+            &what,
+            &[
+                (0, rows.bind()),
+                (7, products.bind()),
+                (8, choice.elements()),
+                (12, routes.experts.bind()),
+                (13, routes.weights.bind()),
+            ],
+            &[
+                rows.n(),
+                routes.experts.width() as u32,
+                self.geometry.expert_scale.to_bits(),
+            ],
+            [rows.n(), 1, 1],
+        );
+    }
+
     /// The experts' output, with that of the shared expert if it is given as its matrix and its
     /// hidden values. The codes of all hidden values are there. Whether it was done.
     pub(crate) fn record_experts_down_few(
@@ -434,13 +466,21 @@ impl WgpuBackend {
             }
         }
         let k = routes.experts.width();
+        let unit = down.stored.unit(integer);
+        let local = integer && unit == 64 && k * down.n_in <= 12_288;
+        let lanes: usize = match self.gpu.capabilities.workgroup_lanes {
+            512.. => 512,
+            _ => 256,
+        };
         let halves = match steps > 0 && k.is_multiple_of(2) && shared_steps.is_multiple_of(2) {
             true => 2,
             false => 1,
         };
         let what = what
-            .with("WG", 256usize)
-            .with("WG_ROWS", 8 / halves)
+            .with("WG", lanes)
+            .with("WG_ROWS", 8usize)
+            .with("LOCAL", local)
+            .with("X_LOCAL", k * down.n_in / 16)
             .with("K_USED", k)
             .with("HALVES", halves)
             .with("EXPERTS_EACH", k / halves)
@@ -449,7 +489,6 @@ impl WgpuBackend {
             .with("SHARED", shared.is_some())
             .with("STEPS", steps)
             .with("SUBGROUP", self.fixed_subgroup());
-        let what = self.grid_copies(what);
         for (i, part) in down.parts.iter().enumerate() {
             let x_bound = match integer {
                 true => codes.codes.whole(),
@@ -499,7 +538,7 @@ impl WgpuBackend {
                     shared_strides.1,
                     shared_in as u32,
                 ],
-                [down.n_out.div_ceil(8 / halves) as u32, rows.n(), 1],
+                [down.n_out.div_ceil(8) as u32, rows.n(), 1],
             );
         }
         true
@@ -571,7 +610,7 @@ impl WgpuBackend {
                 (8, codes.scales.whole()),
             ],
             &numbers,
-            [g.n_embd.div_ceil(128) as u32, rows.n(), 1],
+            [g.n_embd.div_ceil(256) as u32, rows.n(), 1],
         );
         let mut numbers = numbers.to_vec();
         numbers.push(g.n_sinkhorn as u32);

@@ -98,6 +98,7 @@ sources![
     "rope",
     "rounding",
     "route",
+    "route_few",
     "route_hash",
     "route_top_k",
     "routes_eight",
@@ -134,6 +135,8 @@ sources![
     "unit/q2_k",
     "unit/q4_k",
     "unit/q8_0",
+    "x_global",
+    "x_local",
 ];
 
 /// Names of the kernels, without the parts they include.

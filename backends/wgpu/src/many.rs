@@ -80,7 +80,9 @@ impl WgpuBackend {
     /// The size of cooperative matrices for products with this weight; 0 for f32.
     fn matrix_size(&self, weight: &Weight) -> usize {
         let c = &self.gpu.capabilities;
+        // Weights in f32 are there for their accuracy.
         let fits = !weight.precise
+            && weight.stored != Stored::F32
             && weight.n_in.is_multiple_of(32)
             && c.f16
             && c.subgroup == Some((32, 32));

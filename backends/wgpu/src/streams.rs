@@ -310,13 +310,20 @@ impl WgpuBackend {
             &shared,
             true,
         );
+        // Of one or two rows the experts' workgroups find the routes; more would do so too often.
+        let routing = if rows.n() <= 2 {
+            Routing::Here(&layer.router, &router, &s.routes)
+        } else {
+            self.record_route_few(rows, &layer.router, &router, &s.routes);
+            Routing::Given(&s.routes)
+        };
         self.record_gate_up_few(
             rows,
             &layer.ffn_gate_exps,
             &layer.ffn_up_exps,
             layer.expert_clamp,
             &s.x,
-            Routing::Here(&layer.router, &router, &s.routes),
+            routing,
             &s.hidden,
             true,
         );

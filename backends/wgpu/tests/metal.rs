@@ -145,6 +145,14 @@ fn catalogue() -> Vec<Specialisation> {
                     .with("HASHED", flag),
             );
             all.push(
+                of("route_few")
+                    .with("WG", 256usize)
+                    .with("HASHED", flag)
+                    .with("KEYS_EACH", if n_experts == 256 { 8usize } else { 0 })
+                    .with("SUBGROUP", 32usize)
+                    .with("N_EXPERTS", n_experts),
+            );
+            all.push(
                 of("attend_combine")
                     .with("HEAD_DIM", head_dim)
                     .with("INVERSE", flag)
@@ -163,6 +171,7 @@ fn catalogue() -> Vec<Specialisation> {
                             of("attend_matrix")
                                 .with("MATRIX", 16usize)
                                 .with("K_STEPS", head_dim / 64)
+                                .with("Q_EACH", head_dim / 32)
                                 .with("HEAD_DIM", head_dim)
                                 .with("COMPRESSED", mode)
                                 .with("SPLIT", flag)
@@ -230,7 +239,7 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                             .with("QUANTISED", quantised)
                             .with("WEIGHTED", weighted)
                             .with("INDEXED", indexed)
-                            .with("GRID_COPIES", 4usize)
+                            .with("UNROLL", steps)
                             .with("ROUNDED", indexed)
                             .with("STEPS", steps)
                             .with("SUBGROUP", 32usize),
@@ -258,7 +267,8 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                         .with("HASHED", hashed)
                         .with("KEYS_EACH", if n_experts == 256 { 8usize } else { 0 })
                         .with("N_EXPERTS", n_experts)
-                        .with("GRID_COPIES", 4usize)
+                        .with("LOCAL", integer && routed)
+                        .with("X_LOCAL", 256usize)
                         .with("QUANTISED", quantised)
                         .with("STEPS", 2usize)
                         .with("SUBGROUP", 32usize),
@@ -278,8 +288,8 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                 what = what.decoding("shared", shared);
             }
             all.push(
-                what.with("WG", 256usize)
-                    .with("WG_ROWS", if steps > 0 && used % 2 == 0 { 4usize } else { 8 })
+                what.with("WG", 512usize)
+                    .with("WG_ROWS", 8usize)
                     .with("K_USED", used)
                     .with("HALVES", if steps > 0 && used % 2 == 0 { 2usize } else { 1 })
                     .with("EXPERTS_EACH", if steps > 0 && used % 2 == 0 { used / 2 } else { used })
@@ -287,7 +297,8 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                     .with("PARTED", parted)
                     .with("SHARED", shared.is_some())
                     .with("STEPS", steps)
-                    .with("GRID_COPIES", 4usize)
+                    .with("LOCAL", integer)
+                    .with("X_LOCAL", 768usize)
                     .with("SUBGROUP", 32usize),
             );
         }

@@ -9,8 +9,8 @@ fn @W@_negate(word: u32, signs: u32) -> u32 {
     return (word ^ (bits * 255u)) + bits;
 }
 fn @W@_run(indices: u32, signs: u32) -> vec4<u32> {
-    let a = grid[(indices & 255u) * GRID_COPIES + grid_copy];
-    let b = grid[((indices >> 8u) & 255u) * GRID_COPIES + grid_copy];
+    let a = grid[indices & 255u];
+    let b = grid[(indices >> 8u) & 255u];
     return vec4<u32>(
         @W@_negate(a.x, signs),
         @W@_negate(a.y, signs >> 4u),
