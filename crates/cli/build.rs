@@ -6,7 +6,7 @@ use std::process::Command;
 /// The model, from the root of the project.
 const MODEL: &str = "models/ds4-small-q8_0.gguf";
 /// The features that `--version` tells of, as in `Cargo.toml`.
-const FEATURES: [&str; 4] = ["builtin-model", "server", "cuda", "wgpu"];
+const FEATURES: [&str; 4] = ["builtin-model", "pull", "server", "wgpu"];
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(builtin_model)");

@@ -13,6 +13,13 @@ use serde_json::{Value, json};
 /// The package whose programs are released, and the features they are built with.
 const PACKAGE: &str = "ds4-cli";
 const FEATURES: &str = "full";
+/// Libraries that are in the page: name, version, licence.
+const VENDORED: [(&str, &str, &str); 2] = [
+    ("marked", "18.2.1", "MIT AND BSD-3-Clause"),
+    ("prism", "1.30.0", "MIT"),
+];
+/// Where they lie, each with its licence.
+const VENDOR: &str = "crates/server/src/http/page/vendor";
 /// Beginnings of the names of files that hold a licence or a notice.
 const LICENCE_FILES: [&str; 5] = ["license", "licence", "copying", "notice", "unlicense"];
 
@@ -30,7 +37,8 @@ pub(crate) fn run(mut args: impl Iterator<Item = String>) -> Result<(), Box<dyn 
         }
     }
     let used = used(target.as_deref())?;
-    let packages = packages(&used)?;
+    let mut packages = packages(&used)?;
+    packages.extend(vendored()?);
     let folder = Path::new(&folder);
     let sbom = serde_json::to_string_pretty(&sbom(&packages)?)? + "\n";
     fs::write(folder.join("sbom.cdx.json"), sbom)?;
@@ -86,6 +94,8 @@ fn used(target: Option<&str>) -> Result<BTreeSet<(String, String)>, Box<dyn Erro
 struct Package {
     name: String,
     version: String,
+    /// Where it comes from, as package URLs name it.
+    registry: &'static str,
     /// SPDX expression.
     licence: String,
     repository: Option<String>,
@@ -120,6 +130,7 @@ fn packages(used: &BTreeSet<(String, String)>) -> Result<Vec<Package>, Box<dyn E
             .ok_or_else(|| format!("{} {} says no licence", key.0, key.1))?;
         packages.push(Package {
             licence,
+            registry: "cargo",
             repository: text(&package["repository"]),
             texts: texts(home)?,
             checksum: checksums.get(&key).cloned(),
@@ -128,6 +139,25 @@ fn packages(used: &BTreeSet<(String, String)>) -> Result<Vec<Package>, Box<dyn E
         });
     }
     Ok(packages)
+}
+
+/// The libraries in the page.
+fn vendored() -> Result<Vec<Package>, Box<dyn Error>> {
+    let folder = crate::root().join(VENDOR);
+    let of = |(name, version, licence): (&str, &str, &str)| {
+        let file = format!("{name}.LICENSE");
+        let text = fs::read_to_string(folder.join(&file))?;
+        Ok(Package {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            licence: licence.to_owned(),
+            registry: "npm",
+            repository: None,
+            texts: BTreeMap::from([(file, text)]),
+            checksum: None,
+        })
+    };
+    VENDORED.into_iter().map(of).collect()
 }
 
 /// Files of a package that hold its licences.
@@ -167,7 +197,8 @@ fn sbom(packages: &[Package]) -> Result<Value, Box<dyn Error>> {
     let components: Vec<Value> = packages
         .iter()
         .map(|package| {
-            let purl = format!("pkg:cargo/{}@{}", package.name, package.version);
+            let (registry, version) = (package.registry, &package.version);
+            let purl = format!("pkg:{registry}/{}@{version}", package.name);
             let mut component = json!({
                 "type": "library",
                 "bom-ref": purl,
@@ -246,11 +277,27 @@ mod tests {
         for component in components {
             let licence = component["licenses"][0]["expression"].as_str();
             assert!(licence.is_some_and(|l| !l.is_empty()), "{component}");
-            assert!(component["hashes"][0]["content"].is_string(), "{component}");
+            let is_vendored = component["purl"]
+                .as_str()
+                .is_some_and(|p| p.contains(":npm/"));
+            assert!(
+                is_vendored || component["hashes"][0]["content"].is_string(),
+                "{component}"
+            );
         }
         let licences = read("LICENSES-THIRD-PARTY.txt");
         let mit = "Permission is hereby granted, free of charge";
         assert!(licences.contains(mit));
+        assert!(licences.contains("Lea Verou"), "what is in the page");
+        let vendored = fs::read_to_string(crate::root().join(VENDOR).join("README.md"));
+        let vendored = vendored.expect("a document");
+        for (name, version, _) in VENDORED {
+            let row = format!("{name} {version}").to_lowercase();
+            assert!(
+                vendored.to_lowercase().contains(&row),
+                "{row} is not what lies there"
+            );
+        }
         // Tools of the tests are not in the programs.
         assert!(!licences.contains("\nproptest "), "only what is linked");
     }

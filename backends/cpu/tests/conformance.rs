@@ -19,7 +19,7 @@ fn make(simd: SimdPath) -> impl Fn(&Geometry) -> CpuBackend {
 fn is_available(simd: SimdPath) -> bool {
     let available = simd.is_available();
     if !available {
-        println!("skipped {simd}: this machine does not have it");
+        golden::skipped(&format!("{simd}, which this machine does not have"));
     }
     available
 }

@@ -11,7 +11,7 @@ fn open(options: WgpuOptions) -> Option<Arc<Gpu>> {
     match Gpu::open(&options) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
-            println!("skipped: {error}");
+            ds4_conformance::golden::skipped(&error.to_string());
             None
         }
     }

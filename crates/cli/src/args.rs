@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Completions(CompletionsArgs),
     /// Write the manual pages of ds4 and its commands
     Man(ManArgs),
+    /// Put completions and manual pages where the shells and man look
+    Setup(SetupArgs),
 }
 
 /// `ds4 serve`.
@@ -122,6 +124,14 @@ pub(crate) struct ManArgs {
     /// The folder in which the pages are written; it is made if it is not there
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
+}
+
+/// `ds4 setup`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct SetupArgs {
+    /// Write below DIR/share, as packages do [default: the folders of this user]
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
 }
 
 /// Which file, and what runs it.

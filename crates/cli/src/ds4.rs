@@ -60,6 +60,7 @@ fn run(cli: Cli) -> Result<Answered> {
         Command::Kv(args) => commands::kv::run(&args.command, stdout)?,
         Command::Completions(args) => commands::definitions::completions(&args, stdout)?,
         Command::Man(args) => commands::definitions::man(&args, stdout)?,
+        Command::Setup(args) => commands::definitions::setup(&args, stdout)?,
         Command::Run(_) | Command::Chat(_) | Command::Serve(_) => {}
     }
     Ok(Answered::Complete)

@@ -3,9 +3,14 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// What belongs to the user's programs: `$XDG_DATA_HOME`.
+pub(crate) fn data() -> Option<PathBuf> {
+    base("XDG_DATA_HOME", ".local/share")
+}
+
 /// Models the user keeps: `$XDG_DATA_HOME/ds4/models`.
 pub(crate) fn models() -> Option<PathBuf> {
-    Some(base("XDG_DATA_HOME", ".local/share")?.join("ds4/models"))
+    Some(data()?.join("ds4/models"))
 }
 
 /// What may be lost without harm to the user's work: `$XDG_STATE_HOME/ds4`.

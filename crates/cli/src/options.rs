@@ -82,7 +82,7 @@ impl EngineOptions {
     /// # Errors
     /// There is no model, or the arguments contradict each other.
     pub(crate) fn new(args: &EngineArgs) -> Result<EngineOptions> {
-        let backend = other_names::backend(args)?;
+        let backend = other_names::backend(args);
         let has_simd = matches!(backend, BackendArg::Auto | BackendArg::Cpu);
         if args.simd.is_some() && !has_simd {
             bail!("--simd chooses kernels of the CPU backend, and this --backend has none");

@@ -1,33 +1,19 @@
 //! Flags that other programs have: they mean something here, are of no effect, or are answered by
 //! what to say instead.
 
-use anyhow::{Result, bail};
-use clap::ValueEnum as _;
-
 use crate::args::{BackendArg, EngineArgs};
 
-/// The backend of the arguments, by whichever name.
-///
-/// # Errors
-/// This build has no such backend.
-pub(crate) fn backend(args: &EngineArgs) -> Result<BackendArg> {
+/// The backend of the arguments, by whichever name. Apple's devices are driven through WebGPU.
+pub(crate) fn backend(args: &EngineArgs) -> BackendArg {
     let others = &args.others;
-    let (flag, name, feature) = if others.cpu {
-        ("--cpu", "cpu", "")
+    if others.cpu {
+        BackendArg::Cpu
     } else if others.cuda {
-        ("--cuda", "cuda", "cuda")
+        BackendArg::Cuda
     } else if others.metal {
-        // Apple's devices are driven through WebGPU.
-        ("--metal", "wgpu", "wgpu")
+        BackendArg::Wgpu
     } else {
-        return Ok(args.backend);
-    };
-    match BackendArg::from_str(name, false) {
-        Ok(backend) => Ok(backend),
-        Err(_) => bail!(
-            "{flag} stands for --backend {name}, and this build has no such backend: build it \
-             with --features {feature}, or leave {flag} out to compute on the processor"
-        ),
+        args.backend
     }
 }
 
@@ -56,24 +42,17 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_by_another_name_is_that_backend_or_an_error_that_says_what_to_do() {
-        assert_eq!(backend(&engine("--cpu")).unwrap(), BackendArg::Cpu);
-        assert_eq!(
-            backend(&engine("--backend reference")).unwrap(),
-            BackendArg::Reference
-        );
-        for (flag, name) in [("--cuda", "cuda"), ("--metal", "wgpu")] {
-            match (backend(&engine(flag)), BackendArg::from_str(name, false)) {
-                (Ok(found), Ok(expected)) => assert_eq!(found, expected),
-                (Err(error), Err(_)) => {
-                    let error = error.to_string();
-                    assert!(
-                        error.contains(flag) && error.contains("--features"),
-                        "{error}"
-                    );
-                }
-                (found, _) => panic!("{flag}: {found:?}"),
-            }
+    fn a_backend_by_another_name_is_that_backend() {
+        for (flags, expected) in [
+            ("--cpu", BackendArg::Cpu),
+            ("--cuda", BackendArg::Cuda),
+            ("--metal", BackendArg::Wgpu),
+            ("--backend metal", BackendArg::Wgpu),
+            ("--backend vulkan", BackendArg::Wgpu),
+            ("--backend reference", BackendArg::Reference),
+            ("-t 2", BackendArg::Auto),
+        ] {
+            assert_eq!(backend(&engine(flags)), expected, "{flags}");
         }
     }
 

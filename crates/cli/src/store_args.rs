@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use ds4_engine::store::{self, Codec, StoreError, StoreOptions, WRITE_BUDGET_BYTES_PER_DAY};
+use ds4_engine::store::{
+    self, Codec, KEEP_FREE_BYTES, StoreError, StoreOptions, WRITE_BUDGET_BYTES_PER_DAY,
+};
 
 /// How the folder of `--kv-disk-dir` is used.
 #[derive(Clone, Debug, clap::Args)]
@@ -17,6 +19,14 @@ pub(crate) struct StoreArgs {
         hide_short_help = true
     )]
     kv_write_budget_gb_per_day: u64,
+    /// MiB of the volume that stay free, or a twentieth of it where that is less
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = KEEP_FREE_BYTES >> 20,
+        hide_short_help = true
+    )]
+    kv_keep_free_mb: u64,
     /// Refuse to start when another server uses that folder, and keep others out of it
     #[arg(long, requires = "kv_disk_dir", hide_short_help = true)]
     kv_exclusive: bool,
@@ -85,6 +95,7 @@ impl StoreArgs {
     pub(crate) fn apply(&self, options: &mut StoreOptions) {
         options.write_budget_bytes_per_day =
             self.kv_write_budget_gb_per_day.saturating_mul(1 << 30);
+        options.keep_free_bytes = self.kv_keep_free_mb.saturating_mul(1 << 20);
         options.exclusive = self.kv_exclusive;
         options.codec = match self.kv_codec {
             CodecArg::Zstd => Codec::Zstd,

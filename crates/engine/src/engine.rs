@@ -119,6 +119,9 @@ impl Engine {
                 (BackendKind::Reference, slots, plan)
             }
             BackendKind::Cpu => on_cpu(&geometry, gguf, options, progress)?,
+            BackendKind::Cuda | BackendKind::Wgpu if !gpu::LOADS_DRIVERS => {
+                return Err(OpenError::NoGpu(gpu::LINKED_STATICALLY.to_owned()));
+            }
             BackendKind::Cuda => {
                 let backend = cuda(&geometry, options)?;
                 let (slots, plan) = load(backend, gguf, options, progress)?;
@@ -129,6 +132,7 @@ impl Engine {
                 progress(LoadProgress::Chosen {
                     what: format!("running on {what}"),
                 });
+                let options = &gpu::within_memory(options);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
                 (BackendKind::Wgpu, slots, plan)
             }
@@ -251,6 +255,13 @@ fn on_the_best(
     options: &OpenOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Opened, OpenError> {
+    if !gpu::LOADS_DRIVERS {
+        if may_have_gpu() {
+            let what = format!("running on the processor: {}", gpu::LINKED_STATICALLY);
+            progress(LoadProgress::Chosen { what });
+        }
+        return on_cpu(geometry, gguf, options, progress);
+    }
     let why_not = match cuda(geometry, options) {
         Ok(backend) => match plan(&backend, gguf, options) {
             Ok(_) => {
@@ -264,17 +275,19 @@ fn on_the_best(
                 let (slots, plan) = load(backend, gguf, options, progress)?;
                 return Ok((BackendKind::Cuda, slots, plan));
             }
-            Err(error) => Some(error),
+            Err(error) => Some(error.to_string()),
         },
         Err(OpenError::NoDevice(error)) if error.is_absent() && !may_have_gpu() => None,
         Err(OpenError::NoDevice(error)) if error.is_absent() => {
             match on_any_gpu(geometry, gguf, options, progress) {
                 Ok(opened) => return Ok(opened),
                 Err(OpenError::NoGpu(_)) => None,
-                Err(error) => Some(error),
+                Err(error) => Some(error.to_string()),
             }
         }
-        Err(error) => Some(error),
+        // What to use instead is what follows.
+        Err(OpenError::NoDevice(error)) => Some(error.to_string()),
+        Err(error) => Some(error.to_string()),
     };
     if let Some(error) = why_not {
         let what = format!("running on the processor: {error}");
@@ -306,6 +319,7 @@ fn on_any_gpu(
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Opened, OpenError> {
     let (backend, what) = gpu::open(geometry, false)?;
+    let options = &gpu::within_memory(options);
     plan(&backend, gguf, options)?;
     progress(LoadProgress::Chosen {
         what: format!("running on {what}"),

@@ -3,7 +3,25 @@
 
 use ds4_model::Geometry;
 
-use crate::plan::OpenError;
+use crate::memory::gpu_bytes;
+use crate::plan::{OpenError, OpenOptions};
+
+/// Whether this program can load drivers: one that is linked statically cannot load libraries that
+/// were made for a system of another kind than it was built on.
+pub(crate) const LOADS_DRIVERS: bool =
+    !cfg!(all(target_os = "linux", target_feature = "crt-static"));
+
+/// Why no driver is loaded.
+pub(crate) const LINKED_STATICALLY: &str = "this program is linked statically and loads no drivers of GPUs: build it without that, with \
+     `cargo install --path crates/cli --locked --features full`, or compute with --backend cpu";
+
+/// The options with the memory that a GPU may take of the machine's own, where there is such a limit.
+pub(crate) fn within_memory(options: &OpenOptions) -> OpenOptions {
+    OpenOptions {
+        memory_bytes: options.memory_bytes.or_else(gpu_bytes),
+        ..options.clone()
+    }
+}
 
 #[cfg(any(feature = "wgpu", target_os = "macos", windows))]
 mod there {

@@ -25,10 +25,10 @@ pub use sampler::{
     Constraint, NotFinite, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet,
 };
 pub use scheduler::{
-    Event, FinishReason, GENERATION_TOKENS, IDLE_SAVE, MAX_WAITING, MIN_ANCHOR, MIN_ANCHOR_GAIN,
-    MIN_COPY_GAIN, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, MIXED_CHUNK, MIXED_TIME, PREFILL_TIME,
-    READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL, SAVE_RETRY,
-    SNAPSHOT_BYTES, SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, STORE_PATIENCE, Scheduler,
+    Event, FIRST_ROWS, FinishReason, GENERATION_TOKENS, IDLE_SAVE, MAX_WAITING, MIN_ANCHOR,
+    MIN_ANCHOR_GAIN, MIN_COPY_GAIN, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, MIXED_CHUNK, MIXED_TIME,
+    PREFILL_TIME, READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL,
+    SAVE_RETRY, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, STORE_PATIENCE, Scheduler,
     SchedulerOptions, SequenceId, SlotUse, Timings,
 };
 pub use slots::{Group, Slots};

@@ -38,24 +38,73 @@ fn left_in_container(limit: &str, used: &str, stat: &str) -> Option<u64> {
     Some(limit.saturating_sub(used.saturating_sub(of_files)))
 }
 
-/// Bytes of physical memory; the system has no estimate of what is free.
+/// Bytes that can be allocated without pushing other programs out: pages that are free, that hold
+/// parts of files, or that their owners said may go. Without such counts, all that there are.
+#[cfg(target_os = "macos")]
+pub fn available_bytes() -> Option<u64> {
+    let all = sysctl(c"hw.memsize")?;
+    let counts = [
+        c"vm.page_free_count",
+        c"vm.page_pageable_external_count",
+        c"vm.page_purgeable_count",
+    ];
+    let left = || {
+        let counts = counts.map(sysctl).into_iter().sum::<Option<u64>>()?;
+        Some(left_of_pages(all, counts, sysctl(c"hw.pagesize")?))
+    };
+    Some(left().unwrap_or(all))
+}
+
+/// Bytes that a GPU without memory of its own may hold, weights with them; `None` where the system
+/// does not say, or where GPUs have their own.
+#[cfg(target_os = "macos")]
+pub(crate) fn gpu_bytes() -> Option<u64> {
+    let all = sysctl(c"hw.memsize")?;
+    let limit = wired_limit(all, sysctl(c"iogpu.wired_limit_mb").unwrap_or(0));
+    Some(available_bytes().map_or(limit, |left| left.min(limit)))
+}
+
+#[cfg(not(target_os = "macos"))]
+pub(crate) fn gpu_bytes() -> Option<u64> {
+    None
+}
+
+/// A number that macOS tells under a name, of four or eight bytes.
 #[cfg(target_os = "macos")]
 #[allow(unsafe_code)]
-pub fn available_bytes() -> Option<u64> {
-    let mut bytes: u64 = 0;
+fn sysctl(name: &std::ffi::CStr) -> Option<u64> {
+    // Both processors of Macs write the low bytes first: a number of four bytes is right too.
+    let mut number: u64 = 0;
     let mut size = std::mem::size_of::<u64>();
-    // SAFETY: the name is a C string, and `bytes` and `size` describe a buffer
-    // of eight bytes that outlives the call.
+    // SAFETY: the name is a C string, and `number` and `size` describe a buffer of eight bytes
+    // that outlives the call.
     let status = unsafe {
         libc::sysctlbyname(
-            c"hw.memsize".as_ptr(),
-            (&raw mut bytes).cast(),
+            name.as_ptr(),
+            (&raw mut number).cast(),
             &mut size,
             std::ptr::null_mut(),
             0,
         )
     };
-    (status == 0).then_some(bytes)
+    (status == 0).then_some(number)
+}
+
+/// Bytes of so many pages, of a machine that has `all`.
+#[cfg(any(target_os = "macos", test))]
+fn left_of_pages(all: u64, n_pages: u64, page_bytes: u64) -> u64 {
+    n_pages.saturating_mul(page_bytes).min(all)
+}
+
+/// Bytes that Metal keeps in place for a GPU: what `sudo sysctl iogpu.wired_limit_mb=N` sets, and
+/// where that is 0, the system's own choice, two thirds of 36 GiB and less and three quarters of more.
+#[cfg(any(target_os = "macos", test))]
+fn wired_limit(all: u64, set_mib: u64) -> u64 {
+    match set_mib {
+        0 if all <= 36 << 30 => all / 3 * 2,
+        0 => all / 4 * 3,
+        mib => mib.saturating_mul(1 << 20).min(all),
+    }
 }
 
 /// Unknown on this system.
@@ -66,7 +115,7 @@ pub fn available_bytes() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::left_in_container;
+    use super::{left_in_container, left_of_pages, wired_limit};
 
     #[test]
     fn pages_of_a_mapped_model_do_not_count_as_used() {
@@ -75,5 +124,21 @@ mod tests {
         assert_eq!(left_in_container("10000", "8000", ""), Some(2000));
         assert_eq!(left_in_container("max", "8000", stat), None);
         assert_eq!(left_in_container("100", "8000", ""), Some(0));
+    }
+
+    #[test]
+    fn a_macs_memory_is_what_it_can_give_and_its_gpu_gets_the_systems_share() {
+        const GIB: u64 = 1 << 30;
+        // 128 GiB in pages of 16 KiB, of which 96 GiB can be had.
+        assert_eq!(left_of_pages(128 * GIB, 96 * GIB / 16384, 16384), 96 * GIB);
+        assert_eq!(left_of_pages(GIB, u64::MAX, 16384), GIB);
+        for (all, set_mib, expected) in [
+            (36 * GIB, 0, 24 * GIB),
+            (128 * GIB, 0, 96 * GIB),
+            (128 * GIB, 120 << 10, 120 * GIB),
+            (128 * GIB, 999 << 10, 128 * GIB),
+        ] {
+            assert_eq!(wired_limit(all, set_mib), expected, "{all} {set_mib}");
+        }
     }
 }

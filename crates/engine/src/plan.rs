@@ -265,7 +265,7 @@ pub enum OpenError {
         fits: usize,
     },
     /// There is no device to use.
-    #[error(transparent)]
+    #[error("{0}; --backend cpu computes without one")]
     NoDevice(#[from] CudaError),
     /// There is no GPU to use, or this build knows none.
     #[error("{0}")]

@@ -58,7 +58,7 @@ use snapshots::{Place, prompt_end};
 use step::Flight;
 
 pub use lookup::STORE_PATIENCE;
-pub use rates::{MIN_LOAD_GAIN, MIN_PREFILL_ROWS, READ_RATE};
+pub use rates::{FIRST_ROWS, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, READ_RATE};
 pub use report::{Event, FinishReason, Reuse, SlotUse, Timings};
 pub use request::{Request, RequestError, SequenceId};
 pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL, SAVE_RETRY};
@@ -91,8 +91,8 @@ pub struct SchedulerOptions {
     /// How long nothing runs in a slot before its state goes to disk.
     pub idle_save: Duration,
     /// How long a step of prompt tokens alone may take, by the rate measured so far: so
-    /// long does a prompt that is given up go on. `None` for as many rows as there can be,
-    /// whatever they take.
+    /// long does a prompt that is given up go on. The first one has [`FIRST_ROWS`]. `None` for
+    /// as many rows as there can be, whatever they take.
     pub prefill_time: Option<Duration>,
     /// How long a step may take in which prompt tokens are computed beside sequences that
     /// are decoding: so long do these wait for their next token. `None` for

@@ -33,6 +33,8 @@ pub(crate) struct Closed {
 enum Entry {
     Closed(Box<Closed>),
     Note(String),
+    /// Something else to be written.
+    Write(Box<dyn FnOnce() + Send>),
     /// Whoever waits here learns that what came before is written.
     Mark(SyncSender<()>),
 }
@@ -104,6 +106,11 @@ impl Bookkeeper {
         self.put(Entry::Note(text.into()));
     }
 
+    /// Has something else written.
+    pub(crate) fn write_down(&self, write: impl FnOnce() + Send + 'static) {
+        self.put(Entry::Write(Box::new(write)));
+    }
+
     fn entries(&self) -> Option<SyncSender<Entry>> {
         let entries = self.entries.lock();
         entries.unwrap_or_else(PoisonError::into_inner).clone()
@@ -151,6 +158,11 @@ impl Books {
             match entry {
                 Entry::Closed(closed) => self.write(&closed),
                 Entry::Note(text) => self.say(&text),
+                Entry::Write(write) => {
+                    if catch_unwind(AssertUnwindSafe(write)).is_err() {
+                        self.say("something could not be written, by a bug");
+                    }
+                }
                 Entry::Mark(done) => {
                     // Whoever asked may not wait any more.
                     let _ = done.send(());

@@ -9,11 +9,12 @@
 //! taken to mean those alone.
 //!
 //! One grammar says all of this. What it cannot say is checked beside it: a closing tag in a JSON
-//! string, which readers of tags would end the value at, and JSON that is nested too deep to be
-//! read.
+//! string, which readers of tags would end the value at, JSON that is nested too deep to be read, and
+//! the raw text of a tool that has a grammar of its own.
 
 mod closing;
 mod grammar;
+mod input;
 mod place;
 mod rules;
 mod strings;
@@ -29,6 +30,8 @@ use serde_json::Value;
 use crate::generation::{Failure, FailureKind, Generation, InputGrammar, Tool};
 use crate::schema::{Schemas, first_line, relaxed};
 use closing::{Closing, Read};
+use grammar::VALUE_CLOSE;
+use input::{InputReader, may_follow};
 use place::Place;
 use rules::ToolRules;
 
@@ -36,6 +39,9 @@ pub(crate) use grammar::json_spelling;
 
 /// What opens the markup of a block. Reading begins behind it.
 pub(crate) const MARKUP_OPEN: &str = "<｜DSML｜";
+
+/// Bytes of markup that can open an input: a tool's name, its parameter's, and what is around them.
+const MAX_OPENING_BYTES: usize = 512;
 
 /// Tokens that the grammar alone may admit where they cannot be.
 pub(crate) struct DelicateTokens {
@@ -47,6 +53,10 @@ pub(crate) struct DelicateTokens {
     tags: Vec<u32>,
     /// Those that open arrays and objects.
     openers: Vec<u32>,
+    /// Those that end a tag and go on behind it.
+    straddlers: Vec<u32>,
+    /// For every byte of the tag that closes a value, those that can stand there.
+    closers: Vec<Vec<u32>>,
     /// Those that may begin one more part of JSON, from outside and from inside of a string.
     growers: [Vec<u32>; 2],
 }
@@ -75,6 +85,13 @@ impl DelicateTokens {
             bars: with(&|word| word.iter().any(|b| matches!(b, b'|' | 0xef | 0xbd | 0x9c))),
             tags: with(&|word| closes(Closing::Nowhere, word) || closes(Closing::Less, word)),
             openers: with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{'))),
+            straddlers: with(&|word| {
+                let end = word.iter().position(|b| *b == b'>');
+                end.is_some_and(|at| at + 1 < word.len())
+            }),
+            closers: (0..VALUE_CLOSE.len())
+                .map(|at| with(&|word| may_follow(&VALUE_CLOSE.as_bytes()[at..], word)))
+                .collect(),
             growers: [
                 with(&|word| word.iter().any(|b| matches!(b, b'[' | b'{' | b','))),
                 with(&|word| {
@@ -90,6 +107,11 @@ impl DelicateTokens {
         &self.words[token as usize]
     }
 
+    /// Tokens that can stand at this byte of the tag that closes a value.
+    fn closers(&self, at: usize) -> &[u32] {
+        self.closers.get(at).map_or(&[], Vec::as_slice)
+    }
+
     /// Tokens that may begin one more part of JSON.
     pub(crate) fn growers(&self, in_string: bool) -> &[u32] {
         &self.growers[usize::from(in_string)]
@@ -103,6 +125,12 @@ pub struct CallReader {
     trie: TokEnv,
     begun: bool,
     place: Place,
+    /// What opens the inputs of tools that have grammars of their own, and what reads those.
+    inputs: Vec<(Vec<u8>, Matcher)>,
+    /// The markup since the last value, as far as it can open such an input.
+    markup: Vec<u8>,
+    /// The input that is being read.
+    input: Option<InputReader>,
     /// What was last said to be admitted.
     admitted: Option<Arc<TokenSet>>,
 }
@@ -145,6 +173,18 @@ impl CallReader {
         if self.place.is_deep() {
             check(&self.tokens.openers);
         }
+        if matches!(self.place, Place::Tag(_)) && !self.inputs.is_empty() {
+            // An input begins with a token.
+            for &token in &self.tokens.straddlers {
+                let (word, bit) = (token as usize / 32, 1 << (token % 32));
+                if words[word] & bit != 0 && self.opens_within(self.tokens.bytes(token)) {
+                    words[word] &= !bit;
+                }
+            }
+        }
+        if let Some(input) = &mut self.input {
+            input.narrow(&mut words, &self.tokens)?;
+        }
         let set = TokenSet::from_words(words);
         if set.is_empty() {
             return Err("nothing can follow".to_owned());
@@ -159,8 +199,58 @@ impl CallReader {
         self.begun = true;
         self.admitted = None;
         let read = self.matcher.try_consume_tokens(&[token]);
-        let bytes = &self.tokens.words[token as usize];
-        read.is_ok_and(|n| n == 1) && bytes.iter().all(|byte| self.place.read(*byte))
+        if !read.is_ok_and(|n| n == 1) {
+            return false;
+        }
+        let tokens = Arc::clone(&self.tokens);
+        let bytes = tokens.bytes(token);
+        if let Some(input) = &mut self.input {
+            let read = input.push(token, bytes);
+            if input.is_over() {
+                self.input = None;
+            }
+            return read && bytes.iter().all(|byte| self.place.read(*byte));
+        }
+        for (i, byte) in bytes.iter().enumerate() {
+            let was_tag = matches!(self.place, Place::Tag(_));
+            if !self.place.read(*byte) {
+                return false;
+            }
+            if was_tag && !self.inputs.is_empty() {
+                self.markup.push(*byte);
+                self.open_input();
+                if self.input.is_some() && i + 1 < bytes.len() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Begins to read the input that the markup has just opened, if it has.
+    fn open_input(&mut self) {
+        if matches!(self.place, Place::Tag(_)) {
+            if self.markup.len() > 2 * MAX_OPENING_BYTES {
+                self.markup.drain(..MAX_OPENING_BYTES);
+            }
+            return;
+        }
+        let opened = self
+            .inputs
+            .iter()
+            .find(|(open, _)| self.markup.ends_with(open));
+        self.input = opened.map(|(_, matcher)| InputReader::new(matcher.deep_clone()));
+        self.markup.clear();
+    }
+
+    /// Whether a token would open an input and be a part of it too.
+    fn opens_within(&self, bytes: &[u8]) -> bool {
+        let mut markup = self.markup.clone();
+        let (_, inside) = bytes.split_last().unwrap_or((&0, &[]));
+        inside.iter().any(|byte| {
+            markup.push(*byte);
+            self.inputs.iter().any(|(open, _)| markup.ends_with(open))
+        })
     }
 
     /// Reads text of the block, such as what stands behind `<｜DSML｜` in the token that ends it.
@@ -187,11 +277,19 @@ impl Schemas {
         }
         let mut warnings = Vec::new();
         let mut schemas: Vec<Value> = Vec::new();
+        let mut inputs = Vec::new();
         for tool in &tools {
             schemas.push(self.bounded(tool, &mut warnings)?);
-            if matches!(tool.input, Some(InputGrammar::Lark(_))) {
-                let name = &tool.name;
-                warnings.push(format!("tools: the lark grammar of {name} is not enforced"));
+            if let Some(InputGrammar::Lark(grammar)) = &tool.input {
+                match self.matcher(grammar) {
+                    Ok(matcher) => inputs.push((input::opening(&tool.name), matcher)),
+                    Err(reason) => {
+                        let name = &tool.name;
+                        warnings.push(format!(
+                            "tools: the grammar of {name} is not enforced: {reason}"
+                        ));
+                    }
+                }
             }
         }
         let rules =
@@ -233,6 +331,9 @@ impl Schemas {
             trie: self.tok_env(),
             begun: false,
             place: Place::default(),
+            inputs,
+            markup: Vec::new(),
+            input: None,
             admitted: None,
         };
         Ok((Some(reader), warnings))

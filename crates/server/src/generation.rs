@@ -109,6 +109,10 @@ pub struct Generation {
     pub model: String,
     /// What to continue.
     pub prompt: PromptSource,
+    /// What else to continue, each with as many choices.
+    pub more_prompts: Vec<PromptSource>,
+    /// Choices of a reply to a prompt.
+    pub n_choices: usize,
     /// Thinking.
     pub thinking: Thinking,
     /// Tools the reply may call; parsing is off when there are none.
@@ -148,6 +152,8 @@ impl Generation {
             endpoint,
             model: String::new(),
             prompt,
+            more_prompts: Vec::new(),
+            n_choices: 1,
             thinking: Thinking {
                 mode: Mode::Chat,
                 effort: Effort::None,
@@ -167,6 +173,30 @@ impl Generation {
             use_cache: true,
             keeps_reasoning: false,
         }
+    }
+
+    /// The requests for one choice that this one is, those of a prompt one behind the other. A seed
+    /// is that of the first, and the next number for the next.
+    pub(crate) fn into_single(mut self) -> Vec<Generation> {
+        let n_choices = std::mem::replace(&mut self.n_choices, 1);
+        let more = std::mem::take(&mut self.more_prompts);
+        if n_choices == 1 && more.is_empty() {
+            return vec![self];
+        }
+        let first = std::mem::replace(&mut self.prompt, PromptSource::Tokens(Vec::new()));
+        let of_prompt = |prompt: PromptSource| {
+            let one = &self;
+            (0..n_choices as u64).map(move |i| {
+                let mut choice = one.clone();
+                choice.prompt = prompt.clone();
+                choice.sampling.seed = one.sampling.seed.map(|seed| seed.wrapping_add(i));
+                choice
+            })
+        };
+        std::iter::once(first)
+            .chain(more)
+            .flat_map(of_prompt)
+            .collect()
     }
 }
 

@@ -17,6 +17,7 @@ pub mod reply;
 pub mod schema;
 pub mod stop_strings;
 mod story;
+pub mod threads;
 pub mod trace;
 pub mod truncate;
 pub mod turns;

@@ -154,7 +154,7 @@ impl fmt::Display for RequestLine {
         }
         write!(
             f,
-            " prompt={n_prompt} cached={n_cached} ({}) generated={n_generated} \
+            " prompt={n_prompt} cached={n_cached} ({}) computed={} generated={n_generated} \
              reasoning={n_reasoning} replayed={}/{} queue={} prefill={} ({} t/s) decode={} \
              ({} t/s) ",
             if t.cache_source.is_empty() {
@@ -162,6 +162,7 @@ impl fmt::Display for RequestLine {
             } else {
                 t.cache_source
             },
+            t.n_prefilled,
             self.n_replayed,
             self.n_replayed + self.n_rendered,
             seconds(t.queue),

@@ -445,8 +445,9 @@ fn escaped(name: &str) -> String {
 
 /// Most tokens of a way to the end that is looked for.
 const MAX_CLOSING: usize = 2048;
-/// Texts that lead to the end of JSON, the best first: outside of strings.
-const CLOSERS: [&str; 9] = ["}", "]", "null", "0", "false", "true", "\"", "1", "{"];
+/// Texts that lead to the end of JSON, the best first: outside of strings. A comma ends a number
+/// behind which more must come, which a digit would not.
+const CLOSERS: [&str; 10] = ["}", "]", ",", "null", "0", "false", "true", "\"", "1", "{"];
 
 /// Says which tokens keep the content on its schema.
 pub struct SchemaReader {

@@ -24,6 +24,8 @@ pub const DEFAULT_MAX_BYTES: usize = 512 << 20;
 
 /// What the turn log calls a turn of this module.
 const RECORD_KIND: u8 = 1;
+/// What it calls a message that a client may go on from by its id.
+const THREAD_KIND: u8 = 2;
 
 /// Names a prompt's text.
 pub type PromptKey = [u8; 32];
@@ -153,6 +155,13 @@ impl Turn {
                 .zip(&self.calls)
                 .all(|(a, b)| a.name == b.name && same_arguments(&a.arguments, &b.arguments))
     }
+}
+
+/// Ids are of a client's making, keys have a longest length.
+fn thread_key(id: &str) -> String {
+    let digest: [u8; 32] = Sha256::digest(id).into();
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("thread {hex}")
 }
 
 fn call_key(id: &str) -> String {
@@ -285,6 +294,37 @@ impl Turns {
         drop(log);
         if let Err(error) = appended {
             self.note_problem(&error);
+        }
+    }
+
+    /// Appends a message that a client may go on from to the log, if there is one.
+    pub(crate) fn write_thread(&self, id: &str, record: &Value) {
+        let remembers = self.memory().max_call_ids > 0;
+        let Some(log) = self.log.as_ref().filter(|_| remembers) else {
+            return;
+        };
+        let (key, record) = (thread_key(id), record.to_string());
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        let appended = log.append(THREAD_KIND, &[key.as_bytes()], record.as_bytes());
+        drop(log);
+        if let Err(error) = appended {
+            self.note_problem(&error);
+        }
+    }
+
+    /// The record of such a message, if the log has it.
+    pub(crate) fn read_thread(&self, id: &str) -> Option<Value> {
+        let mut log = self.log.as_ref()?.lock();
+        let log = log.as_mut().unwrap_or_else(|poisoned| poisoned.get_mut());
+        match log.get(thread_key(id).as_bytes()) {
+            Ok(Some(record)) if record.kind == THREAD_KIND => {
+                serde_json::from_slice(&record.payload).ok()
+            }
+            Ok(_) => None,
+            Err(error) => {
+                self.note_problem(&error);
+                None
+            }
         }
     }
 

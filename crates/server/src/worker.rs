@@ -35,6 +35,11 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(15 * 60);
 /// Grace in place of one that no clock can tell: 30 years.
 const MAX_GRACE: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
+/// How long a reply is taken to run before any has ended, in milliseconds.
+const ASSUMED_REPLY_MS: u64 = 5000;
+/// Times over which clients that are turned away are spread.
+const TURNS: u64 = 8;
+
 /// How a worker works.
 #[derive(Clone)]
 pub struct WorkerOptions {
@@ -323,14 +328,15 @@ impl Worker {
         self.tell(id, Command::Cancel)
     }
 
-    /// Sends a command to the oldest request of an id.
+    /// Sends a command to the requests of an id: the choices of one reply share it.
     fn tell(&self, id: &str, command: fn(u64) -> Command) -> bool {
         let requests = self.shared.requests.lock();
         let requests = requests.unwrap_or_else(PoisonError::into_inner);
         let found = requests
             .iter()
-            .find(|accepted| accepted.request_id == id || accepted.reply_id == id);
-        found.is_some_and(|accepted| self.commands.send(command(accepted.number)).is_ok())
+            .filter(|accepted| accepted.request_id == id || accepted.reply_id == id);
+        let told = found.filter(|accepted| self.commands.send(command(accepted.number)).is_ok());
+        told.count() > 0
     }
 
     /// Requests that run, and that wait.
@@ -363,20 +369,27 @@ impl Worker {
         self.books.note(text);
     }
 
+    /// Has something written down, by the thread that does so.
+    pub(crate) fn write_down(&self, write: impl FnOnce() + Send + 'static) {
+        self.books.write_down(write);
+    }
+
     /// Waits until what happened so far is written down.
     pub fn settle(&self) {
         self.books.settle();
     }
 
-    /// Seconds after which one more request is likely to find room, 1 to 60: as long as those that
-    /// run and wait will take, for one client after another up to twice that, so that not all who
+    /// Seconds after which one more request is likely to find room, 1 to 60: half as long as those
+    /// that run and wait will take, for one client after another up to all of it, so that not all who
     /// were turned away come again at once.
     pub fn retry_after_s(&self) -> u64 {
         let (running, waiting) = self.load();
-        let rounds = (running + waiting).div_ceil(self.options.n_slots.max(1)) as u64;
-        let all_ms = self.shared.reply_ms.load(Ordering::Relaxed) * rounds / 2;
-        let turn = self.shared.n_turned_away.fetch_add(1, Ordering::Relaxed) % 8;
-        (all_ms * (8 + turn) / 8).div_ceil(1000).clamp(1, 60)
+        let turn = self.shared.n_turned_away.fetch_add(1, Ordering::Relaxed);
+        let reply_ms = match self.shared.reply_ms.load(Ordering::Relaxed) {
+            0 => ASSUMED_REPLY_MS,
+            ms => ms,
+        };
+        retry_after_s(reply_ms, running + waiting, self.options.n_slots, turn)
     }
 
     /// What the slots were doing after the last step.
@@ -418,6 +431,16 @@ impl Worker {
     }
 }
 
+/// Of `n_requests` in all, for the client that is turned away in this turn.
+fn retry_after_s(reply_ms: u64, n_requests: usize, n_slots: usize, turn: u64) -> u64 {
+    let rounds = n_requests.div_ceil(n_slots.max(1)) as u64;
+    let half_ms = reply_ms.saturating_mul(rounds) / 2;
+    let part = turn % TURNS;
+    (half_ms.saturating_mul(TURNS + part) / TURNS)
+        .div_ceil(1000)
+        .clamp(1, 60)
+}
+
 fn shutting_down() -> Failure {
     Failure {
         kind: FailureKind::Unavailable,
@@ -439,5 +462,71 @@ fn internal(message: impl Into<String>) -> Failure {
         kind: FailureKind::Internal,
         message: message.into(),
         param: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many of so many clients that ask at once are lost, when each comes again twice after the
+    /// time that it is told, as the SDKs do. `known` says whether it is known how long a reply takes.
+    fn n_lost(
+        n_clients: usize,
+        n_slots: usize,
+        max_queue: usize,
+        reply_ms: u64,
+        known: bool,
+    ) -> usize {
+        let limit = n_slots + max_queue;
+        // Milliseconds at which clients come, and how often they have come.
+        let mut coming: Vec<(u64, u32)> = vec![(0, 0); n_clients];
+        // When the requests that were let in end, in order.
+        let mut ends: Vec<u64> = Vec::new();
+        let (mut n_lost, mut turn) = (0, 0);
+        while let Some(next) = coming.iter().min().copied() {
+            let at = coming
+                .iter()
+                .position(|client| *client == next)
+                .expect("it is there");
+            coming.swap_remove(at);
+            let (now, n_retries) = next;
+            let inside = ends.iter().filter(|end| **end > now).count();
+            if inside < limit {
+                let free = ends.iter().rev().nth(n_slots - 1).copied().unwrap_or(0);
+                ends.push(free.max(now) + reply_ms);
+                ends.sort_unstable();
+            } else if n_retries == 2 {
+                n_lost += 1;
+            } else {
+                let has_ended = known || ends.iter().any(|end| *end <= now);
+                let told = if has_ended {
+                    reply_ms
+                } else {
+                    ASSUMED_REPLY_MS
+                };
+                let wait = retry_after_s(told, inside, n_slots, turn);
+                turn += 1;
+                coming.push((now + wait * 1000, n_retries + 1));
+            }
+        }
+        n_lost
+    }
+
+    #[test]
+    fn of_120_calls_at_once_on_4_slots_none_is_lost() {
+        for reply_ms in [1, 20, 100, 700, 1500, 3000, 6000] {
+            for known in [false, true] {
+                assert_eq!(
+                    n_lost(120, 4, 64, reply_ms, known),
+                    0,
+                    "{reply_ms} ms, {known}"
+                );
+            }
+        }
+        // What takes longer than clients wait needs a place for everybody.
+        assert!(n_lost(120, 4, 64, 60_000, true) > 0);
+        let queue = crate::http::DEFAULT_MAX_QUEUE;
+        assert_eq!(n_lost(120, 4, queue, 60_000, true), 0);
     }
 }

@@ -249,6 +249,7 @@ fn sampling_members_have_ranges() {
         ("stop", json!(vec!["a"; 17])),
         ("top_logprobs", json!(21)),
         ("n", json!(0)),
+        ("n", json!(9)),
     ] {
         let mut body = json!({});
         body[name] = value;
@@ -288,7 +289,6 @@ fn limits_and_stop_strings_are_kept() {
 #[test]
 fn what_is_not_done_is_refused_by_name() {
     for (name, value) in [
-        ("n", json!(2)),
         ("functions", json!([{"name": "book"}])),
         ("function_call", json!("auto")),
         ("audio", json!({"voice": "alloy"})),
@@ -301,6 +301,7 @@ fn what_is_not_done_is_refused_by_name() {
         body[name] = value;
         refused(body, FailureKind::Unsupported, name);
     }
+    assert_eq!(good(json!({"n": 8})).generation.n_choices, 8);
     good(json!({"n": 1, "modalities": ["text"], "audio": null}));
 }
 

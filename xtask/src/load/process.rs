@@ -40,6 +40,7 @@ impl Started {
         let mut child = Command::new(target.join("release").join("ds4-server"))
             .args(["--port", "0", "--kv-disk-dir"])
             .arg(folder.path().join("store"))
+            .args(["--kv-keep-free-mb", "0"])
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,7 +1,7 @@
 // Index scores, selection and attention of R rows. Group of blocks `b / 16` has heads 8 (b / 16) .. + 8,
 // block b % 16 of it a sixteenth of the attended rows.
 #pragma once
-#include "block.cuh"
+#include "hyper.cuh"
 
 namespace ds4 {
 
@@ -181,103 +181,130 @@ DS4_DEV u32 scan(u32 v, u32 *sums, u32 tid, u32 &all) {
     return (w ? before : 0) + x - v;
 }
 
-// The TOP_K largest of n scores (of equal ones the first), in ascending order of index; those numbered
-// [lo, hi) are written to `out`. HELD: keys are kept in shared memory, n <= 8,192, else read every time.
-template <bool HELD> DS4_DEV void select_rows(const float *scores, u32 n, u32 lo, u32 hi, u32 *out, u32 *hist, u32 *sums, u32 *held, u32 tid) {
-    const u32 per = ((n + 511) / 512 + 3) & ~3u, start = tid * per;
-    auto quad = [&](u32 i, u32 *v) {
-        const uint4 x = load_fresh16(scores + start + i);
-        v[0] = order(bits_f(x.x)), v[1] = order(bits_f(x.y)), v[2] = order(bits_f(x.z)), v[3] = order(bits_f(x.w));
+constexpr u32 SELECT_SHIFT = 19, SELECT_BINS = 1u << (32 - SELECT_SHIFT), SELECT_LIST = 4096; // words: SELECT_BINS + 64
+
+// The TOP_K largest of n > TOP_K scores, of equal ones those of lowest index, in an order that depends on
+// the scores alone; those numbered [lo, hi) are written to `out`. `hist`: SELECT_BINS words, then 64.
+//
+// A histogram of the upper bits of the keys finds the bin in which number TOP_K falls; what lies above it is
+// taken, what lies in it is listed and ranked. Thread t reads scores 4 t .. of every 2,048.
+DS4_DEV void select_rows(const float *scores, u32 n, u32 lo, u32 hi, u32 *out, u32 *hist, u32 tid) {
+    u32 *sums = hist + SELECT_BINS;
+    struct Keys {
+        u32 v[4];
     };
-    auto each = [&](auto f) { // f(index, key)
-        if (HELD) {
-#pragma unroll 1
-            for (u32 i = 0; i < per && start + i < n; i++) f(start + i, held[i * 512 + tid]);
-        } else
-#pragma unroll 1
-            for (u32 i = 0; i < per && start + i < n; i += 4) {
-                u32 v[4];
-                quad(i, v);
+    auto read = [&](u32 i) { // 0, which is no key of a number, where there is none
+        Keys k = {{0, 0, 0, 0}};
+        const u32 at = i * 2048 + tid * 4;
+        if (at < n) {
+            const uint4 x = load_fresh16(scores + at);
+            k.v[0] = order(bits_f(x.x)), k.v[1] = order(bits_f(x.y)), k.v[2] = order(bits_f(x.z)), k.v[3] = order(bits_f(x.w));
 #pragma unroll
-                for (u32 j = 0; j < 4; j++)
-                    if (start + i + j < n) f(start + i + j, v[j]);
-            }
-    };
-    if (HELD)
-#pragma unroll 2
-        for (u32 i = 0; i < 16; i += 4)
-            if (i < per && start + i < n) {
-                u32 v[4];
-                quad(i, v);
-#pragma unroll
-                for (u32 j = 0; j < 4; j++) held[(i + j) * 512 + tid] = v[j];
-            }
-    // Bounds of all keys.
-    u32 top = 0, bottom = 0; // bottom: of the complement
-    each([&](u32, u32 key) {
-        top = key > top ? key : top;
-        bottom = ~key > bottom ? ~key : bottom;
-    });
-    warp_sync();
-    top = warp_max_u(top), bottom = warp_max_u(bottom);
-    consumer_sync();
-    if ((tid & 31) == 0) sums[16 + (tid >> 5)] = top, sums[32 + (tid >> 5)] = bottom;
-    consumer_sync();
-#pragma unroll 1
-    for (u32 i = 0; i < 16; i++) {
-        top = sums[16 + i] > top ? sums[16 + i] : top;
-        bottom = sums[32 + i] > bottom ? sums[32 + i] : bottom;
-    }
-    // Keys in [low, high] in 2,048 bins, again and again, until a bin is one key: the threshold.
-    u32 low = ~bottom, high = top, need = TOP_K;
-    for (;;) {
-        u32 shift = 0;
-        while ((high - low) >> shift > 2047) shift++;
-        for (u32 i = tid; i < 2048; i += 512) hist[i] = 0;
-        consumer_sync();
-        each([&](u32, u32 key) {
-            if (key >= low && key <= high) shared_add(hist + ((key - low) >> shift), 1);
-        });
-        consumer_sync();
-        // Four bins a thread, from the top.
-        u32 c[4], mine = 0, all;
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) mine += c[i] = hist[2047 - 4 * tid - i];
-        u32 above = scan(mine, sums, tid, all);
-        if (above < need && above + mine >= need) {
-            u32 bin = 2047 - 4 * tid;
-            bool found = false;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                found = found || above + c[i] >= need;
-                if (!found) above += c[i], bin--;
-            }
-            sums[48] = bin, sums[49] = above;
+            for (u32 j = 1; j < 4; j++)
+                if (at + j >= n) k.v[j] = 0;
         }
-        consumer_sync();
-        need -= sums[49];
-        low += sums[48] << shift;
-        if (!shift) break;
-        high = low + ((1u << shift) - 1);
+        return k;
+    };
+    const Keys held = read(0);
+    auto each = [&](auto f) { // f(index, key), the next keys on their way
+        Keys k = held;
+#pragma unroll 1
+        for (u32 i = 0; i * 2048 < n; i++) {
+            const Keys next = read(i + 1);
+#pragma unroll
+            for (u32 j = 0; j < 4; j++)
+                if (k.v[j]) f(i * 2048 + tid * 4 + j, k.v[j]);
+            k = next;
+        }
+        warp_sync();
+    };
+#pragma unroll 4
+    for (u32 i = tid * 4; i < SELECT_BINS; i += 2048) *(uint4 *)(hist + i) = uint4{0, 0, 0, 0};
+    consumer_sync();
+    each([&](u32, u32 key) { shared_add(hist + (key >> SELECT_SHIFT), 1); });
+    consumer_sync();
+    // 16 bins a thread, from the top.
+    constexpr u32 PER = SELECT_BINS / 512;
+    const u32 top = SELECT_BINS - 1 - tid * PER;
+    u32 mine = 0, all;
+#pragma unroll
+    for (u32 i = 0; i < PER; i += 4) {
+        const uint4 c = *(const uint4 *)(hist + top - i - 3);
+        mine += c.x + c.y + c.z + c.w;
     }
-    // Above the threshold all, at it the first `need`.
-    u32 greater = 0, equal = 0, all;
+    u32 before = scan(mine, sums, tid, all);
+    if (before < TOP_K && before + mine >= TOP_K) {
+        u32 bin = top;
+#pragma unroll 1
+        while (before + hist[bin] < TOP_K) before += hist[bin--];
+        sums[32] = bin, sums[33] = before, sums[34] = hist[bin];
+    }
+    consumer_sync();
+    const u32 bin = sums[32], above = sums[33], within = sums[34], need = TOP_K - above;
+    u32 n_above = 0, n_within = 0;
     each([&](u32, u32 key) {
-        greater += key > low;
-        equal += key == low;
+        n_above += key >> SELECT_SHIFT > bin;
+        n_within += key >> SELECT_SHIFT == bin;
     });
-    warp_sync();
-    const u32 equal_before = scan(equal, sums, tid, all), greater_before = scan(greater, sums, tid, all);
-    u32 rank = equal_before, at = greater_before + (equal_before < need ? equal_before : need);
+    u32 at = scan(n_above, sums, tid, all), listed = scan(n_within, sums, tid, all);
+    const bool lists = within <= SELECT_LIST;
+    u32 *keys = hist, *indices = hist + SELECT_LIST;
     each([&](u32 index, u32 key) {
-        const bool take = key > low || (key == low && rank < need);
-        if (key == low) rank++;
-        if (take) {
+        if (key >> SELECT_SHIFT > bin) {
+            if (at >= lo && at < hi) out[at - lo] = index;
+            at++;
+        } else if (lists && key >> SELECT_SHIFT == bin) keys[listed] = key, indices[listed] = index, listed++;
+    });
+    consumer_sync();
+    if (lists) {
+#pragma unroll 1
+        for (u32 i = tid; i < within; i += 512) {
+            const u32 key = keys[i], index = indices[i];
+            u32 rank = 0;
+#pragma unroll 4
+            for (u32 j = 0; j < within; j++) rank += keys[j] > key || (keys[j] == key && indices[j] < index);
+            if (rank < need && above + rank >= lo && above + rank < hi) out[above + rank - lo] = index;
+        }
+        warp_sync();
+        return;
+    }
+    // Thousands of scores that agree in their upper bits: the threshold bit by bit, then the first of the
+    // equal ones.
+    u32 threshold = bin << SELECT_SHIFT;
+#pragma unroll 1
+    for (u32 bit = 1u << (SELECT_SHIFT - 1); bit; bit >>= 1) {
+        u32 count = 0;
+        each([&](u32, u32 key) { count += key >= (threshold | bit); });
+        scan(count, sums, tid, all);
+        if (all >= TOP_K) threshold |= bit;
+    }
+    u32 greater = 0;
+    each([&](u32, u32 key) { greater += key > threshold && key >> SELECT_SHIFT == bin; });
+    at = above + scan(greater, sums, tid, all);
+    u32 taken = above + all;
+    each([&](u32 index, u32 key) {
+        if (key > threshold && key >> SELECT_SHIFT == bin) {
             if (at >= lo && at < hi) out[at - lo] = index;
             at++;
         }
     });
-    warp_sync();
+#pragma unroll 1
+    for (u32 i = 0; i * 2048 < n; i++) { // in order of index
+        const Keys k = read(i);
+        u32 equal = 0;
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) equal += k.v[j] == threshold;
+        warp_sync();
+        u32 to = taken + scan(equal, sums, tid, all);
+#pragma unroll
+        for (u32 j = 0; j < 4; j++)
+            if (k.v[j] == threshold) {
+                if (to < TOP_K && to >= lo && to < hi) out[to - lo] = i * 2048 + tid * 4 + j;
+                to++;
+            }
+        taken += all;
+        warp_sync();
+    }
 }
 
 // ---- attention -------------------------------------------------------------------------------------
@@ -305,10 +332,8 @@ template <int R> DS4_DEV void attend(Block<R> &k, u32 kind, const Ds4DecodeCache
         if (selected) {
             const u32 lo = begin > n_window ? begin - n_window : 0, hi = end > n_window ? end - n_window : 0;
             const float *scores = (const float *)(k.ws + B::X::scores) + (size_t)r * k.s->score_stride;
-            u32 *hist = (u32 *)kv, *sums = hist + 2048, *held = sums + 64;
             consumer_sync();
-            if (n_visible <= 8192) select_rows<true>(scores, n_visible, lo, hi, chosen, hist, sums, held, k.tid);
-            else select_rows<false>(scores, n_visible, lo, hi, chosen, hist, sums, held, k.tid);
+            select_rows(scores, n_visible, lo, hi, chosen, (u32 *)kv, k.tid);
             consumer_sync();
             k.mark(26);
         }
@@ -478,6 +503,7 @@ template <int R> DS4_DEV void combine(Block<R> &k, u32 kind, const float *sinks,
         }
         consumer_sync();
         k.mark(12);
+        if (k.w == 8 && r == 0) fetch_gates(k, TURN_ATTN, number);
         if (k.w < 8) {
             const u32 at = k.w * 32 + lane, channel = half * 256 + at;
             float v = ((parts[at] + parts[256 + at]) + (parts[512 + at] + parts[768 + at])) +

@@ -2,7 +2,7 @@
 // are computed each for itself, so R rows take R times the time of one.
 #pragma once
 #include "../iq2_grid.cuh"
-#include "block.cuh"
+#include "hyper.cuh"
 
 namespace ds4 {
 
@@ -139,6 +139,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
             c.pair_done();
         }
         consumer_sync();
+        if (k.w == 8 && batch + 1 == R) fetch_gates(k, TURN_FFN, number);
         if (k.w < ITEMS) {
             const u32 item = k.b + W * (batch * ITEMS + k.w), slot = item / (F / 32), channel = item % (F / 32) * 32;
             const float *p = red + k.w * 16 * 64 + lane;

@@ -60,15 +60,22 @@ template <int R> DS4_DEV void mix_out(Block<R> &k, MixRows &rows, u32 n_mix, u32
     }
 }
 
+// Brings a turn's gates into shared memory, by a warp that has nothing else to do; a consumer_sync is to
+// follow before turn_out.
+template <int R> DS4_DEV void fetch_gates(Block<R> &k, u32 turn, u32 number) {
+    using B = Block<R>;
+    for (u32 r = 0; r < R; r++)
+        if (k.lane < N_GATES) k.f(B::S::totals)[r * 64 + 32 + k.lane] = poll_one(k.ws + B::X::gates + (turn * R + r) * 256 + k.lane * 4, number);
+    warp_sync();
+}
+
 // hc_post of `y` (of warp r the row r, of a lane its channel; warps below R), then the parts of the next
-// turn's products. `number`: of the gates; `tag`: of the next turn.
-template <int R> DS4_DEV void turn_out(Block<R> &k, float y, u32 gates_turn, u32 number, MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
+// turn's products. The gates are in shared memory; `tag`: of the next turn.
+template <int R> DS4_DEV void turn_out(Block<R> &k, float y, MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
     using B = Block<R>;
     if (k.w < R) {
         const u32 r = k.w;
-        float g[20];
-        poll_fours<5>(g, k.ws + B::X::gates + (gates_turn * R + r) * 256, 16, number);
-        warp_sync();
+        const float *g = k.f(B::S::totals) + r * 64 + 32;
         float *x = k.f(B::S::streams) + r * HC * 32 + k.lane;
         float old[HC];
 #pragma unroll

@@ -290,6 +290,7 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
             if (op == Q8_OUT_B || op == DOWN_OP) { // what the next turn's products need, fetched ahead
                 mix.load(fn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
                 went = true;
+                if (k.w == 8 && !k.runs(first + (ffn ? GATE_UP : COMBINE))) fetch_gates(k, ffn, tag); // of a launch of some phases only
             }
             if (op == Q8_IN || op == Q8_QUERY || op == Q8_OUT_A || op == Q8_OUT_B || op == Q8_SHARED || op == Q8_DOWN || op == Q8_HEAD)
                 y = q8_op(k, c, l, op, tag, shared);
@@ -306,7 +307,7 @@ template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
         }
         if (ffn && !to_head) k.keep_layer(layer + 1, word);
         if (went) {
-            turn_out(k, y, turn, tag, mix, to_head ? HC : N_MIX, to_head ? TURN_HEAD : ffn ^ 1, to_head ? k.epoch : number + ffn);
+            turn_out(k, y, mix, to_head ? HC : N_MIX, to_head ? TURN_HEAD : ffn ^ 1, to_head ? k.epoch : number + ffn);
         }
     }
     consumer_sync();

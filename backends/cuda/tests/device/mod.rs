@@ -24,7 +24,7 @@ pub(crate) fn has_device() -> bool {
             true
         }
         Err(error) => {
-            println!("skipped: {error}");
+            ds4_conformance::golden::skipped(&error.to_string());
             false
         }
     }

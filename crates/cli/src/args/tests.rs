@@ -112,3 +112,61 @@ fn the_old_spelling_of_the_system_flag_is_only_a_flag_before_the_end_of_flags() 
     let spelled = spelled_for_clap(["-sys", "a", "--", "-sys"].map(OsString::from));
     assert_eq!(spelled, ["--system", "a", "--", "-sys"].map(OsString::from));
 }
+
+/// The long flags of a command and of those below it, hidden ones too.
+fn flags(command: &clap::Command) -> Vec<String> {
+    let mut flags: Vec<String> = command.get_subcommands().flat_map(self::flags).collect();
+    for arg in command.get_arguments() {
+        let others = arg.get_all_aliases().unwrap_or_default();
+        let names = arg.get_long().into_iter().chain(others);
+        flags.extend(names.map(|name| format!("--{name}")));
+    }
+    flags
+}
+
+/// What looks like a flag in a text.
+fn flags_in(text: &str) -> impl Iterator<Item = &str> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    text.split(move |c| !is_part(c))
+        .filter(|word| word.starts_with("--") && word.len() > 3 && word.as_bytes()[2] != b'-')
+        .map(|word| word.trim_end_matches('-'))
+}
+
+#[test]
+fn every_flag_of_the_documents_is_one() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let read = |name: &str| std::fs::read_to_string(format!("{root}/{name}")).expect("a document");
+    let mut known = flags(&Cli::command());
+    known.extend(["--help", "--version"].map(str::to_owned));
+    #[cfg(feature = "server")]
+    {
+        known.extend(flags(&crate::server::command()));
+        for document in [
+            "README.md",
+            "docs/cli.md",
+            "docs/api.md",
+            "docs/kv-store.md",
+        ] {
+            let text = read(document);
+            // Lines of other programs have flags of their own.
+            let ours = text.lines().filter(|line| {
+                let others = [
+                    "cargo ",
+                    "docker ",
+                    "packaging/",
+                    "npm ",
+                    "claude ",
+                    "codex ",
+                ];
+                !others.iter().any(|other| line.contains(other))
+            });
+            for flag in ours.flat_map(flags_in) {
+                assert!(
+                    known.iter().any(|k| k == flag),
+                    "{document}: {flag} is no flag"
+                );
+            }
+        }
+    }
+    assert!(known.len() > 50);
+}

@@ -1,6 +1,6 @@
 //! Lines from the user, edited and remembered.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
@@ -66,19 +66,30 @@ impl Input {
     }
 
     /// The next entry. Ctrl+C clears what was typed; on an empty line, twice with nothing between,
-    /// it leaves.
+    /// it leaves. A byte that is no text is left out on a terminal, and its line from a pipe.
     ///
     /// # Errors
     /// The terminal fails.
     pub(super) fn read(&mut self) -> Result<Entry> {
         let mut interrupted = false;
+        let mut typed = Typed::default();
         loop {
-            match self.editor.readline(self.prompt) {
+            let on_the_line = (typed.before.as_str(), typed.behind.as_str());
+            match self.editor.readline_with_initial(self.prompt, on_the_line) {
                 Ok(text) => {
                     self.remember(&text);
                     return Ok(Entry::Message(multiline::message(&text).into_owned()));
                 }
+                Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                    // The byte is read and gone, so this comes to an end.
+                    let _ = writeln!(io::stderr(), "\nleft out: what was typed is not UTF-8");
+                    typed = self
+                        .editor
+                        .helper()
+                        .map_or_else(Typed::default, Lines::typed);
+                }
                 Err(ReadlineError::Interrupted) => {
+                    typed = Typed::default();
                     let (is_empty, was_touched) =
                         self.editor.helper().map_or((true, false), Lines::take);
                     if is_empty && interrupted && !was_touched {
@@ -103,6 +114,9 @@ impl Input {
         match self.editor.readline(&format!("{question} [y/N] ")) {
             Ok(answer) => Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes")),
             Err(ReadlineError::Interrupted | ReadlineError::Eof) => Ok(false),
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                Ok(false)
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -148,11 +162,18 @@ fn keep_private(_path: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A line that is being typed, on both sides of the cursor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Typed {
+    before: String,
+    behind: String,
+}
+
 /// Tells the editor when an entry goes on and what completes it, and remembers what was typed: an
 /// interrupted editor does not say.
 struct Lines {
-    /// The line has text now.
-    has_text: Cell<bool>,
+    /// The line as it is now.
+    typed: RefCell<Typed>,
     /// It had some since the last interruption.
     was_touched: Cell<bool>,
     files: FilenameCompleter,
@@ -161,7 +182,7 @@ struct Lines {
 impl Lines {
     fn new() -> Lines {
         Lines {
-            has_text: Cell::new(false),
+            typed: RefCell::default(),
             was_touched: Cell::new(false),
             files: FilenameCompleter::new(),
         }
@@ -169,7 +190,15 @@ impl Lines {
 
     /// Whether the line is empty, and whether it was not since this was asked.
     fn take(&self) -> (bool, bool) {
-        (!self.has_text.take(), self.was_touched.take())
+        (
+            self.typed.take() == Typed::default(),
+            self.was_touched.take(),
+        )
+    }
+
+    /// What was on the line.
+    fn typed(&self) -> Typed {
+        self.typed.take()
     }
 }
 
@@ -187,8 +216,12 @@ impl Hinter for Lines {
     type Hint = String;
 
     /// Gives no hint; the editor asks after every change.
-    fn hint(&self, line: &str, _at: usize, _context: &Context<'_>) -> Option<String> {
-        self.has_text.set(!line.is_empty());
+    fn hint(&self, line: &str, at: usize, _context: &Context<'_>) -> Option<String> {
+        let (before, behind) = line.split_at(at);
+        self.typed.replace(Typed {
+            before: before.to_owned(),
+            behind: behind.to_owned(),
+        });
         self.was_touched
             .set(self.was_touched.get() || !line.is_empty());
         None

@@ -68,7 +68,8 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
         chunk,
         &mut silent,
     )?;
-    decode(&mut engine, args.sequences, &tokens.take(2), &mut silent)?;
+    let few = tokens.take(args.tokens.min(2));
+    decode(&mut engine, args.sequences, &few, &mut silent)?;
     for slot in 0..args.sequences {
         engine.clear(slot);
     }
@@ -99,6 +100,7 @@ pub(crate) fn run(args: &BenchArgs, console: &Console, out: &mut dyn Write) -> R
             engine.fork(0, slot);
         }
         let line = is_doing("decode", args.tokens);
+        console.begin_progress(&line(0));
         let mut show = |done| console.progress(&line(done));
         let new = tokens.take(args.tokens);
         let time = decode(&mut engine, args.sequences, &new, &mut show)?;

@@ -109,19 +109,23 @@ fn the_flags_of_the_folder_reach_the_store() {
         (
             options.exclusive,
             options.codec,
+            options.keep_free_bytes,
             options.write_budget_bytes_per_day
         ),
         (
             default.exclusive,
             default.codec,
+            default.keep_free_bytes,
             default.write_budget_bytes_per_day
         )
     );
-    let other = with("--kv-exclusive --kv-codec none --kv-write-budget-gb-per-day 3");
+    let other =
+        with("--kv-exclusive --kv-codec none --kv-write-budget-gb-per-day 3 --kv-keep-free-mb 0");
     other.store.apply(&mut options);
     assert!(options.exclusive);
     assert_eq!(options.codec, Codec::None);
     assert_eq!(options.write_budget_bytes_per_day, 3 << 30);
+    assert_eq!(options.keep_free_bytes, 0);
 
     let used = |args: &ServerArgs| {
         let used = args.store.folder(args.kv_disk_dir.as_deref());

@@ -237,6 +237,14 @@ fn flags_of_other_programs_are_taken_or_answered_by_what_to_say() {
         layers.stderr.contains("--mtp is without effect"),
         "{layers:?}"
     );
+    // Where there is no such device, one line says what to use.
+    for flag in ["--cuda", "--metal"] {
+        let ran = with(&[flag]);
+        if ran.status != Some(0) {
+            ran.refused(&[]);
+            assert!(ran.stderr.to_lowercase().contains("cpu"), "{ran:?}");
+        }
+    }
     let contradiction = with(&["--cpu", "--backend", "reference"]);
     assert_eq!(contradiction.status, Some(2), "{contradiction:?}");
     let endless = ["Hello", "--nothink", "-n", "-1", "-c", "300", "--seed", "1"];
@@ -459,6 +467,71 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
     let ran = Ran::of(child.wait_with_output().expect("ds4 ends"));
     writer.join().expect("the writer ends");
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn nobody_on_standard_error_changes_no_answer_and_no_status() {
+    let speaker = Speaker::new();
+    let home = speaker.ds4.home();
+    // By a shell, which gives the number to nothing, and with a reader that has gone.
+    let without = |args: &[&str], is_closed: bool| -> (Option<i32>, Vec<u8>) {
+        let mut command = match is_closed {
+            true => {
+                let mut shell = std::process::Command::new("sh");
+                shell.args(["-c", "exec \"$0\" \"$@\" 2>&-", env!("CARGO_BIN_EXE_ds4")]);
+                shell.args(args).current_dir(home).env("HOME", home);
+                shell.env_remove("DS4_MODEL").stdin(Stdio::null());
+                shell
+            }
+            false => {
+                let mut command = speaker.ds4.command(args);
+                command.stderr(Stdio::piped());
+                command
+            }
+        };
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
+        drop(child.stderr.take());
+        let output = child.wait_with_output().expect("it ends");
+        (output.status.code(), output.stdout)
+    };
+    let answers = [
+        "-p",
+        "Hello",
+        "-m",
+        "speaking.gguf",
+        "--nothink",
+        "--temp",
+        "0",
+        "-n",
+        "8",
+        "-v",
+    ];
+    let expected = speaker.ds4.run(answers).answer().as_bytes().to_vec();
+    for is_closed in [true, false] {
+        assert_eq!(
+            without(&answers, is_closed),
+            (Some(0), expected.clone()),
+            "{is_closed}"
+        );
+        let fails = ["-p", "Hello", "-m", "none.gguf"];
+        assert_eq!(
+            without(&fails, is_closed),
+            (Some(1), Vec::new()),
+            "{is_closed}"
+        );
+        let bench = [
+            "bench",
+            "-m",
+            "speaking.gguf",
+            "--contexts",
+            "16",
+            "-n",
+            "1",
+        ];
+        let (status, table) = without(&bench, is_closed);
+        assert_eq!((status, table.is_empty()), (Some(0), false), "{is_closed}");
+    }
 }
 
 #[cfg(unix)]

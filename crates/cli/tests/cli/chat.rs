@@ -33,9 +33,13 @@ impl Terminal {
 
     /// Another one where one was before.
     fn in_home(ds4: Ds4, args: &[&str]) -> Terminal {
+        Terminal::running(ds4, &[&["-m", "speaking.gguf"], args].concat())
+    }
+
+    fn running(ds4: Ds4, args: &[&str]) -> Terminal {
         let pty = openpty(None, None).expect("a terminal");
         let stdio = || Stdio::from(pty.slave.try_clone().expect("another handle"));
-        let mut command = ds4.command(["-m", "speaking.gguf"].iter().chain(args));
+        let mut command = ds4.command(args);
         command
             .env("TERM", "xterm")
             .stdin(stdio())
@@ -65,8 +69,8 @@ impl Terminal {
         }
     }
 
-    fn press(&mut self, keys: &str) {
-        let keys = keys.as_bytes();
+    fn press(&mut self, keys: impl AsRef<[u8]>) {
+        let keys = keys.as_ref();
         self.keyboard.write_all(keys).expect("the keys are taken");
     }
 
@@ -186,8 +190,14 @@ fn messages_are_answered_again_taken_back_and_asked_under_another_system_text() 
     terminal.see("Be brief.");
     terminal.enter("/temp 0.5");
     terminal.see("temperature 0.5, top-k 0, top-p 1, min-p 0.05");
+    terminal.enter("/top-k 40");
+    terminal.see("top-k 40");
+    terminal.enter("/top-p 0.9");
+    terminal.see("top-p 0.9");
+    terminal.enter("/min-p 0");
+    terminal.see("min-p 0");
     terminal.enter("/seed 7");
-    terminal.see("min-p 0.05, seed 7");
+    terminal.see("temperature 0.5, top-k 40, top-p 0.9, min-p 0, seed 7");
     // Tab completes what is unambiguous.
     terminal.see("> ");
     terminal.press("/stat\t\r");
@@ -331,6 +341,96 @@ fn what_goes_wrong_is_said_and_the_conversation_goes_on() {
         .permissions();
     let mode = std::os::unix::fs::PermissionsExt::mode(&mode);
     assert_eq!(mode & 0o777, 0o600, "the history is for its owner");
+}
+
+#[test]
+fn a_byte_that_is_no_text_is_left_out_and_the_conversation_goes_on() {
+    let mut terminal = Terminal::new(&SHORT);
+    terminal.see("> ");
+    // As a terminal in another encoding types it.
+    terminal.press(b"caf\xff");
+    terminal.see("not UTF-8");
+    terminal.see("> caf");
+    terminal.press("e\r");
+    terminal.see("decode");
+    terminal.enter("/save talk.json");
+    terminal.see("2 messages in talk.json");
+    assert_eq!(terminal.json("talk.json")["messages"][0]["content"], "cafe");
+    terminal.enter("/quit");
+    let home = terminal.ends();
+
+    // From a pipe the line is lost, and the next one is not.
+    let args = ["chat", "-m", "speaking.gguf", "--ctx", "1024", "--private"];
+    let ran = home.run_with(args, b"caf\xe9\n/status\n/quit\n");
+    assert!(ran.answer().contains("in 0 messages"), "{ran:?}");
+    assert!(ran.stderr.contains("not UTF-8"), "{ran:?}");
+}
+
+#[test]
+fn what_takes_long_says_from_the_beginning_how_far_it_is() {
+    let mut terminal = Terminal::new(&SHORT);
+    terminal.enter(&"x".repeat(700));
+    // Before the first step is over.
+    terminal.see("reading 0 of 704 tokens");
+    terminal.see("prefill 704 tokens");
+    terminal.enter("/quit");
+    let home = terminal.ends();
+    let bench = [
+        "bench",
+        "-m",
+        "speaking.gguf",
+        "--contexts",
+        "64,128",
+        "-n",
+        "2",
+    ];
+    let mut terminal = Terminal::running(home, &bench);
+    terminal.see("warming up");
+    for words in [
+        "context 64: prefill 0 of 64",
+        "context 64: decode 0 of 2",
+        "context 128: prefill 0 of 64",
+    ] {
+        terminal.see(words);
+    }
+    terminal.ends();
+}
+
+#[test]
+fn ctrl_c_stops_the_reading_of_a_prompt_and_what_was_read_counts() {
+    // On a machine that runs the test late the prompt may be read before the key is pressed; not
+    // twenty times.
+    for _ in 1..=20 {
+        let args = ["--ctx", "4096", "--chunk", "16", "-n", "4", "--nothink"];
+        let mut terminal = Terminal::new(&args);
+        terminal.enter(&"x".repeat(3500));
+        terminal.see("reading 0 of 3,504 tokens");
+        let id = nix::unistd::Pid::from_raw(terminal.child.id() as i32);
+        nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("it lives");
+        terminal.see("prefill ");
+        let closing = terminal.see("decode ") + &terminal.see("\n");
+        if !closing.contains("; stopped") {
+            terminal.enter("/quit");
+            terminal.ends();
+            continue;
+        }
+        let n_read = number(&closing);
+        assert!(n_read < 3504, "{closing:?}");
+        assert!(closing.contains(" of 3,504 tokens at "), "{closing:?}");
+        assert!(closing.contains("decode 0 tokens"), "{closing:?}");
+        // The conversation goes on after what was read.
+        terminal.enter("/undo");
+        terminal.see("taken back: xxx");
+        terminal.enter(&"x".repeat(3500));
+        terminal.see("prefill ");
+        let closing = terminal.see("decode ");
+        let (_, cached) = closing.rsplit_once("t/s, ").expect("a closing line");
+        assert_eq!(number(cached), n_read, "{closing:?}");
+        terminal.enter("/quit");
+        terminal.ends();
+        return;
+    }
+    panic!("no reading was stopped");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What shells and readers are told of the arguments.
 
+use ds4_conformance::golden::skipped;
+
 use crate::program::Ds4;
 
 #[test]
@@ -33,8 +35,7 @@ fn bash_takes_its_completions_and_completes_a_command_with_them() {
         .current_dir(ds4.home())
         .output();
     let Ok(output) = bash else {
-        eprintln!("not tested: there is no bash on this machine");
-        return;
+        return skipped("completions for bash, which is not on this machine");
     };
     let said = String::from_utf8_lossy(&output.stdout);
     assert_eq!(said.trim(), "inspect", "{output:?}");
@@ -56,6 +57,90 @@ fn every_command_has_a_manual_page() {
     }
 }
 
+/// The programs as `cargo install` leaves them, set up for the user, found by who looks.
+#[cfg(unix)]
+#[test]
+fn an_installed_program_puts_completions_and_pages_where_they_are_looked_for() {
+    let ds4 = Ds4::new();
+    let bin = ds4.home().join(".cargo/bin");
+    std::fs::create_dir_all(&bin).expect("a writable home");
+    std::fs::copy(env!("CARGO_BIN_EXE_ds4"), bin.join("ds4")).expect("a copy");
+    let shell = |script: &str| {
+        let mut command = std::process::Command::new("bash");
+        command
+            .args(["--noprofile", "--norc", "-c", script])
+            .current_dir(ds4.home())
+            .env("HOME", ds4.home())
+            .env("PATH", format!("{}:/usr/bin:/bin", bin.display()))
+            .env_remove("XDG_DATA_HOME")
+            .env_remove("MANPATH");
+        let output = command.output().expect("bash runs");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    let said = shell("ds4 setup");
+    for line in ["bash: ", "zsh: ", "fpath+=(", "fish: ", "man:  "] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let share = ds4.home().join(".local/share");
+    let mut files = vec![
+        "bash-completion/completions/ds4",
+        "zsh/site-functions/_ds4",
+        "fish/vendor_completions.d/ds4.fish",
+    ];
+    if cfg!(feature = "server") {
+        files.push("bash-completion/completions/ds4-server");
+    }
+    for file in files {
+        assert!(share.join(file).is_file(), "{file}");
+    }
+    let completion = "/usr/share/bash-completion/bash_completion";
+    if std::path::Path::new(completion).is_file() {
+        let script = format!(
+            "source {completion}; _completion_loader ds4; COMP_WORDS=(ds4 insp) COMP_CWORD=1; \
+             _ds4 ds4 insp ds4 && echo \"${{COMPREPLY[@]}}\""
+        );
+        assert_eq!(shell(&script), "inspect");
+    } else {
+        skipped("bash-completion, which loads completions and is not on this machine");
+    }
+    let page = ds4.home().join(".cargo/share/man/man1/ds4.1");
+    assert!(page.is_file(), "{said}");
+    match shell("command -v man").is_empty() {
+        true => skipped("man, which finds manual pages and is not on this machine"),
+        false => assert_eq!(shell("man -w ds4"), page.display().to_string()),
+    }
+    // As packages are made.
+    ds4.run(["setup", "--prefix", "package"]).answer();
+    for file in [
+        "share/man/man1/ds4-inspect.1",
+        "share/zsh/site-functions/_ds4",
+    ] {
+        assert!(ds4.home().join("package").join(file).is_file(), "{file}");
+    }
+}
+
+#[test]
+fn help_is_in_groups_and_ends_with_examples() {
+    let ds4 = Ds4::new();
+    let help = ds4.run(["--help"]);
+    let help = help.answer();
+    let at = |words: &str| {
+        help.find(words)
+            .unwrap_or_else(|| panic!("no {words:?}: {help}"))
+    };
+    let groups = [
+        "Model and machine:",
+        "Reply:",
+        "Thinking:",
+        "Output:",
+        "Examples:",
+    ]
+    .map(at);
+    assert!(groups.is_sorted(), "{help}");
+    let short = ds4.run(["-h"]);
+    assert!(short.answer().len() < help.len() && short.answer().contains("Examples:"));
+}
+
 #[test]
 fn the_version_says_the_commit_and_what_is_built_in() {
     let ds4 = Ds4::new();
@@ -70,6 +155,7 @@ fn the_version_says_the_commit_and_what_is_built_in() {
     for (name, is_built_in) in [
         ("server", cfg!(feature = "server")),
         ("builtin-model", cfg!(feature = "builtin-model")),
+        ("pull", cfg!(feature = "pull")),
     ] {
         let is_said = features.split(", ").any(|f| f == name);
         assert_eq!(is_said, is_built_in, "{name}: {ran:?}");

@@ -13,6 +13,7 @@ mod imatrix;
 mod inspect;
 mod kv;
 mod logits;
+mod packaging;
 mod program;
 #[cfg(feature = "pull")]
 mod pull;

@@ -41,7 +41,7 @@ impl Running {
             .stderr(log);
         if let Some(store) = store {
             command.arg("--kv-disk-dir").arg(store);
-            command.args(["--kv-cache-min-tokens", "64"]);
+            command.args(["--kv-cache-min-tokens", "64", "--kv-keep-free-mb", "0"]);
         }
         let child = command.spawn().expect("ds4-server starts");
         let mut running = Running {

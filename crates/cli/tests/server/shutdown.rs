@@ -2,12 +2,15 @@
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use ds4_engine::store::verify;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::process::{Running, get, open, post};
+use crate::process::{PATIENCE, Running, get, open, post};
 
 /// A reply that goes on until it is stopped.
 fn endless(content: &str) -> Value {
@@ -117,6 +120,45 @@ fn running_requests_may_finish_within_the_grace() {
 }
 
 #[test]
+fn a_server_with_nobody_on_standard_error_serves_and_stops() {
+    // The number is that of nothing, or the reader has gone.
+    for is_closed in [true, false] {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        // Nobody says which port it took, so it is told one that was free.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = free.local_addr().expect("an address");
+        drop(free);
+        let redirection = if is_closed { "2>&-" } else { "" };
+        let mut server = Command::new("sh")
+            .args(["-c", &format!("exec \"$0\" \"$@\" {redirection}")])
+            .arg(env!("CARGO_BIN_EXE_ds4-server"))
+            .args(["-t", "2", "-v", "--port", &address.port().to_string()])
+            .env("HOME", home.path())
+            .env_remove("DS4_MODEL")
+            .env_remove("DS4_API_KEY")
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        drop(server.stderr.take());
+        let body = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5});
+        let begun = Instant::now();
+        let is_answered = || {
+            let answer = post(address, "/v1/chat/completions", &body);
+            answer.is_ok_and(|(status, _)| status == 200)
+        };
+        while !is_answered() {
+            assert!(begun.elapsed() < PATIENCE, "closed: {is_closed}");
+            let ended = server.try_wait().expect("a child");
+            assert!(ended.is_none(), "closed: {is_closed}, {ended:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        kill(Pid::from_raw(server.id() as i32), Signal::SIGTERM).expect("it lives");
+        let status = server.wait().expect("a child");
+        assert!(status.success(), "closed: {is_closed}, {status}");
+    }
+}
+
+#[test]
 fn a_second_signal_ends_a_server_at_once() {
     for (signal, status) in [
         (Signal::SIGINT, 130),
@@ -134,6 +176,24 @@ fn a_second_signal_ends_a_server_at_once() {
         server.signal(signal);
         assert_eq!(server.ended().code(), Some(status), "{signal}");
     }
+}
+
+#[test]
+fn the_small_model_is_called_what_it_is_wherever_a_model_is_named() {
+    let server = Running::start(None, &[]);
+    let log = server.log();
+    for line in [
+        "model: ds4 small built-in model",
+        ", serving ds4 small built-in model",
+    ] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+    // The page shows what /props says.
+    for path in ["/v1/models", "/props"] {
+        let said = get(server.address, path);
+        assert!(said.contains("ds4 small built-in model"), "{path}: {said}");
+    }
+    server.stop();
 }
 
 #[test]

@@ -12,17 +12,21 @@ use super::SamplingOptions;
 /// are less than 1e-12 of a sum.
 const LEAST_LOG: f64 = -40.0;
 
-/// Keeps the `k` ids with the largest values, largest first, lowest id first of
-/// equal ones.
-pub(super) fn keep_largest(ids: &mut Vec<u32>, k: usize, value: impl Fn(u32) -> f32) {
+/// Puts the `k` ids with the largest values first, largest first, lowest id first of equal
+/// ones. The others follow in any order.
+fn put_largest_first(ids: &mut [u32], k: usize, value: impl Fn(u32) -> f32) {
     let order = |a: &u32, b: &u32| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
-    if k < ids.len() {
-        if k > 0 {
-            ids.select_nth_unstable_by(k - 1, order);
-        }
-        ids.truncate(k);
+    let k = k.min(ids.len());
+    if 0 < k && k < ids.len() {
+        ids.select_nth_unstable_by(k - 1, order);
     }
-    ids.sort_unstable_by(order);
+    ids[..k].sort_unstable_by(order);
+}
+
+/// Keeps the `k` ids with the largest values, in the order of [`put_largest_first`].
+pub(super) fn keep_largest(ids: &mut Vec<u32>, k: usize, value: impl Fn(u32) -> f32) {
+    put_largest_first(ids, k, value);
+    ids.truncate(k);
 }
 
 /// Least logit that `min_p` keeps.
@@ -87,13 +91,8 @@ pub(super) fn draw(
         }
     }
     let n_first = ids.len().min(N_CANDIDATES);
-    if n_first < ids.len() {
-        let order = |a: &u32, b: &u32| value(*b).total_cmp(&value(*a)).then(a.cmp(b));
-        ids.select_nth_unstable_by(n_first - 1, order);
-    }
-    let (first, others) = ids.split_at_mut(n_first);
-    first.sort_unstable_by(|a, b| value(*b).total_cmp(&value(*a)).then(a.cmp(b)));
-    others.sort_unstable();
+    put_largest_first(ids, n_first, value);
+    ids[n_first..].sort_unstable();
     let total: f64 = ids.iter().map(|id| of(value(*id))).sum();
     let weights = ids.iter().map(|id| (*id, of(value(*id))));
     // Rounding can leave a hair: then it is the likeliest.

@@ -11,8 +11,8 @@ pub const MIN_LOAD_GAIN: usize = 64;
 pub const READ_RATE: f64 = (256 << 20) as f64;
 /// Fewest prompt tokens of a step, however slow the device.
 pub const MIN_PREFILL_ROWS: usize = 16;
-/// Rows of a step from which on it says how fast prompts are computed.
-const MIN_ROWS: usize = 32;
+/// Prompt tokens of a step that may take only so long, while it is not known how long steps take.
+pub const FIRST_ROWS: usize = 32;
 /// Weight of the last step in the rate of prefill.
 const WEIGHT: f64 = 0.25;
 /// Loads that the rate of reading remembers.
@@ -34,7 +34,7 @@ pub(super) struct Rates {
 impl Rates {
     /// A step of prompt tokens alone.
     pub(super) fn note_prefill(&mut self, n_tokens: usize, time: Duration) {
-        if n_tokens >= MIN_ROWS {
+        if n_tokens >= MIN_PREFILL_ROWS {
             note(&mut self.prefill, n_tokens, time);
         }
     }
@@ -54,13 +54,16 @@ impl Rates {
 
     /// Prompt tokens of a step that takes no longer than this.
     pub(super) fn prefill_rows(&self, time: Option<Duration>) -> usize {
-        let known = self.prefill.zip(time);
-        known.map_or(usize::MAX, |(rate, time)| rows_in(rate, time))
+        match (self.prefill, time) {
+            (_, None) => usize::MAX,
+            (None, Some(_)) => FIRST_ROWS,
+            (Some(rate), Some(time)) => rows_in(rate, time),
+        }
     }
 
-    /// The same of a step in which others are decoding.
+    /// The same of a step in which others are decoding, which is hardly faster than one alone.
     pub(super) fn mixed_rows(&self, time: Option<Duration>) -> usize {
-        let known = self.mixed.zip(time);
+        let known = self.mixed.or(self.prefill).zip(time);
         known.map_or(MIXED_CHUNK, |(rate, time)| rows_in(rate, time))
     }
 
@@ -106,9 +109,10 @@ mod tests {
     #[test]
     fn a_step_has_as_many_rows_as_its_time_allows() {
         let mut rates = Rates::default();
-        assert_eq!(rates.prefill_rows(Some(SECOND)), usize::MAX);
+        assert_eq!(rates.prefill_rows(Some(SECOND)), FIRST_ROWS);
         assert_eq!(rates.mixed_rows(Some(SECOND)), MIXED_CHUNK);
         rates.note_prefill(400, SECOND);
+        assert_eq!(rates.mixed_rows(Some(SECOND / 10)), 40);
         rates.note_mixed(100, SECOND);
         assert_eq!(rates.prefill_rows(Some(SECOND / 2)), 200);
         assert_eq!(rates.mixed_rows(Some(SECOND / 2)), 50);
@@ -116,6 +120,40 @@ mod tests {
         assert_eq!(rates.prefill_rows(Some(Duration::MAX)), usize::MAX);
         assert_eq!(rates.prefill_rows(None), usize::MAX);
         assert_eq!(rates.mixed_rows(None), MIXED_CHUNK);
+    }
+
+    /// A machine on which a step takes some time, and every row some more.
+    #[test]
+    fn steps_come_to_take_the_time_they_may_however_long_the_first_one_took() {
+        let limit = 0.8;
+        for (name, a_step, a_row, first) in [
+            // The whole model on four cores: most experts are read by any step of some rows.
+            ("slow", 0.4, 0.02, 1.0),
+            // Its file is not in memory yet.
+            ("cold", 0.4, 0.02, 60.0),
+            ("laptop", 0.1, 0.004, 1.0),
+            ("large device", 0.004, 0.000_1, 1.0),
+            ("too slow for any", 2.0, 0.1, 1.0),
+        ] {
+            let mut rates = Rates::default();
+            let mut n_rows = rates.prefill_rows(Some(Duration::from_secs_f64(limit)));
+            assert_eq!(n_rows, FIRST_ROWS, "{name}");
+            let mut seconds = first * (a_step + a_row * n_rows as f64);
+            for _ in 0..40 {
+                rates.note_prefill(n_rows, Duration::from_secs_f64(seconds));
+                n_rows = rates.prefill_rows(Some(Duration::from_secs_f64(limit)));
+                seconds = a_step + a_row * n_rows as f64;
+            }
+            let least = a_step + a_row * MIN_PREFILL_ROWS as f64;
+            assert!(
+                seconds < limit.max(least) * 1.05,
+                "{name}: {n_rows} rows in {seconds} s"
+            );
+            assert!(
+                seconds > limit * 0.9 || n_rows == MIN_PREFILL_ROWS,
+                "{name}: {seconds} s"
+            );
+        }
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -139,7 +177,7 @@ mod tests {
         rates.note_load(1, SECOND);
         assert!(rates.is_worth_loading(1001, second));
         // A few rows do not say how fast a prompt is computed.
-        rates.note_prefill(1, 10 * SECOND);
+        rates.note_prefill(MIN_PREFILL_ROWS - 1, 10 * SECOND);
         assert!(!rates.is_worth_loading(999, second));
     }
 }

@@ -47,8 +47,8 @@ pub use layout::{BLOCK_TOKENS, SlotLayout};
 pub use load::{Loaded, Miss, decode_file};
 pub use maintain::{Collected, ListedModel, ListedPoint, Verified, clear, gc, list, verify};
 pub use options::{
-    BUDGET_BYTES, MIN_TOKENS, PAUSE, QUEUE_BYTES, StoreError, StoreOptions, TURN_ENDS_KEPT,
-    WRITE_BUDGET_BYTES_PER_DAY,
+    BUDGET_BYTES, KEEP_FREE_BYTES, MIN_TOKENS, PAUSE, QUEUE_BYTES, StoreError, StoreOptions,
+    TURN_ENDS_KEPT, WRITE_BUDGET_BYTES_PER_DAY,
 };
 pub use reader::{Answer, Awaited, Read};
 pub use report::{

@@ -19,6 +19,8 @@ pub const MIN_TOKENS: usize = 512;
 pub const WRITE_BUDGET_BYTES_PER_DAY: u64 = 50 << 30;
 /// Default of [`StoreOptions::queue_bytes`].
 pub const QUEUE_BYTES: usize = 256 << 20;
+/// Default of [`StoreOptions::keep_free_bytes`].
+pub const KEEP_FREE_BYTES: u64 = 10 << 30;
 /// How to keep states.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -33,6 +35,9 @@ pub struct StoreOptions {
     /// Bytes written in a day, after which only anchors, shutdown points and
     /// explicit saves are written.
     pub write_budget_bytes_per_day: u64,
+    /// Bytes of the volume that stay free, or a twentieth of the volume where that is less. With
+    /// less free than that nothing is written.
+    pub keep_free_bytes: u64,
     /// Take the folder for this process alone.
     pub exclusive: bool,
     /// Bytes of rows that wait to be written.
@@ -51,6 +56,7 @@ impl Default for StoreOptions {
             max_tokens: usize::MAX,
             codec: Codec::default(),
             write_budget_bytes_per_day: WRITE_BUDGET_BYTES_PER_DAY,
+            keep_free_bytes: KEEP_FREE_BYTES,
             exclusive: false,
             queue_bytes: QUEUE_BYTES,
             n_load_threads: 4,

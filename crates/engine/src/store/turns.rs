@@ -117,7 +117,8 @@ pub struct TurnLog {
 
 impl TurnLog {
     /// Opens or creates a log and reads its keys. A torn or damaged record and
-    /// what follows it are cut off.
+    /// what follows it are cut off. A log over its limits is made smaller by the
+    /// first [`TurnLog::append`], so that one that cannot be is still read.
     pub fn open(path: impl AsRef<Path>, options: TurnLogOptions) -> Result<TurnLog, TurnLogError> {
         let path = path.as_ref();
         let file = volume::open_private(path).map_err(io_error(path))?;
@@ -133,7 +134,7 @@ impl TurnLog {
             retry: None,
         };
         log.lock_current()?;
-        let read = log.catch_up().and_then(|()| log.compact_if_full());
+        let read = log.catch_up();
         let unlocked = log.file.unlock().map_err(io_error(path));
         read.and(unlocked)?;
         Ok(log)

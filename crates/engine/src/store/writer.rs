@@ -20,11 +20,6 @@ use super::volume;
 const KEEP_TWENTIETHS: u64 = 19;
 /// Failures in a row after which writing pauses.
 const MAX_FAILURES: u32 = 3;
-/// Part of the volume that stays free, in twentieths, if it is less than
-/// [`MAX_RESERVE_BYTES`].
-const RESERVE_TWENTIETHS: u64 = 1;
-/// Most bytes of the volume that are kept free.
-const MAX_RESERVE_BYTES: u64 = 10 << 30;
 /// How often changed use counts are written.
 const JOURNAL_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -142,7 +137,7 @@ fn write(shared: &Shared, entry: Pending) -> Result<(), Failed> {
     let bytes = head.write(&groups, shared.options.codec);
     drop(groups);
     if let Some((free, all)) = shared.volume.space(&shared.dir) {
-        let reserve = (all / 20 * RESERVE_TWENTIETHS).min(MAX_RESERVE_BYTES);
+        let reserve = (all / 20).min(shared.options.keep_free_bytes);
         if free < reserve + bytes.len() as u64 {
             return Err(Failed::Reserve);
         }

@@ -119,6 +119,7 @@ pub(crate) fn open_store(golden: &Golden, engine: &Engine, folder: &Path) -> Sto
     let options = StoreOptions {
         min_tokens: 16,
         max_tokens: engine.context(),
+        keep_free_bytes: 0,
         ..StoreOptions::default()
     };
     Store::open(folder, options, key, layout).expect("a store")

@@ -43,6 +43,7 @@ fn open_store(
     let options = StoreOptions {
         min_tokens: 1,
         max_tokens: engine.context(),
+        keep_free_bytes: 0,
         ..StoreOptions::default()
     };
     Store::open(dir, options, key, layout).expect("the store opens")

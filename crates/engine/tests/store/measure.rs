@@ -46,6 +46,7 @@ fn a_conversation_of_40960_tokens_takes_less_than_200_mib() {
         let dir = tempfile::tempdir().unwrap();
         let options = StoreOptions {
             codec,
+            keep_free_bytes: 0,
             ..StoreOptions::default()
         };
         let store = Store::open(dir.path(), options, key, layout.clone()).unwrap();

@@ -193,6 +193,7 @@ pub(crate) fn small_options() -> StoreOptions {
         min_tokens: 1,
         codec: Codec::None,
         n_load_threads: 2,
+        keep_free_bytes: 0,
         ..StoreOptions::default()
     }
 }

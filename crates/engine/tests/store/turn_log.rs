@@ -154,6 +154,34 @@ fn a_log_that_cannot_be_made_smaller_is_not_rewritten_at_every_record() {
 }
 
 #[test]
+fn a_log_that_cannot_be_made_smaller_opens_and_is_read() {
+    let (dir, path) = folder();
+    let key = |i: u32| i.to_le_bytes();
+    let mut log = TurnLog::open(&path, TurnLogOptions::default()).unwrap();
+    for i in 0..50 {
+        log.append(1, &[&key(i)], &key(i)).unwrap();
+    }
+    drop(log);
+    // Where the smaller log would be written is a folder that is not empty.
+    let in_the_way = dir
+        .path()
+        .join(format!(".tmp-{}-turns", std::process::id()));
+    fs::create_dir_all(in_the_way.join("x")).unwrap();
+    let options = TurnLogOptions {
+        max_bytes: 400,
+        max_keys: 10,
+    };
+    let mut log = TurnLog::open(&path, options).unwrap();
+    assert_eq!(log.n_keys(), 50);
+    assert!(log.get(&key(3)).unwrap().is_some());
+    fs::remove_dir_all(&in_the_way).unwrap();
+    log.append(1, &[&key(50)], &key(50)).unwrap();
+    assert!(log.n_bytes() <= 400 && log.n_keys() <= 10);
+    assert!(log.get(&key(50)).unwrap().is_some());
+    assert!(log.get(&key(4)).unwrap().is_none());
+}
+
+#[test]
 fn two_processes_append_to_one_log() {
     let (_dir, path) = folder();
     let options = TurnLogOptions {

@@ -4,6 +4,7 @@ mod npz;
 mod products;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use ds4_formats::small_float::{
@@ -12,8 +13,9 @@ use ds4_formats::small_float::{
 use ds4_formats::{GgmlType, quant};
 use npz::{Npy, read_npz};
 
-fn testdata() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/quant/blocks.npz")
+fn testdata(file: &str) -> PathBuf {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/quant");
+    folder.join(file)
 }
 
 /// A file of the shared test data, which not every checkout has beside it.
@@ -24,7 +26,11 @@ fn shared(file: &str) -> Option<PathBuf> {
         .map(|dir| dir.join("shared/data").join(file))
         .find(|p| p.exists());
     if found.is_none() {
-        println!("skipped: no shared/data/{file}");
+        // Not `println!`, which the test harness keeps to itself.
+        let _ = writeln!(
+            std::io::stderr(),
+            "skipped: what needs shared/data/{file}, which is not beside any parent folder"
+        );
     }
     found
 }
@@ -49,7 +55,7 @@ fn every_type_decodes_to_the_values_of_the_gguf_package() {
         .copied()
         .filter(|&ty| ty != GgmlType::I32)
         .collect();
-    check_decoders(&read_npz(&testdata()), &types);
+    check_decoders(&read_npz(&testdata("blocks.npz")), &types);
 }
 
 #[test]
@@ -67,7 +73,7 @@ fn shared_blocks_decode_to_the_values_of_the_gguf_package() {
 
 #[test]
 fn encoders_write_the_bytes_of_the_gguf_package() {
-    let arrays = read_npz(&testdata());
+    let arrays = read_npz(&testdata("blocks.npz"));
     let x = arrays["encode_in"].f32();
     for ty in [GgmlType::F16, GgmlType::BF16, GgmlType::Q8_0] {
         let expected = arrays[&format!("encode_{ty}")].u8();
@@ -88,12 +94,18 @@ fn amax(block: &[f32]) -> f32 {
     block.iter().fold(0.0, |amax, v| amax.max(v.abs()))
 }
 
+/// Rounded rows: those of the project, and all of the shared data where it is.
+fn rounded_rows() -> impl Iterator<Item = BTreeMap<String, Npy>> {
+    let all = [Some(testdata("rounding.npz")), shared("golden/unit.npz")];
+    all.into_iter().flatten().map(|path| read_npz(&path))
+}
+
 #[test]
-fn shared_cache_rows_round_to_the_same_e4m3_codes_and_scales() {
-    let Some(path) = shared("golden/unit.npz") else {
-        return;
-    };
-    let arrays = read_npz(&path);
+fn cache_rows_round_to_the_same_e4m3_codes_and_scales() {
+    rounded_rows().for_each(|arrays| check_cache_rows(&arrays));
+}
+
+fn check_cache_rows(arrays: &BTreeMap<String, Npy>) {
     let (input, output) = (arrays["kv_in"].f32(), arrays["kv_out"].f32());
     let (codes, scales) = (arrays["kv_codes"].u8(), arrays["kv_scale_e8m0"].u8());
     // Rows of 512: seven blocks of 64 are rounded, the last 64 channels are kept.
@@ -126,11 +138,11 @@ fn shared_cache_rows_round_to_the_same_e4m3_codes_and_scales() {
 }
 
 #[test]
-fn shared_index_rows_round_to_the_same_e2m1_values() {
-    let Some(path) = shared("golden/unit.npz") else {
-        return;
-    };
-    let arrays = read_npz(&path);
+fn index_rows_round_to_the_same_e2m1_values() {
+    rounded_rows().for_each(|arrays| check_index_rows(&arrays));
+}
+
+fn check_index_rows(arrays: &BTreeMap<String, Npy>) {
     let (input, output) = (arrays["idx_hadamard"].f32(), arrays["idx_out"].f32());
     for (block, (x, expected)) in input.chunks(32).zip(output.chunks(32)).enumerate() {
         let least = 6.0 * f32::MIN_POSITIVE;

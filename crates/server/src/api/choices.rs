@@ -36,6 +36,10 @@ pub struct Envelope {
     pub system_fingerprint: Option<String>,
     /// What of the request is not done, told once, at the end.
     pub warnings: Vec<String>,
+    /// Which of the reply's choices this is, from 0.
+    pub choice: usize,
+    /// Whether the reply has more choices than this, so that its end is written behind all of them.
+    pub is_part: bool,
 }
 
 impl Envelope {
@@ -46,6 +50,17 @@ impl Envelope {
             model: model.to_owned(),
             system_fingerprint: context.system_fingerprint.clone(),
             warnings: Vec::new(),
+            choice: 0,
+            is_part: false,
+        }
+    }
+
+    /// That of one of several choices.
+    pub(crate) fn of_choice(&self, choice: usize) -> Envelope {
+        Envelope {
+            choice,
+            is_part: true,
+            ..self.clone()
         }
     }
 
@@ -78,6 +93,7 @@ impl Envelope {
         let Some(reason) = finish_reason(&outcome.finish) else {
             return error::cancelled();
         };
+        choice["index"] = self.choice.into();
         choice["finish_reason"] = reason.into();
         let mut object = self.object(kind, json!([choice]));
         put_usage(&mut object, outcome);
@@ -119,6 +135,7 @@ impl Chunks {
     }
 
     fn choice_object(&self, mut choice: Value, finish_reason: Value) -> Map<String, Value> {
+        choice["index"] = self.envelope.choice.into();
         choice["finish_reason"] = finish_reason;
         let mut object = self.envelope.object(self.kind, json!([choice]));
         if self.usage == UsageReport::OwnChunk {
@@ -150,18 +167,32 @@ impl Chunks {
             return self.end(&error::cancelled(), frames);
         };
         let mut last = self.choice_object(empty, reason.into());
-        if self.usage == UsageReport::LastChoice {
+        if self.usage == UsageReport::LastChoice && !self.envelope.is_part {
             put_usage(&mut last, outcome);
         }
         self.envelope.put_warnings(&mut last);
         frames.push(Frame::data(&last.into()));
-        if self.usage == UsageReport::OwnChunk {
+        if !self.envelope.is_part {
+            let own_chunk = self.usage == UsageReport::OwnChunk;
+            self.close(outcome, own_chunk, frames);
+        }
+        self.ended = true;
+    }
+
+    /// The end of a reply of several choices, which have all ended.
+    pub(crate) fn close_all(&self, together: &Outcome) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        self.close(together, self.usage != UsageReport::None, &mut frames);
+        frames
+    }
+
+    fn close(&self, outcome: &Outcome, tells_usage: bool, frames: &mut Vec<Frame>) {
+        if tells_usage {
             let mut object = self.envelope.object(self.kind, json!([]));
             put_usage(&mut object, outcome);
             frames.push(Frame::data(&object.into()));
         }
         frames.push(Frame::done());
-        self.ended = true;
     }
 
     /// An error, behind which the stream closes without `[DONE]`.
@@ -270,18 +301,64 @@ pub(crate) fn sampling(fields: &Fields) -> Result<SamplingOptions, Failure> {
     Ok(options)
 }
 
-/// Refuses more than one choice, for which `n` and, in the older API, `best_of` ask.
-pub(crate) fn refuse_more_choices(fields: &Fields) -> Result<(), Failure> {
-    for name in ["n", "best_of"] {
-        match fields.count(name)? {
-            None | Some(1) => {}
-            Some(0) => return Err(fields.mismatch(name, "1")),
-            Some(_) => {
-                return Err(fields.unsupported(name, "one choice per request, expected 1"));
-            }
+/// Choices of one reply to one prompt.
+pub(crate) const MAX_CHOICES: usize = 8;
+
+/// How many choices a request wants. The older API also has `best_of`, which must be as many: the
+/// choices are not ranked.
+pub(crate) fn n_choices(fields: &Fields) -> Result<usize, Failure> {
+    let n = fields.count("n")?;
+    if n.is_some_and(|n| !(1..=MAX_CHOICES).contains(&n)) {
+        return Err(fields.mismatch("n", &format!("1 to {MAX_CHOICES}")));
+    }
+    let best_of = fields.count("best_of")?;
+    if best_of.is_some_and(|best_of| best_of != n.unwrap_or(1)) {
+        return Err(fields.unsupported("best_of", "choices are not ranked, expected as many as n"));
+    }
+    Ok(n.unwrap_or(1))
+}
+
+/// One body of the bodies of every choice.
+pub(crate) fn join(bodies: Vec<Value>, together: &Outcome) -> Value {
+    let mut bodies = bodies.into_iter();
+    let mut body = bodies.next().unwrap_or_default();
+    for mut other in bodies {
+        if other.get("error").is_some() {
+            return other;
+        }
+        if let (Some(choices), Some(Value::Array(more))) =
+            (body["choices"].as_array_mut(), other.get_mut("choices"))
+        {
+            choices.append(more);
         }
     }
-    Ok(())
+    if let Value::Object(members) = &mut body
+        && !members.contains_key("error")
+    {
+        put_usage(members, together);
+    }
+    body
+}
+
+/// What the choices of a reply used together. `n_choices` of them answer the same prompt, which
+/// counts once.
+pub fn together(outcomes: &[Outcome], n_choices: usize) -> Option<Outcome> {
+    let mut whole = outcomes.first()?.clone();
+    for (i, outcome) in outcomes.iter().enumerate().skip(1) {
+        let (usage, timings) = (&mut whole.usage, &mut whole.timings);
+        if i % n_choices.max(1) == 0 {
+            usage.n_prompt += outcome.usage.n_prompt;
+            usage.n_cached += outcome.usage.n_cached;
+        }
+        usage.n_generated += outcome.usage.n_generated;
+        usage.n_reasoning += outcome.usage.n_reasoning;
+        timings.n_prefilled += outcome.timings.n_prefilled;
+        // They are made side by side.
+        timings.queue = timings.queue.max(outcome.timings.queue);
+        timings.prefill = timings.prefill.max(outcome.timings.prefill);
+        timings.decode = timings.decode.max(outcome.timings.decode);
+    }
+    Some(whole)
 }
 
 /// The limit that the first of `names` sets, or `default`.

@@ -53,6 +53,24 @@ pub struct ReplyShape {
     pub shows_stop: bool,
     /// What the text begins with: the prompt, when the client wants it back.
     pub echo: String,
+    /// The same of the prompts behind the first.
+    pub more_echoes: Vec<String>,
+}
+
+impl ReplyShape {
+    /// That of one of several choices, of which every prompt has `n_choices`.
+    pub(crate) fn of_choice(&self, choice: usize, n_choices: usize) -> ReplyShape {
+        let echo = match choice / n_choices.max(1) {
+            0 => Some(&self.echo),
+            prompt => self.more_echoes.get(prompt - 1),
+        };
+        ReplyShape {
+            envelope: self.envelope.of_choice(choice),
+            echo: echo.cloned().unwrap_or_default(),
+            more_echoes: Vec::new(),
+            ..self.clone()
+        }
+    }
 }
 
 /// Reads a request to `/v1/completions`.
@@ -63,8 +81,10 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
     let fields = Fields::of_body(body, PathStyle::Brackets)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
-    choices::refuse_more_choices(&fields)?;
-    let (prompt, echo) = prompt(&fields, context)?;
+    let n_choices = choices::n_choices(&fields)?;
+    let (mut prompts, mut echoes): (Vec<PromptSource>, Vec<String>) =
+        prompts(&fields, context)?.into_iter().unzip();
+    let more_prompts = prompts.split_off(1);
     let n_top_logprobs = match fields.get("logprobs") {
         Some(Value::Bool(false)) => None,
         Some(Value::Bool(true)) => Some(0),
@@ -87,7 +107,9 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
     let generation = Generation {
         endpoint: Endpoint::Completions,
         model: model.to_owned(),
-        prompt,
+        prompt: prompts.swap_remove(0),
+        more_prompts,
+        n_choices,
         thinking: Thinking {
             mode: Mode::Chat,
             effort: Effort::None,
@@ -115,86 +137,100 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         progress: fields.flag("return_progress", false)?,
         shows_stop: fields.flag("include_stop_str_in_output", false)?,
         echo: match wants_echo {
-            true => echo,
+            true => echoes.remove(0),
             false => String::new(),
+        },
+        more_echoes: match wants_echo {
+            true => echoes,
+            false => Vec::new(),
         },
     };
     Ok(Parsed { generation, reply })
 }
 
-/// The prompt, and what of it is text that can be said back.
-fn prompt(fields: &Fields, context: &RequestContext) -> Result<(PromptSource, String), Failure> {
+/// The prompts, and what of each is text that can be said back.
+fn prompts(
+    fields: &Fields,
+    context: &RequestContext,
+) -> Result<Vec<(PromptSource, String)>, Failure> {
     let is_chat = context.preferences.completions_prompt == CompletionsPrompt::Chat;
     let suffix = fields.optional_str("suffix")?;
-    let text = match one_prompt(fields)? {
-        OnePrompt::Text(text) => text,
-        OnePrompt::Tokens(tokens) => {
-            for (name, is_there) in [
-                ("suffix", suffix.is_some()),
-                ("echo", fields.flag("echo", false)?),
-            ] {
-                if is_there {
-                    return Err(fields.unsupported(name, "the prompt is token ids, expected text"));
-                }
+    let all = raw_prompts(fields)?;
+    if all.iter().any(|raw| matches!(raw, RawPrompt::Tokens(_))) {
+        for (name, is_there) in [
+            ("suffix", suffix.is_some()),
+            ("echo", fields.flag("echo", false)?),
+        ] {
+            if is_there {
+                return Err(fields.unsupported(name, "the prompt is token ids, expected text"));
             }
-            if is_chat {
-                let why = "prompts are what a user says here, expected a string";
-                return Err(fields.unsupported("prompt", why));
-            }
-            return Ok((PromptSource::Tokens(tokens), String::new()));
         }
-    };
-    let source = match suffix {
-        Some(_) if is_chat => {
-            let why = "prompts are what a user says here, expected no suffix";
-            return Err(fields.unsupported("suffix", why));
+        if is_chat {
+            let why = "prompts are what a user says here, expected a string";
+            return Err(fields.unsupported("prompt", why));
         }
-        None if is_chat => {
-            PromptSource::Messages(vec![Message::system(CHAT_SYSTEM_TEXT), Message::user(text)])
-        }
-        Some(suffix) => PromptSource::Text(format!("{FIM_BEGIN}{text}{FIM_HOLE}{suffix}{FIM_END}")),
-        None => PromptSource::Text(text.to_owned()),
-    };
-    if !is_chat && !fields.flag("add_bos", true)? {
+    } else if is_chat && suffix.is_some() {
+        let why = "prompts are what a user says here, expected no suffix";
+        return Err(fields.unsupported("suffix", why));
+    } else if !is_chat && !fields.flag("add_bos", true)? {
         let why = "prompts of text begin with the begin-of-sentence token; send token ids to leave it out";
         return Err(fields.unsupported("add_bos", why));
     }
-    Ok((source, text.to_owned()))
+    let prompt = |raw: RawPrompt| match raw {
+        RawPrompt::Tokens(tokens) => (PromptSource::Tokens(tokens), String::new()),
+        RawPrompt::Text(text) => {
+            let source = match suffix {
+                _ if is_chat => PromptSource::Messages(vec![
+                    Message::system(CHAT_SYSTEM_TEXT),
+                    Message::user(text.clone()),
+                ]),
+                Some(suffix) => {
+                    PromptSource::Text(format!("{FIM_BEGIN}{text}{FIM_HOLE}{suffix}{FIM_END}"))
+                }
+                None => PromptSource::Text(text.clone()),
+            };
+            (source, text)
+        }
+    };
+    Ok(all.into_iter().map(prompt).collect())
 }
 
-enum OnePrompt<'a> {
-    Text(&'a str),
+/// Prompts of one request.
+const MAX_PROMPTS: usize = 32;
+
+enum RawPrompt {
+    Text(String),
     Tokens(Vec<u32>),
 }
 
-/// The one prompt of a request: a string, token ids, or a list of one of these.
-fn one_prompt<'a>(fields: &Fields<'a>) -> Result<OnePrompt<'a>, Failure> {
-    let expected = "a string or an array of token ids";
-    let lone = match fields.get("prompt") {
-        Some(Value::Array(items)) => match items.as_slice() {
-            [lone @ (Value::String(_) | Value::Array(_))] => lone,
-            [Value::String(_) | Value::Array(_), ..] => {
-                let why = "one prompt per request, expected a string or an array of token ids";
-                return Err(fields.unsupported("prompt", why));
-            }
-            _ => return token_ids(items).ok_or_else(|| fields.mismatch("prompt", expected)),
-        },
-        Some(other) => other,
-        None => return Err(fields.mismatch("prompt", expected)),
-    };
-    let found = match lone {
-        Value::String(text) => Some(OnePrompt::Text(text)),
+/// The prompts of a request, one or more: a string, token ids, or a list of these.
+fn raw_prompts(fields: &Fields) -> Result<Vec<RawPrompt>, Failure> {
+    let expected = "a string, an array of token ids, or an array of these";
+    let one = |value: &Value| match value {
+        Value::String(text) => Some(RawPrompt::Text(text.clone())),
         Value::Array(items) => token_ids(items),
         _ => None,
     };
-    found.ok_or_else(|| fields.mismatch("prompt", expected))
+    let prompts = match fields.get("prompt") {
+        Some(Value::Array(items))
+            if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) =>
+        {
+            if items.len() > MAX_PROMPTS {
+                return Err(fields.mismatch("prompt", &format!("at most {MAX_PROMPTS} prompts")));
+            }
+            items.iter().map(one).collect()
+        }
+        Some(lone) => one(lone).map(|prompt| vec![prompt]),
+        None => None,
+    };
+    prompts.ok_or_else(|| fields.mismatch("prompt", expected))
 }
 
 /// `None` for what is no list of ids, or an empty one.
-fn token_ids<'a>(items: &[Value]) -> Option<OnePrompt<'a>> {
+fn token_ids(items: &[Value]) -> Option<RawPrompt> {
     let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
     let ids: Option<Vec<u32>> = items.iter().map(id).collect();
-    ids.filter(|ids| !ids.is_empty()).map(OnePrompt::Tokens)
+    ids.filter(|ids| !ids.is_empty()).map(RawPrompt::Tokens)
 }
 
 /// The body of a reply that is not streamed.
@@ -342,6 +378,11 @@ impl Stream {
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
         let empty = self.choice("", Value::Null);
         self.chunks.keep_alive(self.shape.ping, empty)
+    }
+
+    /// The end of a reply of several choices, which have all ended.
+    pub fn close_all(&self, together: &Outcome) -> Vec<Frame> {
+        self.chunks.close_all(together)
     }
 
     fn text(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {

@@ -142,11 +142,21 @@ pub fn cancelled() -> Value {
     }})
 }
 
-/// `{"type": "error", "error": {"type", "message"}, "request_id"}`.
+/// `{"type": "error", "error": {"type", "message"}, "request_id"}`, with `details` where clients act
+/// on a code.
 pub fn anthropic(failure: &Failure, request_id: &str) -> Value {
-    json!({
-        "type": "error",
-        "error": {"type": row(failure.kind).anthropic_type, "message": failure.message},
-        "request_id": request_id,
-    })
+    let mut error = json!({
+        "type": row(failure.kind).anthropic_type,
+        "message": failure.message,
+    });
+    let code = match (failure.kind, failure.param.as_deref()) {
+        // On this they send the whole conversation and begin another thread.
+        (FailureKind::NotFound, Some("thread.previous_message_id")) => Some("thread_not_found"),
+        (FailureKind::Invalid, Some("thread")) => Some("thread_fingerprint_mismatch"),
+        _ => None,
+    };
+    if let Some(code) = code {
+        error["details"] = json!({"error_code": code});
+    }
+    json!({"type": "error", "error": error, "request_id": request_id})
 }

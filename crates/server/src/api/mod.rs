@@ -25,11 +25,12 @@ mod fields;
 mod logprobs;
 mod normalise;
 mod preferences;
-mod tools;
+pub(crate) mod tools;
 mod wishes;
 
 pub use call_pieces::CallWriter;
-pub use choices::{Envelope, UsageReport};
+pub(crate) use choices::join;
+pub use choices::{Envelope, UsageReport, together};
 pub use logprobs::Logprobs;
 pub use preferences::{CallPieces, CompletionsPrompt, Media, Ping, Preferences};
 

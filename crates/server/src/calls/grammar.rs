@@ -7,10 +7,9 @@ use serde_json::{Value, json};
 
 use super::rules::{ToolRules, ValueRules};
 use super::strings::{TextRule, literal};
-use crate::generation::InputGrammar;
 
 /// What ends a value.
-const VALUE_CLOSE: &str = "</｜DSML｜parameter>\n";
+pub(super) const VALUE_CLOSE: &str = "</｜DSML｜parameter>\n";
 const INVOKE_CLOSE: &str = "</｜DSML｜invoke>\n";
 /// Parameters of which each may come at any place once; more than these come in their order.
 const MAX_FREE_PARAMETERS: usize = 60;
@@ -170,19 +169,15 @@ impl Writer {
     fn values(
         &mut self,
         value: &ValueRules,
-        input: Option<&InputGrammar>,
+        input: Option<&String>,
         lenient: bool,
         tag: impl Fn(&str) -> String,
     ) -> Vec<String> {
         let close = literal(VALUE_CLOSE);
-        match input {
-            Some(InputGrammar::Regex(regex)) => {
-                let regex = llguidance::regex_to_lark(regex, "");
-                let rule = self.named("INPUT_", format!("(TEXT & /(?:{regex})/) {close}"));
-                return vec![format!("{} {rule}", tag("true"))];
-            }
-            // A rule of such a grammar may take the closing tag for its own text.
-            Some(InputGrammar::Lark(_)) | None => {}
+        if let Some(regex) = input {
+            let regex = llguidance::regex_to_lark(regex, "");
+            let rule = self.named("INPUT_", format!("(TEXT & /(?:{regex})/) {close}"));
+            return vec![format!("{} {rule}", tag("true"))];
         }
         let mut all = Vec::new();
         for rule in &value.texts {

@@ -36,8 +36,8 @@ pub(super) struct ToolRules {
     /// What parameters of other names may be; `None` when there may be none: the schema says so,
     /// or lists names and does not speak of others.
     pub(super) others: Option<ValueRules>,
-    /// The grammar of the tool's one string, if it has one.
-    pub(super) input: Option<InputGrammar>,
+    /// The regular expression that the tool's one string follows, if it has one.
+    pub(super) input: Option<String>,
 }
 
 /// One parameter.
@@ -146,7 +146,11 @@ impl ToolRules {
             n_required: parameters.iter().filter(|rules| is_required(rules)).count(),
             parameters,
             others,
-            input: tool.input.clone(),
+            input: match &tool.input {
+                Some(InputGrammar::Regex(regex)) => Some(regex.clone()),
+                // That is followed beside the grammar of the block.
+                Some(InputGrammar::Lark(_)) | None => None,
+            },
         }
     }
 }

@@ -10,11 +10,12 @@ use axum::response::Response;
 use ds4_text::Prompt;
 use serde_json::{Value, json};
 
-use crate::api::{chat, completions, messages, models, responses, utility};
+use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
 use crate::generation::{Failure, FailureKind};
 use crate::log::endpoint_name;
 use crate::worker::{Health, SlotRequest};
 
+use super::body::Room;
 use super::error::{HttpError, json as json_response, json_text};
 use super::generate::{self, Shape};
 use super::routes::{Ready, Server};
@@ -181,14 +182,40 @@ pub(super) fn last_request(last: &SlotRequest) -> Value {
     })
 }
 
+/// What a client asks for, and what its body takes.
+struct Asked<T> {
+    ready: Arc<Ready>,
+    request: T,
+    room: Room,
+}
+
+/// Reads a request's body by the parser of its endpoint.
+async fn asked<T>(
+    (State(server), wire, headers): &Call,
+    body: Body,
+    parse: impl FnOnce(&Value, &RequestContext, &Ready) -> Result<T, Failure>,
+) -> Result<Asked<T>, HttpError> {
+    let ready = server.ready()?;
+    let body = server.bodies.json(body).await?;
+    let context = server.context(&ready, wire, headers);
+    let request = body.read(|body| parse(body, &context, &ready))?;
+    Ok(Asked {
+        ready,
+        request,
+        room: body.into_room(),
+    })
+}
+
 pub(super) async fn tokenize(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let request = body.read(|body| utility::parse_tokenize(body, &context))?;
-        let room = body.into_room();
+        let parse = |body: &Value, context: &RequestContext, _: &Ready| {
+            utility::parse_tokenize(body, context)
+        };
+        let Asked {
+            ready,
+            request,
+            room,
+        } = asked(&call, body, parse).await?;
         let tools = Arc::clone(&ready);
         let answer = ready.utility.run(move || {
             let _room = room;
@@ -200,7 +227,7 @@ pub(super) async fn tokenize(call: Call, body: Body) -> Response {
         });
         Ok(json_text(answer.await?))
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 /// The tokens that `/tokenize` is asked for.
@@ -233,13 +260,15 @@ pub(super) fn token_ids(ready: &Ready, source: &utility::Source) -> Result<Vec<u
 }
 
 pub(super) async fn detokenize(call: Call, body: Body) -> Response {
-    let (State(server), wire, _) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let n_vocab = ready.prompter.tokenizer().n_vocab();
-        let ids = body.read(|body| utility::parse_detokenize(body, n_vocab))?;
-        let room = body.into_room();
+        let parse = |body: &Value, _: &RequestContext, ready: &Ready| {
+            utility::parse_detokenize(body, ready.prompter.tokenizer().n_vocab())
+        };
+        let Asked {
+            ready,
+            request: ids,
+            room,
+        } = asked(&call, body, parse).await?;
         let tools = Arc::clone(&ready);
         let text = ready.utility.run(move || {
             let _room = room;
@@ -248,27 +277,26 @@ pub(super) async fn detokenize(call: Call, body: Body) -> Response {
         });
         Ok(json_response(&utility::detokenized(&text.await?)))
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 pub(super) async fn apply_template(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let generation = body.read(|body| chat::parse(body, &context))?.generation;
-        let room = body.into_room();
+        let Asked {
+            ready,
+            request,
+            room,
+        } = asked(&call, body, |body, context, _| chat::parse(body, context)).await?;
         let tools = Arc::clone(&ready);
         let answer = ready.utility.run(move || {
             let _room = room;
-            let text = tools.prompter.text(&generation)?.text;
-            let n = tools.prompter.encode(&generation)?.len();
+            let text = tools.prompter.text(&request.generation)?.text;
+            let n = tools.prompter.encode(&request.generation)?.len();
             Ok(utility::applied_template(&text, n))
         });
         Ok(json_response(&answer.await?))
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 pub(super) async fn list_models(call: Call) -> Response {
@@ -301,108 +329,154 @@ pub(super) fn missing(param: &str, expected: &str) -> HttpError {
 }
 
 pub(super) async fn post_chat(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| chat::parse(body, &context))?;
-        note_warnings(&server, &wire, &parsed.warnings);
-        let shape = Shape::Chat(Box::new(parsed.reply));
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
+        let Asked {
+            ready,
+            request,
+            room,
+        } = asked(&call, body, |body, context, _| chat::parse(body, context)).await?;
+        let (State(server), wire, _) = &call;
+        note_warnings(server, wire, &request.warnings);
+        let shape = Shape::Chat(Box::new(request.reply));
+        generate::answer(
+            Arc::clone(server),
+            ready,
+            wire,
+            request.generation,
+            shape,
+            room,
+        )
+        .await
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 pub(super) async fn count_chat(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| chat::parse(body, &context))?;
-        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
+        let asked = asked(&call, body, |body, context, _| chat::parse(body, context)).await?;
+        let generation = asked.request.generation;
+        let n = generate::count(&asked.ready, generation, false, asked.room).await?;
         Ok(json_response(&chat::token_count(n)))
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 pub(super) async fn post_completions(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| completions::parse(body, &context))?;
-        let shape = Shape::Completions(Box::new(parsed.reply));
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
+        let Asked {
+            ready,
+            request,
+            room,
+        } = asked(&call, body, |body, context, _| {
+            completions::parse(body, context)
+        })
+        .await?;
+        let (State(server), wire, _) = &call;
+        let shape = Shape::Completions(Box::new(request.reply));
+        generate::answer(
+            Arc::clone(server),
+            ready,
+            wire,
+            request.generation,
+            shape,
+            room,
+        )
+        .await
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 pub(super) async fn post_messages(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| messages::parse(body, &context))?;
-        note_warnings(&server, &wire, &parsed.warnings);
-        let shape = Shape::Messages(parsed.reply);
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
+        let Asked {
+            ready,
+            request,
+            room,
+        } = asked(&call, body, parse_messages).await?;
+        let (State(server), wire, _) = &call;
+        note_warnings(server, wire, &request.warnings);
+        let shape = Shape::Messages {
+            shape: Box::new(request.reply),
+            thread: request.thread.map(Box::new),
+        };
+        generate::answer(
+            Arc::clone(server),
+            ready,
+            wire,
+            request.generation,
+            shape,
+            room,
+        )
+        .await
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
+}
+
+fn parse_messages(
+    body: &Value,
+    context: &RequestContext,
+    ready: &Ready,
+) -> Result<messages::Parsed, Failure> {
+    messages::parse_with_threads(body, context, &ready.threads)
 }
 
 pub(super) async fn count_messages(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed = body.read(|body| messages::parse(body, &context))?;
-        let n = generate::count(&ready, parsed.generation, false, body.into_room()).await?;
+        let asked = asked(&call, body, parse_messages).await?;
+        let generation = asked.request.generation;
+        let n = generate::count(&asked.ready, generation, false, asked.room).await?;
         Ok(json_response(&messages::token_count(n)))
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 pub(super) async fn post_responses(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed =
-            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
-        note_warnings(&server, &wire, &parsed.warnings);
+        let Asked {
+            ready,
+            request,
+            room,
+        } = asked(&call, body, parse_responses).await?;
+        let (State(server), wire, _) = &call;
+        note_warnings(server, wire, &request.warnings);
         let shape = Shape::Responses {
-            shape: Box::new(parsed.reply),
-            input: parsed.store.then_some(parsed.input),
-            truncate: parsed.truncate,
+            shape: Box::new(request.reply),
+            input: request.store.then_some(request.input),
+            truncate: request.truncate,
         };
-        let (server, room) = (Arc::clone(&server), body.into_room());
-        generate::answer(server, ready, &wire, parsed.generation, shape, room).await
+        generate::answer(
+            Arc::clone(server),
+            ready,
+            wire,
+            request.generation,
+            shape,
+            room,
+        )
+        .await
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
+}
+
+fn parse_responses(
+    body: &Value,
+    context: &RequestContext,
+    ready: &Ready,
+) -> Result<responses::Parsed, Failure> {
+    responses::parse_with_store(body, context, &*ready.stored())
 }
 
 pub(super) async fn count_responses(call: Call, body: Body) -> Response {
-    let (State(server), wire, headers) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let context = server.context(&ready, &wire, &headers);
-        let parsed =
-            body.read(|body| responses::parse_with_store(body, &context, &*ready.stored()))?;
-        let n =
-            generate::count(&ready, parsed.generation, parsed.truncate, body.into_room()).await?;
+        let asked = asked(&call, body, parse_responses).await?;
+        let responses::Parsed {
+            generation,
+            truncate,
+            ..
+        } = asked.request;
+        let n = generate::count(&asked.ready, generation, truncate, asked.room).await?;
         Ok(json_response(&responses::token_count(n)))
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 /// One agent tries a WebSocket first, and goes on with HTTP at once when it is told to.
@@ -432,11 +506,34 @@ pub(super) async fn get_response(
     State(server): State<Arc<Server>>,
     wire: axum::Extension<Wire>,
     Path(id): Path<String>,
+    query: Query<HashMap<String, String>>,
 ) -> Response {
     let answer = server.ready().and_then(|ready| {
         let found = responses::ResponseStore::response(&*ready.stored(), &id);
         let found = found.ok_or_else(|| no_such_response(&id))?;
-        Ok(json_response(&found.response))
+        let streams = match query.get("stream").map(String::as_str) {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(missing("stream", "true or false")),
+        };
+        if !streams {
+            return Ok(json_response(&found.response));
+        }
+        let after = query
+            .get("starting_after")
+            .map(|after| {
+                after
+                    .parse()
+                    .map_err(|_| missing("starting_after", "a number"))
+            })
+            .transpose()?;
+        let mut bytes = Vec::new();
+        for frame in responses::replay(&found.response, after) {
+            bytes.extend_from_slice(&frame.0);
+        }
+        let mut response = Response::new(Body::from(bytes));
+        generate::put_stream_headers(&mut response);
+        Ok(response)
     });
     in_words(answer, &wire)
 }
@@ -480,12 +577,10 @@ pub(super) async fn cancel(
 
 /// Ends the reasoning of a reply that is being streamed, as llama.cpp has it.
 pub(super) async fn control(call: Call, body: Body) -> Response {
-    let (State(server), wire, _) = call;
     let answer = async {
-        let ready = server.ready()?;
-        let body = server.bodies.json(body).await?;
-        let id = body.read(utility::parse_control)?;
-        if ready.worker.end_reasoning(&id) {
+        let asked = asked(&call, body, |body, _, _| utility::parse_control(body)).await?;
+        let id = asked.request;
+        if asked.ready.worker.end_reasoning(&id) {
             Ok(json_response(&json!({"id": id, "success": true})))
         } else {
             Err(HttpError::new(
@@ -494,7 +589,7 @@ pub(super) async fn control(call: Call, body: Body) -> Response {
             ))
         }
     };
-    in_words(answer.await, &wire)
+    in_words(answer.await, &call.1)
 }
 
 /// A response is stored when it is complete, so one that is found has nothing left to cancel.

@@ -10,18 +10,20 @@ use axum::response::Response;
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::api::{CallWriter, Frame, Logprobs, chat, completions, messages, responses};
 use crate::generation::{Failure, FailureKind, Finish, Generation, Outcome, ReplyEvent, Usage};
 use crate::log::Client;
-use crate::worker::{Job, Ticket};
+use crate::prompt::TokenPrompt;
+use crate::worker::Job;
 
 use super::body::Room;
 use super::error::{HttpError, json};
-use super::routes::{Ready, Server};
+use super::replies::Replies;
+use super::routes::{Constraints, Ready, Server};
+use super::several::{self, Several};
 use super::wire::Wire;
 
 /// Pieces of a stream that wait for the client to read before the next are joined.
@@ -43,7 +45,11 @@ const MAX_WARNINGS_CHARS: usize = 1000;
 pub(super) enum Shape {
     Chat(Box<chat::ReplyShape>),
     Completions(Box<completions::ReplyShape>),
-    Messages(messages::ReplyShape),
+    Messages {
+        shape: Box<messages::ReplyShape>,
+        /// The conversation to keep beside the message, for a client that goes on by its id.
+        thread: Option<Box<messages::Thread>>,
+    },
     Responses {
         shape: Box<responses::ReplyShape>,
         /// What to keep beside the response, if it is kept.
@@ -53,7 +59,8 @@ pub(super) enum Shape {
     },
 }
 
-enum Encoder {
+/// What writes a reply as a stream.
+pub(super) enum Encoder {
     Chat(Box<chat::Stream>),
     Completions(Box<completions::Stream>),
     Messages(messages::Stream),
@@ -61,20 +68,22 @@ enum Encoder {
 }
 
 impl Encoder {
-    fn new(shape: &Shape) -> Encoder {
+    pub(super) fn new(shape: &Shape) -> Encoder {
         match shape {
             Shape::Chat(shape) => Encoder::Chat(Box::new(chat::Stream::new((**shape).clone()))),
             Shape::Completions(shape) => {
                 Encoder::Completions(Box::new(completions::Stream::new((**shape).clone())))
             }
-            Shape::Messages(shape) => Encoder::Messages(messages::Stream::new(shape.clone())),
+            Shape::Messages { shape, .. } => {
+                Encoder::Messages(messages::Stream::new((**shape).clone()))
+            }
             Shape::Responses { shape, .. } => {
                 Encoder::Responses(Box::new(responses::Stream::new((**shape).clone())))
             }
         }
     }
 
-    fn open(&mut self) -> Vec<Frame> {
+    pub(super) fn open(&mut self) -> Vec<Frame> {
         match self {
             Encoder::Chat(stream) => stream.open(),
             Encoder::Completions(stream) => stream.open(),
@@ -83,7 +92,7 @@ impl Encoder {
         }
     }
 
-    fn event(&mut self, event: &ReplyEvent) -> Vec<Frame> {
+    pub(super) fn event(&mut self, event: &ReplyEvent) -> Vec<Frame> {
         match self {
             Encoder::Chat(stream) => stream.event(event),
             Encoder::Completions(stream) => stream.event(event),
@@ -92,7 +101,7 @@ impl Encoder {
         }
     }
 
-    fn keep_alive(&mut self, idle: Duration) -> Vec<Frame> {
+    pub(super) fn keep_alive(&mut self, idle: Duration) -> Vec<Frame> {
         match self {
             Encoder::Chat(stream) => stream.keep_alive(idle),
             Encoder::Completions(stream) => stream.keep_alive(idle),
@@ -101,8 +110,18 @@ impl Encoder {
         }
     }
 
+    /// The end of a reply of several choices, which have all ended.
+    pub(super) fn close_all(&self, together: &Outcome) -> Vec<Frame> {
+        match self {
+            Encoder::Chat(stream) => stream.close_all(together),
+            Encoder::Completions(stream) => stream.close_all(together),
+            // These have one reply.
+            Encoder::Messages(_) | Encoder::Responses(_) => Vec::new(),
+        }
+    }
+
     /// The object that a store keeps, once the stream is over.
-    fn stored(&self) -> Option<&Value> {
+    pub(super) fn stored(&self) -> Option<&Value> {
         match self {
             Encoder::Responses(stream) => stream.response(),
             Encoder::Chat(_) | Encoder::Completions(_) | Encoder::Messages(_) => None,
@@ -115,16 +134,16 @@ impl Shape {
         match self {
             Shape::Chat(shape) => &shape.envelope.id,
             Shape::Completions(shape) => &shape.envelope.id,
-            Shape::Messages(shape) => &shape.id,
+            Shape::Messages { shape, .. } => &shape.id,
             Shape::Responses { shape, .. } => &shape.id,
         }
     }
 
-    fn complete(&self, outcome: &Outcome, logprobs: &Logprobs) -> Value {
+    pub(super) fn complete(&self, outcome: &Outcome, logprobs: &Logprobs) -> Value {
         match self {
             Shape::Chat(shape) => chat::complete(outcome, logprobs, shape),
             Shape::Completions(shape) => completions::complete(outcome, logprobs, shape),
-            Shape::Messages(shape) => messages::complete(outcome, shape),
+            Shape::Messages { shape, .. } => messages::complete(outcome, shape),
             Shape::Responses { shape, .. } => responses::complete(outcome, logprobs, shape),
         }
     }
@@ -138,16 +157,42 @@ impl Shape {
         match self {
             Shape::Chat(shape) => shape.envelope.warnings.extend(warnings),
             Shape::Completions(shape) => shape.envelope.warnings.extend(warnings),
-            Shape::Messages(shape) => shape.warnings.extend(warnings),
+            Shape::Messages { shape, .. } => shape.warnings.extend(warnings),
             Shape::Responses { shape, .. } => shape.warnings.extend(warnings),
         }
     }
 
-    /// Input items to keep beside a response.
-    fn kept_input(&self) -> Option<&Vec<Arc<Value>>> {
+    /// That of one of several choices, of which every prompt has `n_choices`.
+    pub(super) fn of_choice(&self, choice: usize, n_choices: usize) -> Shape {
         match self {
-            Shape::Responses { input, .. } => input.as_ref(),
-            Shape::Chat(_) | Shape::Completions(_) | Shape::Messages(_) => None,
+            Shape::Chat(shape) => Shape::Chat(Box::new(shape.of_choice(choice))),
+            Shape::Completions(shape) => {
+                Shape::Completions(Box::new(shape.of_choice(choice, n_choices)))
+            }
+            Shape::Messages { .. } | Shape::Responses { .. } => self.clone(),
+        }
+    }
+
+    /// Keeps what a client may refer to later: a response with its input, or a conversation with its
+    /// last message.
+    fn keep(&self, ready: &Ready, outcome: &Outcome, response: Option<&Value>) {
+        match (self, response) {
+            (
+                Shape::Responses {
+                    input: Some(input), ..
+                },
+                Some(response),
+            ) => ready.keep(input, response),
+            (
+                Shape::Messages {
+                    shape,
+                    thread: Some(thread),
+                },
+                _,
+            ) if outcome.finish != Finish::Cancelled => {
+                ready.keep_thread(thread, &shape.id, messages::said(outcome, shape));
+            }
+            _ => {}
         }
     }
 }
@@ -163,24 +208,46 @@ pub(super) async fn answer(
 ) -> Result<Response, HttpError> {
     let n_prompt_started = Instant::now();
     let preparer = Arc::clone(&ready);
-    let mut constraints = (None, None, Vec::new());
+    let n_choices = generation.n_choices;
+    let truncates = shape.truncates();
+    let n = n_choices * (1 + generation.more_prompts.len());
+    let most = ready.facts.n_slots + server.options().max_queue;
+    if n > most {
+        return Err(HttpError::new(
+            FailureKind::Invalid,
+            format!(
+                "n: found {n} choices of all prompts, expected at most {most}, as many as \
+                 --parallel and --max-queue let in"
+            ),
+        ));
+    }
+    let mut constraints = Vec::new();
     if constrains(&generation) {
         let compile = move || {
-            let constraints = preparer.constraints(&generation)?;
+            let each = (0..n).map(|_| preparer.constraints(&generation));
+            let constraints: Vec<Constraints> = each.collect::<Result<_, Failure>>()?;
             Ok((generation, constraints))
         };
         (generation, constraints) = ready.compilations.run(compile).await?;
     }
-    let (schema, calls, mut warnings) = constraints;
+    let mut warnings = constraints
+        .first_mut()
+        .map_or_else(Vec::new, |(_, _, warnings)| std::mem::take(warnings));
     let preparer = Arc::clone(&ready);
-    let truncates = shape.truncates();
     let prepared = tokio::task::spawn_blocking(move || {
         // Until the prompt is known to fit, it takes as much as the body that it came from.
         let _room = room;
-        let prompt = preparer.prompt(&mut generation, truncates, &mut warnings)?;
-        Ok::<_, Failure>((generation, prompt, warnings))
+        let mut all: Vec<(Generation, TokenPrompt)> = Vec::new();
+        for (i, mut generation) in generation.into_single().into_iter().enumerate() {
+            let prompt = match all.last() {
+                Some((_, prompt)) if i % n_choices != 0 => prompt.clone(),
+                _ => preparer.prompt(&mut generation, truncates, &mut warnings)?,
+            };
+            all.push((generation, prompt));
+        }
+        Ok::<_, Failure>((all, warnings))
     });
-    let (generation, prompt, warnings) = prepared.await.map_err(|_| {
+    let (all, warnings) = prepared.await.map_err(|_| {
         HttpError::new(
             FailureKind::Internal,
             "rendering the prompt failed by a bug",
@@ -196,23 +263,29 @@ pub(super) async fn answer(
         server.note(wire, &note);
     }
     shape.warn(warnings);
-    let generation = Arc::new(generation);
     server.metrics.render_ms(n_prompt_started.elapsed());
-    let (events, ticket) = ready.worker.submit(Job {
-        request_id: wire.request_id.clone(),
-        reply_id: shape.reply_id().to_owned(),
-        client: Client::new(wire.user_agent.as_deref(), generation.affinity.as_deref()),
-        generation: Arc::clone(&generation),
-        prompt,
-        schema,
-        calls,
-    })?;
-    let mut response = if generation.stream {
-        stream(server, ready, shape, events, ticket).await
+    let mut streams = false;
+    let mut constraints = constraints.into_iter();
+    let jobs = all.into_iter().map(|(generation, prompt)| {
+        let (schema, calls, _) = constraints.next().unwrap_or_default();
+        streams = generation.stream;
+        Job {
+            request_id: wire.request_id.clone(),
+            reply_id: shape.reply_id().to_owned(),
+            client: Client::new(wire.user_agent.as_deref(), generation.affinity.as_deref()),
+            generation: Arc::new(generation),
+            prompt,
+            schema,
+            calls,
+        }
+    });
+    let replies = Replies::submit(&ready.worker, jobs.collect())?;
+    let mut response = if streams {
+        stream(server, ready, shape, n_choices, replies).await
     } else if server.options().nonstream_keepalive {
-        padded(server, ready, wire.clone(), shape, events, ticket).await?
+        padded(server, ready, wire.clone(), shape, n_choices, replies).await?
     } else {
-        whole(&server, &ready, &shape, events, ticket).await?
+        whole(&server, &ready, &shape, n_choices, replies).await?
     };
     if let Some(warned) = warned {
         let name = header::HeaderName::from_static(WARNINGS_HEADER);
@@ -261,17 +334,18 @@ async fn whole(
     server: &Server,
     ready: &Ready,
     shape: &Shape,
-    mut events: UnboundedReceiver<ReplyEvent>,
-    ticket: Ticket,
+    n_choices: usize,
+    mut replies: Replies,
 ) -> Result<Response, HttpError> {
-    let mut logprobs = Logprobs::default();
+    let n = replies.len();
+    let mut logprobs = vec![Logprobs::default(); n];
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; n];
     let started = Instant::now();
     let mut first = None;
-    while let Some(event) = events.recv().await {
-        logprobs.collect(&event);
+    while let Some((i, event)) = replies.recv().await {
+        logprobs[i].collect(&event);
         match event {
             ReplyEvent::Finished(outcome) => {
-                drop(ticket);
                 server.metrics.finished(&outcome, first.unwrap_or_default());
                 if outcome.finish == Finish::Cancelled {
                     return Err(HttpError::new(
@@ -279,18 +353,7 @@ async fn whole(
                         "the request was cancelled",
                     ));
                 }
-                let body = shape.complete(&outcome, &logprobs);
-                if let Some(input) = shape.kept_input() {
-                    ready.keep(input, &body);
-                }
-                let mut response = json(&body);
-                let Usage {
-                    n_prompt, n_cached, ..
-                } = outcome.usage;
-                let timings = &outcome.timings;
-                let (source, why) = (timings.cache_source, &timings.cache_miss);
-                put_cache_header(&mut response, n_prompt, n_cached, source, why);
-                return Ok(response);
+                outcomes[i] = Some(*outcome);
             }
             ReplyEvent::Failed(failure) => return Err(failure.into()),
             ReplyEvent::Content { .. }
@@ -301,7 +364,23 @@ async fn whole(
             _ => {}
         }
     }
-    Err(lost().into())
+    drop(replies);
+    let outcomes: Vec<Outcome> = outcomes.into_iter().flatten().collect();
+    let Some(told) = outcomes.first() else {
+        return Err(HttpError::new(FailureKind::Internal, "there is no reply"));
+    };
+    let body = match outcomes.as_slice() {
+        [outcome] => shape.complete(outcome, &logprobs[0]),
+        several => several::complete(shape, several, &logprobs, n_choices),
+    };
+    shape.keep(ready, told, Some(&body));
+    let mut response = json(&body);
+    let Usage {
+        n_prompt, n_cached, ..
+    } = told.usage;
+    let (source, why) = (told.timings.cache_source, &told.timings.cache_miss);
+    put_cache_header(&mut response, n_prompt, n_cached, source, why);
+    Ok(response)
 }
 
 /// As [`whole`], with a line feed ahead of the body after every interval of silence. The first one
@@ -311,11 +390,12 @@ async fn padded(
     ready: Arc<Ready>,
     wire: Wire,
     shape: Shape,
-    events: UnboundedReceiver<ReplyEvent>,
-    ticket: Ticket,
+    n_choices: usize,
+    replies: Replies,
 ) -> Result<Response, HttpError> {
     let interval = server.options().ping_interval;
-    let mut reply = Box::pin(async move { whole(&server, &ready, &shape, events, ticket).await });
+    let mut reply =
+        Box::pin(async move { whole(&server, &ready, &shape, n_choices, replies).await });
     if interval.is_zero() {
         return reply.await;
     }
@@ -347,15 +427,6 @@ async fn padded(
     Ok(response)
 }
 
-/// A reply whose worker went away without a word.
-fn lost() -> Failure {
-    Failure {
-        kind: FailureKind::Internal,
-        message: "the engine stopped; the request is lost".to_owned(),
-        param: None,
-    }
-}
-
 /// A reply that its client does not keep up with.
 fn too_slow() -> Failure {
     Failure {
@@ -372,22 +443,44 @@ async fn stream(
     server: Arc<Server>,
     ready: Arc<Ready>,
     shape: Shape,
-    mut events: UnboundedReceiver<ReplyEvent>,
-    ticket: Ticket,
+    n_choices: usize,
+    mut replies: Replies,
 ) -> Response {
-    let first = tokio::time::timeout(HEADER_WAIT, events.recv()).await;
+    let first = tokio::time::timeout(HEADER_WAIT, replies.recv()).await;
     let first = first.ok().flatten();
     let (pieces, body) = mpsc::channel::<Result<Bytes, Infallible>>(STREAM_PIECES);
     let mut response = Response::new(Body::from_stream(ReceiverStream::new(body)));
-    if let Some(ReplyEvent::Started {
-        n_prompt,
-        n_cached,
-        source,
-        why,
-    }) = &first
+    if let Some((
+        _,
+        ReplyEvent::Started {
+            n_prompt,
+            n_cached,
+            source,
+            why,
+        },
+    )) = &first
     {
         put_cache_header(&mut response, *n_prompt, *n_cached, source, why);
     }
+    put_stream_headers(&mut response);
+    let pump = Pump {
+        calls: (0..replies.len())
+            .map(|_| CallWriter::new(server.options().preferences.calls))
+            .collect(),
+        encoder: Several::new(&shape, replies.len(), n_choices),
+        server,
+        ready,
+        shape,
+        started: Instant::now(),
+        first_text: None,
+        ended: false,
+    };
+    tokio::spawn(pump.run(first, replies, pieces));
+    response
+}
+
+/// What every stream of events says of itself.
+pub(super) fn put_stream_headers(response: &mut Response) {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
@@ -396,24 +489,12 @@ async fn stream(
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    let pump = Pump {
-        calls: CallWriter::new(server.options().preferences.calls),
-        encoder: Encoder::new(&shape),
-        server,
-        ready,
-        shape,
-        started: Instant::now(),
-        first_text: None,
-        ended: false,
-    };
-    tokio::spawn(pump.run(first, events, ticket, pieces));
-    response
 }
 
 /// What moves events from the worker to the client.
 struct Pump {
-    calls: CallWriter,
-    encoder: Encoder,
+    calls: Vec<CallWriter>,
+    encoder: Several,
     server: Arc<Server>,
     ready: Arc<Ready>,
     shape: Shape,
@@ -428,18 +509,16 @@ impl Pump {
     /// in one place.
     async fn run(
         mut self,
-        first: Option<ReplyEvent>,
-        mut events: UnboundedReceiver<ReplyEvent>,
-        ticket: Ticket,
+        first: Option<(usize, ReplyEvent)>,
+        mut replies: Replies,
         pieces: mpsc::Sender<Result<Bytes, Infallible>>,
     ) {
-        let mut ticket = Some(ticket);
         let mut bytes = Vec::new();
         for frame in self.encoder.open() {
             bytes.extend_from_slice(&frame.0);
         }
-        if let Some(event) = first {
-            self.encode(&event, &mut bytes);
+        if let Some((i, event)) = first {
+            self.encode(i, &event, &mut bytes);
         }
         let ping = self.server.options().ping_interval;
         let mut last_write = Instant::now();
@@ -447,18 +526,19 @@ impl Pump {
             // What came meanwhile goes out as one piece.
             while bytes.len() <= MAX_BACKLOG_BYTES
                 && !self.ended
-                && let Ok(event) = events.try_recv()
+                && let Some((i, event)) = replies.try_recv()
             {
-                self.encode(&event, &mut bytes);
+                self.encode(i, &event, &mut bytes);
             }
             if bytes.len() > MAX_BACKLOG_BYTES && !self.ended {
-                self.encode(&ReplyEvent::Failed(too_slow()), &mut bytes);
+                let i = self.encoder.unfinished();
+                self.encode(i, &ReplyEvent::Failed(too_slow()), &mut bytes);
             }
             if self.ended && bytes.is_empty() {
                 break;
             }
             if self.ended {
-                ticket.take();
+                replies.cancel();
             }
             let due = last_write + ping;
             tokio::select! {
@@ -467,10 +547,10 @@ impl Pump {
                     room.send(Ok(Bytes::from(std::mem::take(&mut bytes))));
                     last_write = Instant::now();
                 }
-                event = events.recv(), if !self.ended => {
-                    let event = event.unwrap_or_else(|| ReplyEvent::Failed(lost()));
-                    self.encode(&event, &mut bytes);
-                }
+                event = replies.recv(), if !self.ended => match event {
+                    Some((i, event)) => self.encode(i, &event, &mut bytes),
+                    None => self.ended = true,
+                },
                 () = tokio::time::sleep_until(due), if !ping.is_zero() && bytes.is_empty() => {
                     for frame in self.encoder.keep_alive(last_write.elapsed()) {
                         bytes.extend_from_slice(&frame.0);
@@ -480,10 +560,11 @@ impl Pump {
                 () = pieces.closed() => break,
             }
         }
-        drop(ticket);
+        drop(replies);
     }
 
-    fn encode(&mut self, event: &ReplyEvent, bytes: &mut Vec<u8>) {
+    /// Writes an event of reply `i`.
+    fn encode(&mut self, i: usize, event: &ReplyEvent, bytes: &mut Vec<u8>) {
         if self.ended {
             return;
         }
@@ -496,25 +577,17 @@ impl Pump {
             }
             _ => {}
         }
-        for passed in self.calls.pass(event) {
-            for frame in self.encoder.event(&passed) {
+        for passed in self.calls[i].pass(event) {
+            for frame in self.encoder.event(i, &passed) {
                 bytes.extend_from_slice(&frame.0);
             }
         }
-        match event {
-            ReplyEvent::Finished(outcome) => {
-                self.ended = true;
-                let first = self.first_text.unwrap_or_default();
-                self.server.metrics.finished(outcome, first);
-                if let (Some(input), Some(response)) =
-                    (self.shape.kept_input(), self.encoder.stored())
-                {
-                    self.ready.keep(input, response);
-                }
-            }
-            ReplyEvent::Failed(_) => self.ended = true,
-            _ => {}
+        if let ReplyEvent::Finished(outcome) = event {
+            let first = self.first_text.unwrap_or_default();
+            self.server.metrics.finished(outcome, first);
+            self.shape.keep(&self.ready, outcome, self.encoder.stored());
         }
+        self.ended = self.encoder.has_ended();
     }
 }
 

@@ -17,7 +17,7 @@ pub const DEFAULT_MODEL_ID: &str = "deepseek-v4-flash";
 /// Most tokens of a reply unless said otherwise.
 pub const DEFAULT_MAX_TOKENS: usize = 393_216;
 /// Requests that can wait unless said otherwise.
-pub const DEFAULT_MAX_QUEUE: usize = 64;
+pub const DEFAULT_MAX_QUEUE: usize = 128;
 /// Bytes of a request's body unless said otherwise.
 pub const DEFAULT_MAX_BODY_BYTES: usize = 64 << 20;
 /// Bytes of a request's header block.

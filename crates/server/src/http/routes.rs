@@ -16,12 +16,13 @@ use sha2::{Digest as _, Sha256};
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::decompression::RequestDecompressionLayer;
 
-use crate::api::{RequestContext, models, responses};
+use crate::api::{RequestContext, messages, models, responses};
 use crate::calls::CallReader;
 use crate::generation::{Failure, FailureKind, Generation};
 use crate::id::new_id;
 use crate::prompt::{Prompter, TokenPrompt};
 use crate::schema::{SchemaReader, Schemas};
+use crate::threads::Threads;
 use crate::truncate;
 use crate::turns::{DEFAULT_MAX_BYTES, Turns};
 use crate::worker::{STALLED_AFTER, TokenSource, Worker, WorkerOptions};
@@ -56,12 +57,13 @@ const READ_HEADERS: [&str; 8] = [
 ];
 
 /// What the content and the calls of a reply must follow, and what of it is not enforced.
-type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
+pub(super) type Constraints = (Option<SchemaReader>, Option<CallReader>, Vec<String>);
 
 /// Everything that needs a loaded model.
 pub(super) struct Ready {
     pub(super) worker: Worker,
     pub(super) prompter: Prompter,
+    turns: Arc<Turns>,
     pub(super) facts: ModelFacts,
     /// Names what a seed's effect depends on.
     pub(super) fingerprint: String,
@@ -71,6 +73,8 @@ pub(super) struct Ready {
     /// Where prompts are counted, and texts made tokens of and back.
     pub(super) utility: Utility,
     stored: Mutex<responses::MemoryStore>,
+    /// Conversations that clients go on with by the id of their last message.
+    pub(super) threads: Threads,
 }
 
 impl Ready {
@@ -134,6 +138,15 @@ impl Ready {
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         stored.expire(now_unix());
         stored
+    }
+
+    /// Keeps a conversation up to a message of the model's, in memory and in the log.
+    pub(super) fn keep_thread(&self, thread: &messages::Thread, id: &str, reply: Value) {
+        let record = thread.record(&reply);
+        self.threads.put(thread, id, reply, now_unix());
+        let (turns, id) = (Arc::clone(&self.turns), id.to_owned());
+        self.worker
+            .write_down(move || turns.write_thread(&id, &record));
     }
 
     /// Keeps a response for clients that refer to it.
@@ -206,7 +219,14 @@ impl Server {
         let worker = Worker::start(source, Arc::clone(&tokenizer), Arc::clone(&turns), options)?;
         let _ = self.ready.set(Arc::new(Ready {
             worker,
-            prompter: Prompter::new(tokenizer, turns, self.options.prompt, facts.n_context),
+            threads: Threads::new(Arc::clone(&turns)),
+            prompter: Prompter::new(
+                tokenizer,
+                Arc::clone(&turns),
+                self.options.prompt,
+                facts.n_context,
+            ),
+            turns,
             fingerprint: fingerprint(&facts),
             facts,
             schemas: OnceLock::new(),

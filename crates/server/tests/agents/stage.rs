@@ -82,6 +82,7 @@ fn load(server: &Arc<Server>, folder: &Path, context: usize) {
     };
     let store = StoreOptions {
         max_tokens: context,
+        keep_free_bytes: 0,
         ..StoreOptions::default()
     };
     let key = CompatKey::new(&inputs, &layout);

@@ -242,7 +242,7 @@ pub(crate) fn read_script(value: &Value) -> Script {
 }
 
 /// An event as a client reads it. Comments are none.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct SseEvent {
     pub(crate) name: Option<String>,
     pub(crate) data: Value,

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use ds4_server::http::ServerOptions;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::browser::{Browser, ENTER, ESCAPE, SHIFT};
 use crate::script::{Behaviour, Script, tokenizer};
-use crate::web::Web;
+use crate::web::{Web, read_until};
 
 /// Steps slow enough that a person could watch.
 fn slow() -> Behaviour {
@@ -243,6 +243,62 @@ async fn what_the_server_says_of_a_failure_is_shown() {
         "{error}"
     );
     assert!(error.contains("delete earlier ones"), "what to do: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_server_says_the_place_in_the_queue_or_that_there_is_none() {
+    let behaviour = Behaviour {
+        n_slots: 1,
+        ..slow()
+    };
+    let options = ServerOptions {
+        max_queue: 1,
+        max_body_bytes: 4096,
+        ..ServerOptions::default()
+    };
+    let web = Web::start(behaviour, options, [endless("</think>busy")]).await;
+    let Some(browser) = Browser::open(web.address) else {
+        return;
+    };
+    // Somebody else has the only slot.
+    let body = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true});
+    let ask = || web.open("POST", "/v1/chat/completions", &[], body.to_string());
+    let mut running = ask().await;
+    read_until(&mut running, "busy").await;
+    browser.send("hi");
+    browser.wait(
+        "document.querySelector('.waiting-label').textContent \
+         === 'Waiting for a slot, place 1 in the queue'",
+    );
+    browser.type_into("#message", &ESCAPE.to_string());
+    browser.wait_for_reply(1);
+    // And another one the only place in the queue.
+    let waits = |n: usize| format!("\"waiting\":{n}");
+    while !web.get("/health?verbose=1").await.body.contains(&waits(0)) {
+        tokio::task::yield_now().await;
+    }
+    let _waiting = ask().await;
+    while !web.get("/health?verbose=1").await.body.contains(&waits(1)) {
+        tokio::task::yield_now().await;
+    }
+    browser.send("hi");
+    browser.wait_for_reply(2);
+    let error = browser.text(".error");
+    assert!(
+        error.starts_with("The server is busy and its queue is full"),
+        "{error}"
+    );
+    browser.run(&format!(
+        "document.getElementById('message').value = {:?}",
+        "x".repeat(5000)
+    ));
+    browser.send("");
+    browser.wait_for_reply(3);
+    let error = browser.text(".error");
+    assert!(
+        error.starts_with("The message is too large for the server"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

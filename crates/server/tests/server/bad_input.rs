@@ -192,7 +192,7 @@ async fn fields_of_the_wrong_type_are_named() {
         ("logit_bias", json!({"x": 1}), &[CHAT, COMPLETIONS]),
         ("logit_bias", json!({"5": 101}), &[CHAT, COMPLETIONS]),
         ("seed", json!("x"), &[CHAT, COMPLETIONS]),
-        ("n", json!(2), &[CHAT, COMPLETIONS]),
+        ("n", json!(9), &[CHAT, COMPLETIONS]),
         ("top_k", json!(-2), &[CHAT, MESSAGES]),
         ("system", json!(3), &[MESSAGES]),
         ("instructions", json!(3), &[RESPONSES]),

@@ -47,7 +47,10 @@ fn a_dropped_ticket_stops_the_work_and_keeps_what_was_computed() {
         "a retry goes on where the first try stopped"
     );
     assert_eq!(outcome.content, "hello");
-    assert!(bench.log()[0].contains("finish=cancelled"));
+    let line = &bench.log()[0];
+    assert!(line.contains("finish=cancelled"), "{line}");
+    let computed = format!(" computed={done} ");
+    assert!(line.contains(&computed), "not the whole prompt: {line}");
 }
 
 #[test]

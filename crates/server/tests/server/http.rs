@@ -537,10 +537,23 @@ async fn stored_responses_are_continued_read_and_deleted() {
         .await
         .json();
     let id = first["id"].as_str().expect("an id").to_owned();
-    assert_eq!(
-        web.get(&format!("/v1/responses/{id}")).await.json()["output"],
-        first["output"]
-    );
+    let path = format!("/v1/responses/{id}");
+    assert_eq!(web.get(&path).await.json()["output"], first["output"]);
+    let replayed = web.get(&format!("{path}?stream=true")).await;
+    let kind = replayed.header("content-type");
+    assert_eq!(kind, Some("text/event-stream; charset=utf-8"));
+    let events = replayed.events();
+    assert_eq!(events[0].0, "response.created");
+    let (end, last) = events.last().expect("events");
+    assert_eq!(end, "response.completed");
+    assert_eq!(last["response"], first);
+    let rest = web
+        .get(&format!("{path}?stream=true&starting_after=3"))
+        .await;
+    assert_eq!(rest.events(), events[4..]);
+    for query in ["stream=maybe", "stream=true&starting_after=x"] {
+        assert_eq!(web.get(&format!("{path}?{query}")).await.status, 400);
+    }
     let second = web
         .post(
             "/v1/responses",

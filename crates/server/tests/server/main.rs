@@ -10,5 +10,7 @@ mod operations;
 mod protocols;
 mod replay;
 mod script;
+mod several;
+mod threads;
 mod web;
 mod worker;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LockResult, Mutex, MutexGuard};
 use std::time::Duration;
 
+use ds4_engine::store::TurnLog;
 use ds4_server::http::{ModelFacts, Server, ServerOptions, bind};
 use ds4_server::worker::TokenSource;
 use serde_json::Value;
@@ -104,6 +105,16 @@ impl Web {
 
     /// Gives it this source of tokens.
     pub(crate) fn load_source(&self, source: impl TokenSource + 'static, behaviour: &Behaviour) {
+        self.load_with_log(source, behaviour, None);
+    }
+
+    /// Gives it this source of tokens, and a log in which turns outlive it.
+    pub(crate) fn load_with_log(
+        &self,
+        source: impl TokenSource + 'static,
+        behaviour: &Behaviour,
+        log: Option<TurnLog>,
+    ) {
         let facts = ModelFacts {
             name: "Scripted".to_owned(),
             file_name: "scripted.gguf".to_owned(),
@@ -114,7 +125,7 @@ impl Web {
             n_slots: behaviour.n_slots,
         };
         self.server
-            .load(source, tokenizer(), facts, None)
+            .load(source, tokenizer(), facts, log)
             .expect("a thread");
     }
 

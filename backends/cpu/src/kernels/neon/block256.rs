@@ -1,12 +1,13 @@
 //! Types of 256 elements a block: Q2_K, Q4_K, Q6_K and IQ2_XXS.
 
 use std::arch::aarch64::*;
+use std::marker::PhantomData;
 
 use ds4_formats::quant::{
     BlockIq2Xxs, BlockQ2K, BlockQ4K, BlockQ6K, even_signs, f16_to_f32, iq2_xxs_grid,
 };
 
-use super::{ROWS, dot, store, sums_of_lanes};
+use super::{ROWS, Rows, dot, row_dots, store, sums_of_lanes};
 use crate::kernels::activation::{q8k_scales, q8k_sums};
 use crate::kernels::{Job, RowPair, Scratch};
 use crate::path::Cpu;
@@ -258,75 +259,53 @@ pub(super) unsafe fn min_sum(mins: &[i32; 16], sums: *const i32) -> int32x4_t {
     }
 }
 
-/// # Safety
-/// As [`crate::kernels::RowDots`], inside an entry point of this path.
-#[inline(always)]
-unsafe fn row_dots<T: Type256>(job: &Job<'_>) {
-    let n_weights = job.n_weights();
-    for o in (0..n_weights).step_by(ROWS) {
-        let n = (n_weights - o).min(ROWS);
-        // The last row stands for those that are not there.
-        let rows: [*const u8; ROWS] = std::array::from_fn(|i| {
-            let row = o + i.min(n - 1);
-            job.weights.as_ptr().wrapping_add(row * job.row_bytes)
-        });
-        let (fours, rest) = job.pairs.as_chunks::<4>();
-        // SAFETY: the caller's promise.
-        unsafe {
-            for group in fours {
-                products::<T, 4>(job, rows, *group, o, n);
-            }
-            for pair in rest {
-                products::<T, 1>(job, rows, [*pair], o, n);
-            }
-        }
-    }
-}
+/// Rows of blocks of such a type.
+struct Of256<T>(PhantomData<T>);
 
-/// # Safety
-/// As [`row_dots`].
-#[inline(always)]
-unsafe fn products<T: Type256, const R: usize>(
-    job: &Job<'_>,
-    rows: [*const u8; ROWS],
-    pairs: [RowPair; R],
-    o: usize,
-    n: usize,
-) {
-    // SAFETY: the caller's promise: all rows have as many blocks, of alignment 1.
-    unsafe {
-        let acts = pairs.map(|pair| job.act(pair));
-        let mut sums = [vdupq_n_f32(0.0); R];
-        let mut blocks = [Codes::ZERO; ROWS];
-        for b in 0..job.n_in / 256 {
-            for (row, block) in rows.iter().zip(&mut blocks) {
-                T::unpack(&*row.cast::<T::Block>().add(b), block);
-            }
-            let d = blocks.each_ref().map(|block| block.d);
-            let dmin = blocks.each_ref().map(|block| block.dmin);
-            for r in 0..R {
-                let codes: *const i8 = acts[r].add(256 * b).cast();
-                let mut products = [vdupq_n_s32(0); ROWS];
-                for (product, block) in products.iter_mut().zip(&blocks) {
-                    *product = scaled_sum(block, codes);
+impl<T: Type256> Rows for Of256<T> {
+    #[inline(always)]
+    unsafe fn products<const R: usize>(
+        job: &Job<'_>,
+        rows: [*const u8; ROWS],
+        pairs: [RowPair; R],
+        o: usize,
+        n: usize,
+    ) {
+        // SAFETY: the caller's promise: all rows have as many blocks, of alignment 1.
+        unsafe {
+            let acts = pairs.map(|pair| job.act(pair));
+            let mut sums = [vdupq_n_f32(0.0); R];
+            let mut blocks = [Codes::ZERO; ROWS];
+            for b in 0..job.n_in / 256 {
+                for (row, block) in rows.iter().zip(&mut blocks) {
+                    T::unpack(&*row.cast::<T::Block>().add(b), block);
                 }
-                let products = vcvtq_f32_s32(sums_of_lanes(products));
-                let mut block_sum = vmulq_f32(vld1q_f32(d.as_ptr()), products);
-                if T::HAS_MIN {
-                    let negated: *const i32 = acts[r].add(q8k_sums(job.n_in) + 64 * b).cast();
-                    let mut mins = [vdupq_n_s32(0); ROWS];
-                    for (min, block) in mins.iter_mut().zip(&blocks) {
-                        *min = min_sum(&block.mins, negated);
+                let d = blocks.each_ref().map(|block| block.d);
+                let dmin = blocks.each_ref().map(|block| block.dmin);
+                for r in 0..R {
+                    let codes: *const i8 = acts[r].add(256 * b).cast();
+                    let mut products = [vdupq_n_s32(0); ROWS];
+                    for (product, block) in products.iter_mut().zip(&blocks) {
+                        *product = scaled_sum(block, codes);
                     }
-                    let mins = vcvtq_f32_s32(sums_of_lanes(mins));
-                    block_sum = vfmaq_f32(block_sum, vld1q_f32(dmin.as_ptr()), mins);
+                    let products = vcvtq_f32_s32(sums_of_lanes(products));
+                    let mut block_sum = vmulq_f32(vld1q_f32(d.as_ptr()), products);
+                    if T::HAS_MIN {
+                        let negated: *const i32 = acts[r].add(q8k_sums(job.n_in) + 64 * b).cast();
+                        let mut mins = [vdupq_n_s32(0); ROWS];
+                        for (min, block) in mins.iter_mut().zip(&blocks) {
+                            *min = min_sum(&block.mins, negated);
+                        }
+                        let mins = vcvtq_f32_s32(sums_of_lanes(mins));
+                        block_sum = vfmaq_f32(block_sum, vld1q_f32(dmin.as_ptr()), mins);
+                    }
+                    let scale = *acts[r].add(q8k_scales(job.n_in) + 4 * b).cast::<f32>();
+                    sums[r] = vfmaq_n_f32(sums[r], block_sum, scale);
                 }
-                let scale = *acts[r].add(q8k_scales(job.n_in) + 4 * b).cast::<f32>();
-                sums[r] = vfmaq_n_f32(sums[r], block_sum, scale);
             }
-        }
-        for r in 0..R {
-            store(sums[r], job.out(pairs[r], o), n);
+            for r in 0..R {
+                store(sums[r], job.out(pairs[r], o), n);
+            }
         }
     }
 }
@@ -339,7 +318,7 @@ macro_rules! entries {
             #[target_feature(enable = "neon,dotprod")]
             pub(super) unsafe fn $name(_: Cpu, job: &Job<'_>, _: &mut Scratch) {
                 // SAFETY: the caller's promise; the instructions are enabled here.
-                unsafe { row_dots::<$ty>(job) }
+                unsafe { row_dots::<Of256<$ty>>(job) }
             }
         )*
     };

@@ -1,10 +1,11 @@
 //! Types of 32 elements a block: Q8_0 and MXFP4.
 
 use std::arch::aarch64::*;
+use std::marker::PhantomData;
 
 use ds4_formats::quant::{BlockMxfp4, BlockQ8_0, MXFP4_DOUBLED};
 
-use super::{ROWS, dot, floats, store, sums_of_lanes};
+use super::{ROWS, Rows, dot, floats, row_dots, store, sums_of_lanes};
 use crate::kernels::activation::q8_scales;
 use crate::kernels::{Job, RowPair, Scratch};
 use crate::path::Cpu;
@@ -82,67 +83,45 @@ impl Type32 for Mxfp4 {
     }
 }
 
-/// # Safety
-/// As [`crate::kernels::RowDots`], inside an entry point of this path.
-#[inline(always)]
-unsafe fn row_dots<T: Type32>(job: &Job<'_>) {
-    let n_weights = job.n_weights();
-    for o in (0..n_weights).step_by(ROWS) {
-        let n = (n_weights - o).min(ROWS);
-        // The last row stands for those that are not there.
-        let rows: [*const u8; ROWS] = std::array::from_fn(|i| {
-            let row = o + i.min(n - 1);
-            job.weights.as_ptr().wrapping_add(row * job.row_bytes)
-        });
-        let (fours, rest) = job.pairs.as_chunks::<4>();
-        // SAFETY: the caller's promise.
-        unsafe {
-            for group in fours {
-                products::<T, 4>(job, rows, *group, o, n);
-            }
-            for pair in rest {
-                products::<T, 1>(job, rows, [*pair], o, n);
-            }
-        }
-    }
-}
+/// Rows of blocks of such a type.
+struct Of32<T>(PhantomData<T>);
 
-/// # Safety
-/// As [`row_dots`].
-#[inline(always)]
-unsafe fn products<T: Type32, const R: usize>(
-    job: &Job<'_>,
-    rows: [*const u8; ROWS],
-    pairs: [RowPair; R],
-    o: usize,
-    n: usize,
-) {
-    // SAFETY: the caller's promise: all rows have as many blocks.
-    unsafe {
-        let acts = pairs.map(|pair| job.act(pair));
-        let mut sums = [vdupq_n_f32(0.0); R];
-        for b in 0..job.n_in / 32 {
-            let blocks = rows.map(|row| row.add(T::BYTES * b));
-            let scales = T::scales(blocks);
-            let mut weights = [[vdupq_n_s8(0); 2]; ROWS];
-            for (weights, block) in weights.iter_mut().zip(blocks) {
-                *weights = T::codes(block);
+impl<T: Type32> Rows for Of32<T> {
+    #[inline(always)]
+    unsafe fn products<const R: usize>(
+        job: &Job<'_>,
+        rows: [*const u8; ROWS],
+        pairs: [RowPair; R],
+        o: usize,
+        n: usize,
+    ) {
+        // SAFETY: the caller's promise: all rows have as many blocks.
+        unsafe {
+            let acts = pairs.map(|pair| job.act(pair));
+            let mut sums = [vdupq_n_f32(0.0); R];
+            for b in 0..job.n_in / 32 {
+                let blocks = rows.map(|row| row.add(T::BYTES * b));
+                let scales = T::scales(blocks);
+                let mut weights = [[vdupq_n_s8(0); 2]; ROWS];
+                for (weights, block) in weights.iter_mut().zip(blocks) {
+                    *weights = T::codes(block);
+                }
+                for r in 0..R {
+                    let codes: *const i8 = acts[r].add(32 * b).cast();
+                    let (low, high) = (vld1q_s8(codes), vld1q_s8(codes.add(16)));
+                    // Loops, since closures are no part of the function that has the instructions.
+                    let mut products = [vdupq_n_s32(0); ROWS];
+                    for (product, [a, b]) in products.iter_mut().zip(weights) {
+                        *product = dot(dot(*product, a, low), b, high);
+                    }
+                    let scale = *acts[r].add(q8_scales(job.n_in) + 4 * b).cast::<f32>();
+                    let products = vcvtq_f32_s32(sums_of_lanes(products));
+                    sums[r] = vfmaq_f32(sums[r], products, vmulq_n_f32(scales, scale));
+                }
             }
             for r in 0..R {
-                let codes: *const i8 = acts[r].add(32 * b).cast();
-                let (low, high) = (vld1q_s8(codes), vld1q_s8(codes.add(16)));
-                // Loops, since closures are no part of the function that has the instructions.
-                let mut products = [vdupq_n_s32(0); ROWS];
-                for (product, [a, b]) in products.iter_mut().zip(weights) {
-                    *product = dot(dot(*product, a, low), b, high);
-                }
-                let scale = *acts[r].add(q8_scales(job.n_in) + 4 * b).cast::<f32>();
-                let products = vcvtq_f32_s32(sums_of_lanes(products));
-                sums[r] = vfmaq_f32(sums[r], products, vmulq_n_f32(scales, scale));
+                store(sums[r], job.out(pairs[r], o), n);
             }
-        }
-        for r in 0..R {
-            store(sums[r], job.out(pairs[r], o), n);
         }
     }
 }
@@ -152,7 +131,7 @@ unsafe fn products<T: Type32, const R: usize>(
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn q8_0(_: Cpu, job: &Job<'_>, _: &mut Scratch) {
     // SAFETY: the caller's promise; the instructions are enabled here.
-    unsafe { row_dots::<Q8_0>(job) }
+    unsafe { row_dots::<Of32<Q8_0>>(job) }
 }
 
 /// # Safety
@@ -160,5 +139,5 @@ pub(super) unsafe fn q8_0(_: Cpu, job: &Job<'_>, _: &mut Scratch) {
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn mxfp4(_: Cpu, job: &Job<'_>, _: &mut Scratch) {
     // SAFETY: the caller's promise; the instructions are enabled here.
-    unsafe { row_dots::<Mxfp4>(job) }
+    unsafe { row_dots::<Of32<Mxfp4>>(job) }
 }

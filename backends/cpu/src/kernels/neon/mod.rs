@@ -15,7 +15,7 @@ use std::arch::aarch64::*;
 
 use ds4_formats::GgmlType;
 
-use super::{Form, Kernel, Order, Panel, RowDots};
+use super::{Form, Job, Kernel, Order, Panel, RowDots, RowPair};
 
 /// Activation rows from which unpacking for `smmla` pays.
 const MIN_PANEL_ROWS: usize = 4;
@@ -46,6 +46,49 @@ pub(crate) fn kernel(ty: GgmlType) -> Option<Kernel> {
 
 /// Weight rows that are multiplied together.
 const ROWS: usize = 4;
+
+/// Weight rows of one type.
+trait Rows {
+    /// Multiplies `ROWS` weight rows with `R` activation rows, and stores the sums of the first `n`
+    /// from row `o` on.
+    ///
+    /// # Safety
+    /// As [`RowDots`], inside an entry point of this path.
+    unsafe fn products<const R: usize>(
+        job: &Job<'_>,
+        rows: [*const u8; ROWS],
+        pairs: [RowPair; R],
+        o: usize,
+        n: usize,
+    );
+}
+
+/// All products of a job, of four activation rows at a time.
+///
+/// # Safety
+/// As [`RowDots`], inside an entry point of this path.
+#[inline(always)]
+unsafe fn row_dots<T: Rows>(job: &Job<'_>) {
+    let n_weights = job.n_weights();
+    for o in (0..n_weights).step_by(ROWS) {
+        let n = (n_weights - o).min(ROWS);
+        // The last row stands for those that are not there.
+        let rows: [*const u8; ROWS] = std::array::from_fn(|i| {
+            let row = o + i.min(n - 1);
+            job.weights.as_ptr().wrapping_add(row * job.row_bytes)
+        });
+        let (fours, rest) = job.pairs.as_chunks::<4>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            for group in fours {
+                T::products(job, rows, *group, o, n);
+            }
+            for pair in rest {
+                T::products(job, rows, [*pair], o, n);
+            }
+        }
+    }
+}
 
 /// `sum` plus four products of signed bytes in each lane. The intrinsic, `vdotq_s32`, is not stable.
 ///

@@ -64,6 +64,16 @@ pub struct ReplyShape {
     pub custom_tools: BTreeSet<String>,
 }
 
+impl ReplyShape {
+    /// That of one of several choices.
+    pub(crate) fn of_choice(&self, choice: usize) -> ReplyShape {
+        ReplyShape {
+            envelope: self.envelope.of_choice(choice),
+            ..self.clone()
+        }
+    }
+}
+
 /// The body of an answer to `/v1/chat/completions/input_tokens`.
 pub fn token_count(n_prompt: usize) -> Value {
     crate::api::responses::token_count(n_prompt)
@@ -269,6 +279,11 @@ impl Stream {
     pub fn keep_alive(&mut self, _idle: Duration) -> Vec<Frame> {
         let empty = self.choice(json!({}), Value::Null);
         self.chunks.keep_alive(self.shape.ping, empty)
+    }
+
+    /// The end of a reply of several choices, which have all ended.
+    pub fn close_all(&self, together: &Outcome) -> Vec<Frame> {
+        self.chunks.close_all(together)
     }
 
     fn reasoning(&mut self, text: &str, logprobs: &[TokenLogprob], frames: &mut Vec<Frame>) {

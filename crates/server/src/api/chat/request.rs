@@ -70,6 +70,8 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         endpoint: Endpoint::Chat,
         model: model.to_owned(),
         prompt: PromptSource::Messages(messages),
+        more_prompts: Vec::new(),
+        n_choices: choices::n_choices(&fields)?,
         thinking: thinking(&fields, model, context)?,
         tools,
         tool_choice,
@@ -104,7 +106,6 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
 
 /// What is not offered and would change the answer.
 fn refuse(fields: &Fields) -> Result<(), Failure> {
-    choices::refuse_more_choices(fields)?;
     for (name, instead) in [("functions", "tools"), ("function_call", "tool_choice")] {
         if fields.get(name).is_some() {
             let why = format!("the member of an older API is not read; use {instead}");

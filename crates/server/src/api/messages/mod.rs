@@ -2,6 +2,10 @@
 
 mod reply;
 mod request;
+mod thread;
 
-pub use reply::{ReplyShape, Stream, ThinkingDisplay, call_id, complete, token_count, tool_use_id};
-pub use request::{Parsed, parse};
+pub use reply::{
+    ReplyShape, Stream, ThinkingDisplay, call_id, complete, said, token_count, tool_use_id,
+};
+pub use request::{Parsed, parse, parse_with_threads};
+pub use thread::{NoThreads, Thread, ThreadStore};

@@ -88,6 +88,16 @@ pub fn complete(outcome: &Outcome, shape: &ReplyShape) -> Value {
     message
 }
 
+/// The model's message as a client that sends it back has it, with all of its reasoning.
+pub fn said(outcome: &Outcome, shape: &ReplyShape) -> Value {
+    let shape = ReplyShape {
+        thinking: ThinkingDisplay::Shown,
+        ..shape.clone()
+    };
+    let mut message = complete(outcome, &shape);
+    json!({"role": "assistant", "content": message["content"].take()})
+}
+
 fn put_warnings(message: &mut Value, shape: &ReplyShape) {
     if !shape.warnings.is_empty() {
         message["warnings"] = shape.warnings.clone().into();

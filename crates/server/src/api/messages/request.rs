@@ -1,9 +1,12 @@
 //! Requests: from system, messages and blocks to a [`Generation`].
 
+use std::sync::Arc;
+
 use ds4_text::{Message, Mode, Role, ToolCall, json};
 use serde_json::{Map, Value, json};
 
 use super::reply::{ReplyShape, ThinkingDisplay, call_id};
+use super::thread::{self, NoThreads, Thread, ThreadStore};
 use crate::api::choices;
 use crate::api::fields::{Fields, PathStyle};
 use crate::api::normalise::normalise;
@@ -32,6 +35,8 @@ pub struct Parsed {
     /// Handles of earlier turns that the conversation carries (signatures), oldest first. Not
     /// all of them need be ours.
     pub turn_handles: Vec<String>,
+    /// The conversation to keep beside the reply, if the client will go on by its id.
+    pub thread: Option<Thread>,
     /// What was left out of the request, for the log.
     pub warnings: Vec<String>,
 }
@@ -42,11 +47,33 @@ pub struct Parsed {
 /// # Errors
 /// A member of another shape, or a wish that is not granted; members we do not know are ignored.
 pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
+    parse_with_threads(body, context, &NoThreads)
+}
+
+/// As [`parse`], where conversations are kept that a client may go on with.
+///
+/// # Errors
+/// As [`parse`], and a conversation that is not kept.
+pub fn parse_with_threads(
+    body: &Value,
+    context: &RequestContext,
+    threads: &dyn ThreadStore,
+) -> Result<Parsed, Failure> {
     let fields = Fields::of_body(body, PathStyle::Dots)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
+    let mut thread = thread::read(&fields, threads)?;
+    // A thread's system text and tools are those that it began with.
+    let (head, old) = match &thread {
+        Some(Thread { head, messages, .. }) => (Arc::clone(head), messages.clone()),
+        None => Default::default(),
+    };
+    let head = match thread {
+        Some(_) => Fields::of_body(&head, PathStyle::Dots)?,
+        None => fields.clone(),
+    };
     let mut warnings = Vec::new();
-    let tools = read_tools(&fields, context, &mut warnings)?;
+    let tools = read_tools(&head, context, &mut warnings)?;
     let (tool_choice, parallel_tool_calls) = tool_choice(&fields, &tools)?;
     let schema = output_schema(&fields)?;
 
@@ -58,13 +85,21 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         turn_handles: Vec::new(),
         warnings,
     };
-    reader.system(&fields)?;
+    reader.system(&head)?;
+    for message in &old {
+        reader.message(&Fields::of_body(message, PathStyle::Dots)?)?;
+    }
     let received = fields.objects("messages")?;
-    if received.is_empty() {
+    if received.is_empty() && old.is_empty() {
         return Err(fields.mismatch("messages", "at least one message"));
     }
     for message in &received {
         reader.message(message)?;
+    }
+    if let Some(thread) = &mut thread {
+        let new = fields.array("messages")?.unwrap_or_default();
+        thread.n_new = new.len();
+        thread.messages.extend(new.iter().cloned().map(Arc::new));
     }
     let Reader {
         mut messages,
@@ -102,6 +137,8 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         endpoint: Endpoint::Messages,
         model: model.to_owned(),
         prompt: PromptSource::Messages(messages),
+        more_prompts: Vec::new(),
+        n_choices: 1,
         thinking,
         tools,
         tool_choice,
@@ -133,6 +170,7 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
         generation,
         reply,
         turn_handles,
+        thread,
         warnings,
     })
 }

@@ -191,6 +191,8 @@ pub fn parse_with_store(
         endpoint: Endpoint::Responses,
         model: model.to_owned(),
         prompt: PromptSource::Messages(messages),
+        more_prompts: Vec::new(),
+        n_choices: 1,
         thinking: reasoning
             .wish
             .resolve(model, context.default_thinking, context),

@@ -248,7 +248,11 @@ impl House {
             &layout,
         );
         let folder = self.folder.path().join("kv");
-        let store = Store::open(folder, StoreOptions::default(), key, layout).expect("a store");
+        let options = StoreOptions {
+            keep_free_bytes: 0,
+            ..StoreOptions::default()
+        };
+        let store = Store::open(folder, options, key, layout).expect("a store");
         let log = store
             .open_turn_log(TurnLogOptions::default())
             .expect("a log");
