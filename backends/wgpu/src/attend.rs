@@ -5,8 +5,9 @@ use std::sync::Arc;
 use ds4_model::{Attend, IndexScores, RopeTable};
 
 use crate::backend::{Rows, WgpuBackend};
+use crate::bound::Bound;
 use crate::few::FEW_ROWS;
-use crate::kernels::{Bound, Specialisation};
+use crate::kernels::Specialisation;
 use crate::memory::Buffer;
 use crate::ops::compressed_operands;
 use crate::weight::Weight;
@@ -72,9 +73,7 @@ impl WgpuBackend {
         let c = &self.gpu.capabilities;
         !self.plain
             && self.attends_tiles(ring)
-            && c.cooperative_16
-            && c.f16
-            && c.subgroup == Some((32, 32))
+            && c.matrices_16()
             && self.geometry.n_heads.is_multiple_of(16)
             && self.geometry.head_dim >= 256
     }

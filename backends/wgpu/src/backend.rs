@@ -14,8 +14,10 @@ use ds4_model::{
 
 use crate::adapter::Gpu;
 use crate::attend::SPLITS;
-use crate::few::{Codes, FEW_ROWS, FewCompress, Product, Routing};
-use crate::kernels::{BindGroups, Bound, Specialisation};
+use crate::bound::{BindGroups, Bound};
+use crate::few::{Codes, FEW_ROWS, FewCompress, Product};
+use crate::few_experts::Routing;
+use crate::kernels::Specialisation;
 use crate::many::{self, ManyWorkspace};
 use crate::memory::{self, Allocation, Buffer};
 use crate::own::{Fence, Own};
@@ -661,7 +663,16 @@ impl Backend for WgpuBackend {
             if self.is_integer(g.gate) {
                 self.record_quantise(rows, g.x);
             }
-            if self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, Routing::Shared, hidden, false) {
+            if self.record_gate_up_few(
+                rows,
+                g.gate,
+                g.up,
+                g.clamp,
+                g.x,
+                Routing::Shared,
+                hidden,
+                false,
+            ) {
                 return;
             }
         }

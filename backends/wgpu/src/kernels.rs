@@ -477,35 +477,24 @@ fn find(name: &str) -> &'static str {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    grid: Option<wgpu::Buffer>,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) grid: Option<wgpu::Buffer>,
     /// Bindings that are written.
     pub(crate) written: Vec<u32>,
     /// Number for keys of bind groups.
-    id: usize,
+    pub(crate) id: usize,
 }
-
-/// A range of a buffer, as it is bound.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound<'a> {
-    pub(crate) id: u64,
-    pub(crate) buffer: &'a wgpu::Buffer,
-    pub(crate) offset: u64,
-    /// 0 for the whole buffer.
-    pub(crate) n_bytes: u64,
-}
-
-/// Kernel, then (buffer, offset, size) of every binding.
-type GroupKey = (usize, Vec<(u64, u64, u64)>);
 
 /// Pipelines, each made once for a device.
 pub(crate) struct Kernels {
     compiled: HashMap<Specialisation, Arc<Kernel>>,
     grid: wgpu::Buffer,
+    /// Whether matrices of 16 by 16 are arrays.
+    emulated: bool,
 }
 
 impl Kernels {
-    pub(crate) fn new(device: &wgpu::Device) -> Kernels {
+    pub(crate) fn new(device: &wgpu::Device, emulated: bool) -> Kernels {
         let bytes: Vec<u8> = iq2_xxs_grid().iter().flatten().copied().collect();
         let grid = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("iq2_xxs grid"),
@@ -520,6 +509,7 @@ impl Kernels {
         Kernels {
             compiled: HashMap::new(),
             grid,
+            emulated,
         }
     }
 
@@ -537,6 +527,7 @@ impl Kernels {
             device,
             checked,
             what,
+            self.emulated,
             self.compiled.len(),
             &self.grid,
         ));
@@ -549,55 +540,6 @@ impl Kernels {
         let mut all: Vec<Specialisation> = self.compiled.keys().cloned().collect();
         all.sort();
         all
-    }
-}
-
-/// Bind groups of one backend, each made once. They hold the buffers of ops that are done, so they
-/// live no longer than what they belong to.
-#[derive(Debug, Default)]
-pub(crate) struct BindGroups {
-    groups: HashMap<GroupKey, wgpu::BindGroup>,
-}
-
-impl BindGroups {
-    /// The bind group of a kernel over these buffers.
-    pub(crate) fn group(
-        &mut self,
-        device: &wgpu::Device,
-        kernel: &Kernel,
-        bound: &[(u32, Bound<'_>)],
-    ) -> wgpu::BindGroup {
-        let parts = bound
-            .iter()
-            .map(|(_, b)| (b.id, b.offset, b.n_bytes))
-            .collect();
-        self.groups
-            .entry((kernel.id, parts))
-            .or_insert_with(|| {
-                let mut entries: Vec<wgpu::BindGroupEntry<'_>> = bound
-                    .iter()
-                    .map(|(binding, b)| wgpu::BindGroupEntry {
-                        binding: *binding,
-                        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                            buffer: b.buffer,
-                            offset: b.offset,
-                            size: std::num::NonZeroU64::new(b.n_bytes),
-                        }),
-                    })
-                    .collect();
-                if let Some(grid) = &kernel.grid {
-                    entries.push(wgpu::BindGroupEntry {
-                        binding: GRID_BINDING,
-                        resource: grid.as_entire_binding(),
-                    });
-                }
-                device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: None,
-                    layout: &kernel.layout,
-                    entries: &entries,
-                })
-            })
-            .clone()
     }
 }
 
@@ -630,10 +572,14 @@ fn compile(
     device: &wgpu::Device,
     checked: bool,
     what: &Specialisation,
+    emulated: bool,
     id: usize,
     grid: &wgpu::Buffer,
 ) -> Kernel {
-    let source = what.source();
+    let mut source = what.source();
+    if emulated && source.contains("coop_mat16x16") {
+        source = crate::emulate::emulate(&source);
+    }
     let checks = if checked {
         wgpu::ShaderRuntimeChecks::checked()
     } else {

@@ -7,7 +7,10 @@
 mod adapter;
 mod attend;
 mod backend;
+mod bound;
+mod emulate;
 mod few;
+mod few_experts;
 mod kernels;
 mod many;
 mod memory;

@@ -50,7 +50,7 @@ impl ManyWorkspace {
         let n_pairs = n_rows * g.n_experts_used;
         let tiles = 1 + 3 * (n_pairs / PAIR_TILE + g.n_experts);
         let make = |what: &str, n: usize| Allocation::new(gpu, what, 4 * n as u64).map(Arc::new);
-        let halves_bytes = match gpu.capabilities.f16 && gpu.capabilities.cooperative_16 {
+        let halves_bytes = match gpu.capabilities.matrices_16() {
             true => halves_bytes(g, n_rows),
             false => 16,
         };
@@ -80,13 +80,15 @@ impl WgpuBackend {
     /// The size of cooperative matrices for products with this weight; 0 for f32.
     fn matrix_size(&self, weight: &Weight) -> usize {
         let c = &self.gpu.capabilities;
-        // Weights in f32 are there for their accuracy.
+        // Weights in f32 are there for their accuracy, and narrow products are those of small models,
+        // whose logits are compared to the last digits.
         let fits = !weight.precise
             && weight.stored != Stored::F32
+            && weight.n_in >= 256
             && weight.n_in.is_multiple_of(32)
-            && c.f16
-            && c.subgroup == Some((32, 32));
-        match (fits, c.cooperative_16, c.cooperative_8) {
+            && c.f16;
+        let eights = c.cooperative_8 && c.subgroup == Some((32, 32));
+        match (fits, c.matrices_16(), eights) {
             (true, true, _) => 16,
             (true, false, true) => 8,
             _ => 0,
@@ -102,13 +104,25 @@ impl WgpuBackend {
             Stored::Q2K | Stored::Iq2Xxs => 64,
             _ => return None,
         };
+        // What the tiles, the stage and the tables of the kernel take.
+        let columns = if matches!(g.mode, 0 | 3) {
+            128
+        } else {
+            PAIR_TILE
+        };
+        let tiles = (128 + columns) * (step + 8) * 2 + 4096 + 16;
+        let tables = if g.a.stored == Stored::Iq2Xxs {
+            4096 + 128
+        } else {
+            0
+        };
         let room = self.many.as_ref().map_or(0, |many| many.halves_bytes);
         let fits = self.matrix_size(g.a).min(self.matrix_size(g.b)) == 16
             && g.a.stored == g.b.stored
             && g.a.n_in.is_multiple_of(step)
             && g.x.width().is_multiple_of(4)
             && 2 * n as u64 <= room
-            && c.workgroup_bytes >= 48 << 10;
+            && c.workgroup_bytes as usize >= tiles + tables;
         fits.then_some(step)
     }
 
@@ -134,7 +148,10 @@ impl WgpuBackend {
                 "DIRECT",
                 g.mode == 0
                     && n_rows.is_multiple_of(columns)
-                    && g.a.parts.iter().all(|part| (part.hi - part.lo).is_multiple_of(128)),
+                    && g.a
+                        .parts
+                        .iter()
+                        .all(|part| (part.hi - part.lo).is_multiple_of(128)),
             )
             .with("BN", columns)
             .with("BK", step)
@@ -337,7 +354,7 @@ impl WgpuBackend {
         rows: &Rows,
         gemm: &Gemm<'_>,
         routes: &Routes<Buffer>,
-        out: crate::kernels::Bound<'_>,
+        out: crate::bound::Bound<'_>,
         out_width: usize,
     ) {
         let many = self.many.clone().expect("the workspace of many rows");

@@ -6,7 +6,8 @@ use ds4_model::{
 };
 
 use crate::backend::{Rows, WgpuBackend};
-use crate::kernels::{Bound, FENCE_BINDING, Specialisation};
+use crate::bound::Bound;
+use crate::kernels::{FENCE_BINDING, Specialisation};
 use crate::memory::Buffer;
 use crate::own;
 use crate::weight::Weight;

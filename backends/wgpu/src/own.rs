@@ -9,8 +9,8 @@ use std::sync::Arc;
 use ds4_model::{ElementType, Shape};
 
 use crate::backend::WgpuBackend;
+use crate::bound::Bound;
 use crate::few::FEW_ROWS;
-use crate::kernels::Bound;
 use crate::memory::{Allocation, Buffer};
 
 /// Buffers of few rows, each used at one place of a step, by width.

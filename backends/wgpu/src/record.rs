@@ -6,7 +6,8 @@ use std::sync::Arc;
 use ds4_model::BackendError;
 
 use crate::adapter::Gpu;
-use crate::kernels::{BindGroups, Bound, Kernel, Specialisation};
+use crate::bound::{BindGroups, Bound};
+use crate::kernels::{Kernel, Specialisation};
 
 /// One dispatch.
 #[derive(Clone, Debug)]

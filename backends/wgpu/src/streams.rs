@@ -16,7 +16,8 @@ use ds4_model::{
 };
 
 use crate::backend::{Rows, WgpuBackend};
-use crate::few::{FewCompress, Product, Routing};
+use crate::few::{FewCompress, Product};
+use crate::few_experts::Routing;
 use crate::memory::Buffer;
 use crate::weight::Weight;
 

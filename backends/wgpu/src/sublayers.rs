@@ -8,7 +8,8 @@ use ds4_model::{
 };
 
 use crate::backend::{Rows, WgpuBackend};
-use crate::few::{Product, Routing};
+use crate::few::Product;
+use crate::few_experts::Routing;
 use crate::memory::Buffer;
 use crate::weight::Weight;
 
@@ -375,7 +376,17 @@ impl WgpuBackend {
         hidden: &Buffer,
     ) -> bool {
         let quantised = g.gate.n_out.is_multiple_of(32);
-        if few && self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, Routing::Shared, hidden, quantised)
+        if few
+            && self.record_gate_up_few(
+                rows,
+                g.gate,
+                g.up,
+                g.clamp,
+                g.x,
+                Routing::Shared,
+                hidden,
+                quantised,
+            )
         {
             return quantised;
         }

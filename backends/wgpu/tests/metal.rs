@@ -291,8 +291,22 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                 what.with("WG", 512usize)
                     .with("WG_ROWS", 8usize)
                     .with("K_USED", used)
-                    .with("HALVES", if steps > 0 && used % 2 == 0 { 2usize } else { 1 })
-                    .with("EXPERTS_EACH", if steps > 0 && used % 2 == 0 { used / 2 } else { used })
+                    .with(
+                        "HALVES",
+                        if steps > 0 && used % 2 == 0 {
+                            2usize
+                        } else {
+                            1
+                        },
+                    )
+                    .with(
+                        "EXPERTS_EACH",
+                        if steps > 0 && used % 2 == 0 {
+                            used / 2
+                        } else {
+                            used
+                        },
+                    )
                     .with("SHARED_EACH", steps * usize::from(shared.is_some()))
                     .with("PARTED", parted)
                     .with("SHARED", shared.is_some())
@@ -352,11 +366,12 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
         let bytes = workgroup_bytes(&module);
         // 16 x 16 matrices are of other adapters.
         let foreign = source.contains("coop_mat16x16");
-        let most = if foreign { 48 << 10 } else { MAX_THREADGROUP_BYTES };
-        assert!(
-            bytes <= most,
-            "{name}: {bytes} bytes of threadgroup memory"
-        );
+        let most = if foreign {
+            48 << 10
+        } else {
+            MAX_THREADGROUP_BYTES
+        };
+        assert!(bytes <= most, "{name}: {bytes} bytes of threadgroup memory");
         if !foreign && bytes > widest.0 {
             widest = (bytes, what.kernel);
         }
@@ -395,7 +410,21 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
             };
             let words = naga::back::spv::write_vec(&module, &info, &options, None)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
-            if let Some(d) = std::env::var_os("DBG") { static N: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0); let n = N.fetch_add(1, std::sync::atomic::Ordering::Relaxed); let b: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect(); std::fs::write(std::path::Path::new(&d).join(format!("{}-{n}.spv", what.kernel)), b).unwrap(); std::fs::write(std::path::Path::new(&d).join(format!("{}-{n}.wgsl", what.kernel)), &source).unwrap(); }
+            if let Some(d) = std::env::var_os("DBG") {
+                static N: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+                let n = N.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let b: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                std::fs::write(
+                    std::path::Path::new(&d).join(format!("{}-{n}.spv", what.kernel)),
+                    b,
+                )
+                .unwrap();
+                std::fs::write(
+                    std::path::Path::new(&d).join(format!("{}-{n}.wgsl", what.kernel)),
+                    &source,
+                )
+                .unwrap();
+            }
             continue;
         }
         for language in LANGUAGES {
