@@ -84,6 +84,8 @@ pub struct Capabilities {
     pub cooperative_16: bool,
     /// Whether those matrices are arrays.
     pub emulated_matrices: bool,
+    /// Whether attention may go on those matrices.
+    pub matrix_attention: bool,
     /// Whether there are cooperative matrices of 8 x 8 x 8, f16 times f16 into f32.
     pub cooperative_8: bool,
     /// Whether the device shares the processor's memory.
@@ -267,6 +269,7 @@ impl Gpu {
             integer_dot: !options.plain && !is_metal,
             cooperative_16: options.emulated_matrices || (has_matrices && cooperative(16)),
             emulated_matrices: options.emulated_matrices,
+            matrix_attention: true,
             cooperative_8: has_matrices && cooperative(8),
             unified: is_metal || info.device_type == wgpu::DeviceType::IntegratedGpu,
             max_binding_bytes: options

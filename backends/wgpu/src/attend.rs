@@ -74,6 +74,7 @@ impl WgpuBackend {
         !self.plain
             && self.attends_tiles(ring)
             && c.matrices_16()
+            && c.matrix_attention
             && self.geometry.n_heads.is_multiple_of(16)
             && self.geometry.head_dim >= 256
     }

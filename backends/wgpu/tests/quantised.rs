@@ -125,33 +125,6 @@ fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
     assert!(most <= 0.08, "relative error {most}");
 }
 
-/// The kernels on matrices of 16 by 16, with arrays in the place of matrices.
-#[test]
-fn kernels_on_matrices_follow_the_plain_ones() {
-    let options = |plain| WgpuOptions {
-        allow_processor: true,
-        plain,
-        emulated_matrices: !plain,
-        ..WgpuOptions::default()
-    };
-    // Many rows, and few that are split.
-    let chunks = [12, 1];
-    let Some((expected, _)) = logits(&options(true), &chunks) else {
-        return;
-    };
-    let (found, gpu) = logits(&options(false), &chunks).expect("the same adapter");
-    println!("{}", gpu.capabilities());
-    assert!(
-        gpu.capabilities().turned_off.is_empty(),
-        "{}",
-        gpu.capabilities()
-    );
-    let errors = errors(&found, &expected, geometry().n_vocab);
-    let most = errors.iter().copied().fold(0.0, f32::max);
-    println!("relative errors of the rows: {errors:.4?}");
-    assert!(most <= 0.08, "relative error {most}");
-}
-
 /// The same in a process whose software adapter has subgroups of another size; other adapters keep
 /// theirs.
 fn at_subgroups_of(vector_bits: &str) {
