@@ -21,8 +21,6 @@ pub struct WgpuOptions {
     pub max_binding_bytes: Option<u64>,
     /// Most bytes of one binding of a weight, when it is to be less: for tests.
     pub max_weight_bytes: Option<u64>,
-    /// Whether cooperative matrices of 16 by 16 are played by plain arrays: very slow, for tests.
-    pub emulated_matrices: bool,
     /// Whether shaders check their indices: slower, for tests.
     pub checked: bool,
 }
@@ -82,8 +80,6 @@ pub struct Capabilities {
     pub integer_dot: bool,
     /// Whether there are cooperative matrices of 16 x 16 x 16, f16 times f16 into f32.
     pub cooperative_16: bool,
-    /// Whether those matrices are arrays.
-    pub emulated_matrices: bool,
     /// Whether attention may go on those matrices.
     pub matrix_attention: bool,
     /// Whether there are cooperative matrices of 8 x 8 x 8, f16 times f16 into f32.
@@ -111,8 +107,7 @@ pub struct Capabilities {
 impl Capabilities {
     /// Whether kernels on matrices of 16 by 16, which stand on subgroups of 32, are used.
     pub(crate) fn matrices_16(&self) -> bool {
-        let subgroups = self.subgroup == Some((32, 32)) || self.emulated_matrices;
-        self.cooperative_16 && self.f16 && subgroups
+        self.cooperative_16 && self.f16 && self.subgroup == Some((32, 32))
     }
 }
 
@@ -267,8 +262,7 @@ impl Gpu {
             f16: has(wgpu::Features::SHADER_F16),
             // Apple's GPUs have none, and the translation to scalar products is slower than floats.
             integer_dot: !options.plain && !is_metal,
-            cooperative_16: options.emulated_matrices || (has_matrices && cooperative(16)),
-            emulated_matrices: options.emulated_matrices,
+            cooperative_16: has_matrices && cooperative(16),
             matrix_attention: true,
             cooperative_8: has_matrices && cooperative(8),
             unified: is_metal || info.device_type == wgpu::DeviceType::IntegratedGpu,
@@ -290,7 +284,7 @@ impl Gpu {
             name: info.name,
         };
         let mut gpu = Arc::new(Gpu {
-            kernels: Mutex::new(Kernels::new(&device, options.emulated_matrices)),
+            kernels: Mutex::new(Kernels::new(&device)),
             device,
             queue,
             capabilities,

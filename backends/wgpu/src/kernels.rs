@@ -489,12 +489,10 @@ pub(crate) struct Kernel {
 pub(crate) struct Kernels {
     compiled: HashMap<Specialisation, Arc<Kernel>>,
     grid: wgpu::Buffer,
-    /// Whether matrices of 16 by 16 are arrays.
-    emulated: bool,
 }
 
 impl Kernels {
-    pub(crate) fn new(device: &wgpu::Device, emulated: bool) -> Kernels {
+    pub(crate) fn new(device: &wgpu::Device) -> Kernels {
         let bytes: Vec<u8> = iq2_xxs_grid().iter().flatten().copied().collect();
         let grid = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("iq2_xxs grid"),
@@ -509,7 +507,6 @@ impl Kernels {
         Kernels {
             compiled: HashMap::new(),
             grid,
-            emulated,
         }
     }
 
@@ -527,7 +524,6 @@ impl Kernels {
             device,
             checked,
             what,
-            self.emulated,
             self.compiled.len(),
             &self.grid,
         ));
@@ -572,14 +568,10 @@ fn compile(
     device: &wgpu::Device,
     checked: bool,
     what: &Specialisation,
-    emulated: bool,
     id: usize,
     grid: &wgpu::Buffer,
 ) -> Kernel {
-    let mut source = what.source();
-    if emulated && source.contains("coop_mat16x16") {
-        source = crate::emulate::emulate(&source);
-    }
+    let source = what.source();
     let checks = if checked {
         wgpu::ShaderRuntimeChecks::checked()
     } else {

@@ -8,7 +8,6 @@ mod adapter;
 mod attend;
 mod backend;
 mod bound;
-mod emulate;
 mod few;
 mod few_experts;
 mod kernels;

@@ -258,20 +258,4 @@ mod tests {
         let error = differ(&found, &expected);
         assert!(error < 1e-3, "relative error {error}");
     }
-
-    /// The kernels on matrices of 16 by 16, with arrays in the place of matrices: the check of the
-    /// device turns nothing off.
-    #[test]
-    fn kernels_on_matrices_are_right_with_arrays_in_their_place() {
-        let options = WgpuOptions {
-            allow_processor: true,
-            emulated_matrices: true,
-            ..WgpuOptions::default()
-        };
-        let Ok(gpu) = Gpu::open(&options) else {
-            return;
-        };
-        let off = &gpu.capabilities().turned_off;
-        assert!(off.is_empty(), "{off:?}");
-    }
 }
