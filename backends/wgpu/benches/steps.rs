@@ -45,14 +45,21 @@ struct Bench {
 }
 
 impl Bench {
-    /// One step of a token for each of `n` slots; how long it took.
-    fn step(&mut self, n: usize, token: u32) -> Duration {
+    /// One step of a token for each of `n` slots; how long it took, and how much of that the host
+    /// worked before it waited.
+    fn step(&mut self, n: usize, token: u32) -> (Duration, Duration) {
         let mut batch = Batch::new();
         for slot in 0..n {
             let wanted = Wanted::Candidates { temperature: 1.0 };
             batch.push_wanting(slot, &[token + slot as u32], Outputs::Last, wanted);
         }
-        self.run(&batch)
+        let started = Instant::now();
+        self.session
+            .launch(&mut self.backend, &self.network, &batch)
+            .expect("the step starts");
+        let worked = started.elapsed();
+        self.session.wait(&mut self.backend).expect("the step runs");
+        (started.elapsed(), worked)
     }
 
     fn prefill(&mut self, slot: usize, n: usize) -> Duration {
@@ -71,15 +78,27 @@ impl Bench {
     }
 
     fn decode(&mut self, n: usize, n_steps: usize) {
-        let mut times: Vec<Duration> = (0..n_steps).map(|i| self.step(n, i as u32)).collect();
-        let total: Duration = times.iter().skip(2).sum();
-        let rate = (n * (n_steps - 2)) as f64 / total.as_secs_f64();
+        // Steps that select are recorded once the context passes 4 times the number of rows selected.
+        for i in 0..8 {
+            self.step(n, i);
+        }
+        let steps: Vec<_> = (0..n_steps).map(|i| self.step(n, i as u32)).collect();
+        let mut times: Vec<Duration> = steps.iter().map(|(time, _)| *time).collect();
+        let worked: Duration = steps.iter().map(|(_, worked)| *worked).sum();
+        let total: Duration = times.iter().sum();
+        let rate = (n * n_steps) as f64 / total.as_secs_f64();
         times.sort();
+        let class = n.next_power_of_two();
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         println!(
-            "decode, {n} sequences: {rate:.1} tokens/s; step median {:.3} ms, least {:.3} ms; {} dispatches",
-            times[times.len() / 2].as_secs_f64() * 1e3,
-            times[0].as_secs_f64() * 1e3,
-            self.backend.n_dispatches(n.next_power_of_two()),
+            "decode, {n} sequences: {rate:.1} tokens/s; step median {:.3} ms, least {:.3}, most {:.3} ms; \
+             {} dispatches in {} stages; host {:.3} ms",
+            ms(times[times.len() / 2]),
+            ms(times[0]),
+            ms(times[times.len() - 1]),
+            self.backend.n_dispatches(class),
+            self.backend.n_stages(class),
+            ms(worked) / n_steps as f64,
         );
     }
 

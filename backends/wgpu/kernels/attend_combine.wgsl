@@ -13,35 +13,44 @@ const WG: u32 = 256u;
 
 var<workgroup> v: array<f32, HEAD_DIM>;
 var<workgroup> factors: array<f32, 64>;
-var<workgroup> total: f32;
+var<workgroup> tops: array<f32, 64>;
+var<workgroup> weights: array<f32, 64>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.y;
     if is_pad(r) { return; }
     let first = r * p.n_splits * p.n_heads + wg.x;
-    if lane == 0u {
-        var top = -3.4e38;
-        for (var s = 0u; s < p.n_splits; s++) { top = max(top, stats[2u * (first + s * p.n_heads)]); }
-        var weight = 0.0;
-        for (var s = 0u; s < p.n_splits; s++) {
-            let at = 2u * (first + s * p.n_heads);
-            factors[s] = exp(stats[at] - top);
-            weight += factors[s] * stats[at + 1u];
-        }
-        total = weight;
+    if lane < p.n_splits {
+        let at = 2u * (first + lane * p.n_heads);
+        tops[lane] = stats[at];
+        weights[lane] = stats[at + 1u];
     }
     workgroupBarrier();
+    var top = -3.4e38;
+    for (var s = 0u; s < p.n_splits; s++) { top = max(top, tops[s]); }
+    var total = 0.0;
+    for (var s = 0u; s < p.n_splits; s++) { total += exp(tops[s] - top) * weights[s]; }
+    if lane < p.n_splits { factors[lane] = exp(tops[lane] - top) / total; }
+    workgroupBarrier();
+    let step = p.n_heads * HEAD_DIM;
     for (var c = lane; c < HEAD_DIM; c += WG) {
         var sum = 0.0;
-        for (var s = 0u; s < p.n_splits; s += 2u) {
-            let head = first + s * p.n_heads;
-            sum += factors[s] * sums[head * HEAD_DIM + c];
-            if s + 1u < p.n_splits {
-                sum += factors[s + 1u] * sums[(head + p.n_heads) * HEAD_DIM + c];
-            }
+        var at = first * HEAD_DIM + c;
+        var s = 0u;
+        for (; s + 8u <= p.n_splits; s += 8u) {
+            let a = vec4<f32>(sums[at], sums[at + step], sums[at + 2u * step], sums[at + 3u * step]);
+            at += 4u * step;
+            let b = vec4<f32>(sums[at], sums[at + step], sums[at + 2u * step], sums[at + 3u * step]);
+            at += 4u * step;
+            sum += dot(a, vec4<f32>(factors[s], factors[s + 1u], factors[s + 2u], factors[s + 3u]))
+                + dot(b, vec4<f32>(factors[s + 4u], factors[s + 5u], factors[s + 6u], factors[s + 7u]));
         }
-        v[c] = sum / total;
+        for (; s < p.n_splits; s++) {
+            sum += factors[s] * sums[at];
+            at += step;
+        }
+        v[c] = sum;
     }
     workgroupBarrier();
     if INVERSE {

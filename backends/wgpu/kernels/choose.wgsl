@@ -11,10 +11,9 @@ var<immediate> p: P;
 @group(0) @binding(3) var<storage, read_write> values: array<f32>;
 @group(0) @binding(4) var<storage, read_write> lse: array<u32>;
 
-var<workgroup> counts: array<atomic<u32>, 256>;
+//!include scan
 var<workgroup> above: array<u32, WG>;
-var<workgroup> equal: array<u32, WG>;
-var<workgroup> chosen: vec2<u32>;
+var<workgroup> taken: atomic<u32>;
 var<workgroup> keys: array<u32, 256>;
 var<workgroup> names: array<u32, 256>;
 
@@ -37,6 +36,32 @@ fn four(l0: u32, c: u32) -> vec4<f32> {
     return vec4<f32>(
         logits[at], logits[min(at + WG, last)], logits[min(at + 2u * WG, last)],
         logits[min(at + 3u * WG, last)]);
+}
+
+// Of keys like the last one not all are taken: contiguous parts, so that those of the lowest ids are.
+fn take_lowest(lane: u32, l0: u32, prefix: u32, left: u32) {
+    let part = (p.width + WG - 1u) / WG;
+    let begin = min(lane * part, p.width);
+    let end = min(begin + part, p.width);
+    var n_above = 0u;
+    var n_equal = 0u;
+    for (var c = begin; c < end; c++) {
+        let key = order(logits[l0 + c]);
+        n_above += select(0u, 1u, key > prefix);
+        n_equal += select(0u, 1u, key == prefix);
+    }
+    let n_before = sum_before(lane, vec2<u32>(n_above, n_equal));
+    var a = n_before.x;
+    var e = n_before.y;
+    for (var c = begin; c < end; c++) {
+        let key = order(logits[l0 + c]);
+        if (key > prefix || (key == prefix && e < left)) && a + min(e, left) < p.k {
+            keys[a + min(e, left)] = key;
+            names[a + min(e, left)] = c;
+        }
+        a += select(0u, 1u, key > prefix);
+        e += select(0u, 1u, key == prefix);
+    }
 }
 
 @compute @workgroup_size(WG)
@@ -98,63 +123,32 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             }
         }
         workgroupBarrier();
-        if lane == 0u {
-            var b = 255u;
-            var need = left;
-            loop {
-                let here = atomicLoad(&counts[b]);
-                if here >= need || b == 0u { break; }
-                need -= here;
-                b -= 1u;
-            }
-            chosen = vec2<u32>(b, need);
-        }
-        workgroupBarrier();
-        prefix |= chosen.x << u32(shift);
-        left = chosen.y;
-        workgroupBarrier();
+        let digit = choose_digit(lane, left);
+        prefix |= digit.x << u32(shift);
+        left = digit.y;
     }
 
-    // Contiguous parts, so that of equal keys the lowest ids are taken.
-    let part = (p.width + WG - 1u) / WG;
-    let begin = min(lane * part, p.width);
-    let end = min(begin + part, p.width);
-    var n_above = 0u;
-    var n_equal = 0u;
-    for (var c = begin; c < end; c++) {
-        let key = order(logits[l0 + c]);
-        n_above += select(0u, 1u, key > prefix);
-        n_equal += select(0u, 1u, key == prefix);
-    }
-    above[lane] = n_above;
-    equal[lane] = n_equal;
     if lane < 256u {
         keys[lane] = 0u;
         names[lane] = 0xffffffffu;
     }
+    if lane == 0u { atomicStore(&taken, 0u); }
+    let n_like_it = atomicLoad(&counts[prefix & 255u]);
     workgroupBarrier();
-    for (var step = 1u; step < WG; step *= 2u) {
-        var a = above[lane];
-        var e = equal[lane];
-        if lane >= step {
-            a += above[lane - step];
-            e += equal[lane - step];
+    if n_like_it == left {
+        for (var c = lane; c < p.width; c += 4u * WG) {
+            let x = four(l0, c);
+            for (var i = 0u; i < 4u; i++) {
+                let key = order(x[i]);
+                if c + i * WG < p.width && key >= prefix {
+                    let at = min(atomicAdd(&taken, 1u), 255u);
+                    keys[at] = key;
+                    names[at] = c + i * WG;
+                }
+            }
         }
-        workgroupBarrier();
-        above[lane] = a;
-        equal[lane] = e;
-        workgroupBarrier();
-    }
-    var a = above[lane] - n_above;
-    var e = equal[lane] - n_equal;
-    for (var c = begin; c < end; c++) {
-        let key = order(logits[l0 + c]);
-        if (key > prefix || (key == prefix && e < left)) && a + min(e, left) < p.k {
-            keys[a + min(e, left)] = key;
-            names[a + min(e, left)] = c;
-        }
-        a += select(0u, 1u, key > prefix);
-        e += select(0u, 1u, key == prefix);
+    } else {
+        take_lowest(lane, l0, prefix, left);
     }
     workgroupBarrier();
 

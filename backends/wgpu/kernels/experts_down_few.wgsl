@@ -1,17 +1,23 @@
-// out[r] = sum_i W_{experts[r, i]} hidden[r, i] for a few rows: a workgroup takes WG_ROWS outputs, a
-// subgroup PER of them at a time. The experts `lo .. hi` are here; later parts add to what the first
-// wrote.
-struct P { n: u32, n_in: u32, n_out: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32 }
+// out[r] = sum_i W_{experts[r, i]} hidden[r, i] for a few rows: a workgroup takes WG_ROWS
+// outputs. SHARED: the shared expert's output is added. PARTED: the experts
+// `lo .. hi` are here; later parts add to what the first wrote. The experts of an output are shared
+// by HALVES subgroups, EXPERTS_EACH and SHARED_EACH turns of the shared expert's for each.
+struct P { n: u32, n_in: u32, n_out: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32, shared_qs: u32, shared_ss: u32, shared_in: u32 }
 var<immediate> p: P;
 const ROWS: u32 = 1u;
+const PER: u32 = 1u;
 //!include rows
 //!weight w 1
 @group(0) @binding(3) var<storage, read> x: array<vec4<X>>;
 @group(0) @binding(4) var<storage, read> x_scales: array<f32>;
 @group(0) @binding(5) var<storage, read> experts: array<u32>;
 @group(0) @binding(6) var<storage, read_write> out: array<f32>;
+//!when SHARED true shared_down
+//!when LOCAL false x_global
+//!when LOCAL true x_local
 //!product w
-var<workgroup> results: array<f32, WG_ROWS>;
+//!when SHARED true shared_product
+var<workgroup> results: array<f32, WG_ROWS * HALVES>;
 
 @compute @workgroup_size(WG)
 fn main(
@@ -24,36 +30,41 @@ fn main(
 ) {
     let r = wg.y;
     if is_pad(r) { return; }
+    take_x(lane, r * K_USED * p.n_in / X_LEN);
     prepare(lane);
     let o0 = wg.x * WG_ROWS;
-    for (var base = sub * PER; base < WG_ROWS; base += n_subs * PER) {
-        if o0 + base >= p.n_out { break; }
+    for (var job = sub; job < WG_ROWS * HALVES; job += n_subs) {
+        let o = o0 + job / HALVES;
+        let share = job % HALVES;
+        if o >= p.n_out { break; }
         var sums: array<f32, PER>;
-        for (var i = 0u; i < PER; i++) { sums[i] = 0.0; }
-        for (var e = 0u; e < K_USED; e++) {
-            let expert = experts[r * K_USED + e];
-            if expert < p.lo || expert >= p.hi { continue; }
-            let row = (expert - p.lo) * p.n_out;
-            var x_at: array<u32, 1>;
-            x_at[0] = (r * K_USED + e) * p.n_in / X_LEN;
-//!repeat STEPS 1
-            multiply_w(&sums, row + o0 + base, row + p.n_out, sub_lane + @I@u * SUBGROUP, &x_at);
+        sums[0] = 0.0;
+        var x_at: array<u32, 1>;
+//!repeat EXPERTS_EACH 1
+        let slot@I@ = r * K_USED + share * EXPERTS_EACH + @I@u;
+        let expert@I@ = experts[slot@I@];
 //!end
-            if STEPS == 0u {
-                for (var u = sub_lane; u < p.n_in / w_UNIT; u += width) {
-                    multiply_w(&sums, row + o0 + base, row + p.n_out, u, &x_at);
-                }
-            }
+//!repeat SHARED_EACH 1
+        x_at[0] = r * p.shared_in / X_LEN;
+        multiply_shared(&sums, o, p.n_out, sub_lane + (share * SHARED_EACH + @I@u) * SUBGROUP, &x_at);
+//!end
+//!repeat EXPERTS_EACH STEPS
+        if !PARTED || (expert@A@ >= p.lo && expert@A@ < p.hi) {
+            let row = (expert@A@ - p.lo) * p.n_out;
+            x_at[0] = (slot@A@ - select(0u, r * K_USED, LOCAL)) * p.n_in / X_LEN;
+            multiply_w(&sums, row + o, row + p.n_out, sub_lane + @B@u * SUBGROUP, &x_at);
         }
-        for (var i = 0u; i < PER; i++) {
-            let total = subgroupAdd(sums[i]);
-            if sub_lane == 0u && base + i < WG_ROWS { results[base + i] = total; }
-        }
+//!end
+//!when STEPS 0 experts_down_loop
+        let total = subgroupAdd(sums[0]);
+        if sub_lane == 0u { results[job] = total; }
     }
     workgroupBarrier();
     let o = o0 + lane;
     if lane < WG_ROWS && o < p.n_out {
         let at = r * p.n_out + o;
-        if p.first != 0u { out[at] = results[lane]; } else { out[at] += results[lane]; }
+        var total = results[lane * HALVES];
+        if HALVES == 2u { total += results[lane * HALVES + 1u]; }
+        if !PARTED || p.first != 0u { out[at] = total; } else { out[at] += total; }
     }
 }

@@ -7,8 +7,8 @@ fn multiply_@W@(
     var units: array<W8, PER>;
     for (var i = 0u; i < PER; i++) { units[i] = @W@_decode8(min(first + i, end - 1u), 8u * u); }
     for (var r = 0u; r < ROWS; r++) {
-        let xa = x[(*x_at)[r] + 2u * u];
-        let xb = x[(*x_at)[r] + 2u * u + 1u];
+        let xa = @X@[(*x_at)[r] + 2u * u];
+        let xb = @X@[(*x_at)[r] + 2u * u + 1u];
         for (var i = 0u; i < PER; i++) {
             (*sums)[r * PER + i] += dot(units[i].a, xa) + dot(units[i].b, xb);
         }

@@ -8,8 +8,8 @@ fn multiply_@W@(
     for (var i = 0u; i < PER; i++) { units[i] = @W@_unit(min(first + i, end - 1u), u); }
     for (var r = 0u; r < ROWS; r++) {
         let a = (*x_at)[r] + units[0].at.x;
-        let xa = x[a];
-        let sa = x_scales[a / 2u];
+        let xa = @X@_run(a);
+        let sa = @X@_scale(a);
         for (var i = 0u; i < PER; i++) {
             var sum = units[i].scale.x * run_dot(units[i].a, xa);
             if @W@_LOW { sum -= units[i].low.x * run_sum(xa); }
@@ -17,8 +17,8 @@ fn multiply_@W@(
         }
         if @W@_RUNS > 1u {
             let b = (*x_at)[r] + units[0].at.y;
-            let xb = x[b];
-            let sb = x_scales[b / 2u];
+            let xb = @X@_run(b);
+            let sb = @X@_scale(b);
             for (var i = 0u; i < PER; i++) {
                 var sum = units[i].scale.y * run_dot(units[i].b, xb);
                 if @W@_LOW { sum -= units[i].low.y * run_sum(xb); }
@@ -28,10 +28,10 @@ fn multiply_@W@(
         if @W@_RUNS > 2u {
             let c = (*x_at)[r] + units[0].at.z;
             let d = (*x_at)[r] + units[0].at.w;
-            let xc = x[c];
-            let xd = x[d];
-            let sc = x_scales[c / 2u];
-            let sd = x_scales[d / 2u];
+            let xc = @X@_run(c);
+            let xd = @X@_run(d);
+            let sc = @X@_scale(c);
+            let sd = @X@_scale(d);
             for (var i = 0u; i < PER; i++) {
                 var sum = units[i].scale.z * run_dot(units[i].c, xc);
                 if @W@_LOW { sum -= units[i].low.z * run_sum(xc); }

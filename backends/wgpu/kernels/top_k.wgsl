@@ -2,18 +2,15 @@
 // a row. The k-th largest key is found eight bits at a time; lanes then compact contiguous parts.
 struct P { n: u32, begin: u32, k: u32, width: u32 }
 var<immediate> p: P;
-const WG: u32 = 64u;
+const WG: u32 = 256u;
 //!include rows
 //!include order
 @group(0) @binding(1) var<storage, read> scores: array<f32>;
 @group(0) @binding(2) var<storage, read_write> selected: array<u32>;
 
-var<workgroup> counts: array<atomic<u32>, 256>;
-var<workgroup> above: array<u32, WG>;
-var<workgroup> equal: array<u32, WG>;
-var<workgroup> chosen: vec2<u32>;
+//!include scan
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = p.begin + wg.x;
     if is_pad(r) { return; }
@@ -36,21 +33,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
             if (key & mask) == prefix { atomicAdd(&counts[(key >> u32(shift)) & 255u], 1u); }
         }
         workgroupBarrier();
-        if lane == 0u {
-            var b = 255u;
-            var need = left;
-            loop {
-                let here = atomicLoad(&counts[b]);
-                if here >= need || b == 0u { break; }
-                need -= here;
-                b -= 1u;
-            }
-            chosen = vec2<u32>(b, need);
-        }
-        workgroupBarrier();
-        prefix |= chosen.x << u32(shift);
-        left = chosen.y;
-        workgroupBarrier();
+        let digit = choose_digit(lane, left);
+        prefix |= digit.x << u32(shift);
+        left = digit.y;
     }
     let part = (n + WG - 1u) / WG;
     let begin = min(lane * part, n);
@@ -62,15 +47,9 @@ fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) l
         n_above += select(0u, 1u, key > prefix);
         n_equal += select(0u, 1u, key == prefix);
     }
-    above[lane] = n_above;
-    equal[lane] = n_equal;
-    workgroupBarrier();
-    var a = 0u;
-    var e = 0u;
-    for (var i = 0u; i < lane; i++) {
-        a += above[i];
-        e += equal[i];
-    }
+    let n_before = sum_before(lane, vec2<u32>(n_above, n_equal));
+    var a = n_before.x;
+    var e = n_before.y;
     for (var c = begin; c < end; c++) {
         let key = order(scores[s0 + c]);
         if key > prefix || (key == prefix && e < left) { selected[out + a + min(e, left)] = c; }

@@ -1,9 +1,9 @@
 // The input of a sublayer from the partial sums: x = norm(sum_j pre[j] streams[j]), in f32 and, when
-// QUANTISED, as 8-bit codes. A workgroup takes 128 channels of a row. The mean square of the weighted sum comes
+// QUANTISED, as 8-bit codes. A workgroup takes 256 channels of a row. The mean square of the weighted sum comes
 // from the products of the streams.
 struct P { n: u32, n_embd: u32, n_parts: u32, rms_eps: f32, hc_eps: f32 }
 var<immediate> p: P;
-const WG: u32 = 128u;
+const WG: u32 = 256u;
 //!include rows
 //!include quantise_block
 @group(0) @binding(1) var<storage, read> sums: array<f32>;
@@ -16,7 +16,7 @@ const WG: u32 = 128u;
 @group(0) @binding(8) var<storage, read_write> scales: array<f32>;
 //!include turn_sums
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.y;
     if is_pad(r) { return; }

@@ -20,7 +20,7 @@ fn soft(x: vec4<f32>) -> vec4<f32> {
 }
 fn by_sum(x: vec4<f32>) -> vec4<f32> { return x / (x.x + x.y + x.z + x.w + p.hc_eps); }
 
-@compute @workgroup_size(128)
+@compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.x;
     if is_pad(r) { return; }

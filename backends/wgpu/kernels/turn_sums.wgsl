@@ -1,21 +1,26 @@
-// The sums of a row over all parts: lanes take the 34 sums in three turns of parts.
+// The sums of a row over all parts: lanes take the 34 sums in seven turns of parts.
 const N_HC: u32 = 4u;
 const N_GATES: u32 = 24u;
 const N_SUMS: u32 = 34u;
-var<workgroup> turns: array<f32, 102>;
+const N_TURNS: u32 = 7u;
+var<workgroup> turns: array<f32, N_TURNS * N_SUMS>;
 var<workgroup> mix: array<f32, N_SUMS>;
 
 fn add_parts(r: u32, lane: u32) {
-    if lane < 102u {
+    if lane < N_TURNS * N_SUMS {
         let i = lane % N_SUMS;
         var sum = 0.0;
-        for (var part = lane / N_SUMS; part < p.n_parts; part += 3u) {
+        for (var part = lane / N_SUMS; part < p.n_parts; part += N_TURNS) {
             sum += sums[(r * p.n_parts + part) * N_SUMS + i];
         }
         turns[lane] = sum;
     }
     workgroupBarrier();
-    if lane < N_SUMS { mix[lane] = turns[lane] + turns[lane + N_SUMS] + turns[lane + 2u * N_SUMS]; }
+    if lane < N_SUMS {
+        var sum = 0.0;
+        for (var turn = 0u; turn < N_TURNS; turn++) { sum += turns[lane + turn * N_SUMS]; }
+        mix[lane] = sum;
+    }
     workgroupBarrier();
 }
 

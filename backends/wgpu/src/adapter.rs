@@ -3,7 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use crate::kernels::Kernels;
+use ds4_model::BackendError;
+
+use crate::kernels::{Kernels, Specialisation};
 use crate::self_check;
 
 /// How a GPU is chosen and used.
@@ -17,6 +19,8 @@ pub struct WgpuOptions {
     pub plain: bool,
     /// Most bytes of one binding, when it is to be less than the adapter's.
     pub max_binding_bytes: Option<u64>,
+    /// Most bytes of one binding of a weight, when it is to be less: for tests.
+    pub max_weight_bytes: Option<u64>,
     /// Whether shaders check their indices: slower, for tests.
     pub checked: bool,
 }
@@ -76,12 +80,16 @@ pub struct Capabilities {
     pub integer_dot: bool,
     /// Whether there are cooperative matrices of 16 x 16 x 16, f16 times f16 into f32.
     pub cooperative_16: bool,
+    /// Whether attention may go on those matrices.
+    pub matrix_attention: bool,
     /// Whether there are cooperative matrices of 8 x 8 x 8, f16 times f16 into f32.
     pub cooperative_8: bool,
     /// Whether the device shares the processor's memory.
     pub unified: bool,
     /// Most bytes of one binding.
     pub max_binding_bytes: u64,
+    /// Most bytes of one binding of a weight.
+    pub max_weight_bytes: u64,
     /// Most bytes of one buffer.
     pub max_buffer_bytes: u64,
     /// Bytes of workgroup memory.
@@ -94,6 +102,13 @@ pub struct Capabilities {
     pub timestamps: bool,
     /// Forms of products that gave wrong results when the device was opened, which are not used.
     pub turned_off: Vec<String>,
+}
+
+impl Capabilities {
+    /// Whether kernels on matrices of 16 by 16, which stand on subgroups of 32, are used.
+    pub(crate) fn matrices_16(&self) -> bool {
+        self.cooperative_16 && self.f16 && self.subgroup == Some((32, 32))
+    }
 }
 
 impl fmt::Display for Capabilities {
@@ -248,10 +263,16 @@ impl Gpu {
             // Apple's GPUs have none, and the translation to scalar products is slower than floats.
             integer_dot: !options.plain && !is_metal,
             cooperative_16: has_matrices && cooperative(16),
+            matrix_attention: true,
             cooperative_8: has_matrices && cooperative(8),
             unified: is_metal || info.device_type == wgpu::DeviceType::IntegratedGpu,
             max_binding_bytes: options
                 .max_binding_bytes
+                .unwrap_or(u64::MAX)
+                .min(limits.max_storage_buffer_binding_size),
+            max_weight_bytes: options
+                .max_weight_bytes
+                .or(options.max_binding_bytes)
                 .unwrap_or(u64::MAX)
                 .min(limits.max_storage_buffer_binding_size),
             max_buffer_bytes: limits.max_buffer_size,
@@ -282,6 +303,27 @@ impl Gpu {
             }
         }
         Ok(gpu)
+    }
+
+    /// Takes the device away, as a driver does that gives it up: what is asked of it afterwards fails.
+    pub fn lose(&self) {
+        self.device.destroy();
+    }
+
+    /// Compiles a kernel in a specialisation without running it.
+    ///
+    /// # Errors
+    /// The adapter's limits or its driver refuse it.
+    pub fn compile(&self, what: &Specialisation) -> Result<(), BackendError> {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        self.kernels
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .kernel(&self.device, self.checked, what);
+        match pollster::block_on(scope.pop()) {
+            Some(error) => Err(BackendError::Device(format!("{}: {error}", what.name()))),
+            None => Ok(()),
+        }
     }
 
     /// What the adapter can do.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use ds4_model::{Attend, IndexScores, RopeTable};
 
 use crate::backend::{Rows, WgpuBackend};
+use crate::bound::Bound;
 use crate::few::FEW_ROWS;
-use crate::kernels::{Bound, Specialisation};
+use crate::kernels::Specialisation;
 use crate::memory::Buffer;
 use crate::ops::compressed_operands;
 use crate::weight::Weight;
@@ -66,8 +67,21 @@ impl WgpuBackend {
             && self.geometry.rope_dim.is_multiple_of(4)
     }
 
-    /// Attention over tiles of keys. With `raw`, queries are normed and rotated and the result is
-    /// rotated back, with its codes, by this table: a step of few rows only.
+    /// Whether attention over such rows goes on cooperative matrices of 16 by 16. Narrow heads, which
+    /// are those of small models, stay in f32.
+    pub(crate) fn attends_matrices(&self, ring: &Buffer) -> bool {
+        let c = &self.gpu.capabilities;
+        !self.plain
+            && self.attends_tiles(ring)
+            && c.matrices_16()
+            && c.matrix_attention
+            && self.geometry.n_heads.is_multiple_of(16)
+            && self.geometry.head_dim >= 256
+    }
+
+    /// Attention over tiles of keys. With `raw`, queries are normed and rotated by this table, and in
+    /// a step of few rows the result is rotated back, with its codes. Many rows come raw only where
+    /// `attends_matrices` holds.
     pub(crate) fn record_attend_tile(
         &mut self,
         rows: &Rows,
@@ -84,7 +98,17 @@ impl WgpuBackend {
             1
         };
         let split = rows.n() <= FEW_ROWS;
-        let what = Specialisation::of("attend_tile")
+        let matrices = self.attends_matrices(ring);
+        let what = if matrices {
+            Specialisation::of("attend_matrix")
+                .with("MATRIX", 16usize)
+                .with("K_STEPS", g.head_dim / 64)
+                .with("Q_EACH", g.head_dim / 32)
+        } else {
+            Specialisation::of("attend_tile")
+        };
+        let heads = if matrices { 16 } else { 4 };
+        let what = what
             .with("HEAD_DIM", g.head_dim)
             .with("COMPRESSED", mode)
             .with("SPLIT", split)
@@ -119,7 +143,7 @@ impl WgpuBackend {
                 table,
                 g.rms_eps.to_bits(),
             ],
-            [g.n_heads.div_ceil(4) as u32, rows.n(), splits as u32],
+            [g.n_heads.div_ceil(heads) as u32, rows.n(), splits as u32],
         );
         if !split {
             return;

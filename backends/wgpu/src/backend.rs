@@ -14,10 +14,13 @@ use ds4_model::{
 
 use crate::adapter::Gpu;
 use crate::attend::SPLITS;
-use crate::few::{Codes, FEW_ROWS, Product};
-use crate::kernels::{BindGroups, Bound, Specialisation};
+use crate::bound::{BindGroups, Bound};
+use crate::few::{Codes, FEW_ROWS, FewCompress, Product};
+use crate::few_experts::Routing;
+use crate::kernels::Specialisation;
 use crate::many::{self, ManyWorkspace};
 use crate::memory::{self, Allocation, Buffer};
+use crate::own::{Fence, Own};
 use crate::record::{self, MAX_GROUPS, Recording};
 use crate::weight::{self, Weight};
 
@@ -39,6 +42,8 @@ pub struct WgpuBackend {
     pub(crate) codes: HashMap<u64, Arc<Codes>>,
     /// The buffer whose codes the last turn left.
     pub(crate) fresh: Option<u64>,
+    /// The buffer whose rows the workspace of many rows has in f16.
+    pub(crate) halved: Option<u64>,
     /// Workspace of steps of many rows.
     pub(crate) many: Option<ManyWorkspace>,
     /// Whether only kernels that every adapter runs are used.
@@ -50,6 +55,12 @@ pub struct WgpuBackend {
     /// Sums, and maxima and weights, of split attention.
     pub(crate) split_sums: Arc<Allocation>,
     pub(crate) split_stats: Arc<Allocation>,
+    /// Buffers of single places in a step.
+    pub(crate) own: Own,
+    /// What the next dispatch waits for beside its own buffers.
+    pub(crate) fences: Vec<Fence>,
+    /// Bound where a kernel uses nothing.
+    pub(crate) unused: Arc<Allocation>,
     /// The step that is likely to come next.
     encoded: Option<(StepKey, wgpu::CommandBuffer)>,
 }
@@ -92,7 +103,11 @@ impl WgpuBackend {
         };
         WgpuBackend {
             codes: HashMap::new(),
+            own: Own::default(),
+            fences: Vec::new(),
+            unused: make("nothing", 4),
             fresh: None,
+            halved: None,
             many: None,
             plain: gpu.plain,
             turn_rows: FEW_ROWS as usize,
@@ -125,21 +140,34 @@ impl WgpuBackend {
             .specialisations()
     }
 
-    /// Runs the recorded steps of so many rows once more with a timestamp after each dispatch:
-    /// (kernel, nanoseconds) in order. What the caches hold afterwards is unspecified. Empty where
+    /// Runs the recorded steps of so many rows once more with a timestamp after each stage:
+    /// (its kernels, nanoseconds) in order. What the caches hold afterwards is unspecified. Empty where
     /// the adapter has no timestamps, or no such step was recorded.
     ///
     /// # Errors
     /// The device failed.
     pub fn times(&self, n_rows: usize) -> Result<Vec<(String, f32)>, BackendError> {
-        let kept = self.kept.iter().find(|(key, _)| key.shape.n_rows == n_rows);
-        kept.map_or(Ok(Vec::new()), |(_, recording)| recording.times(&self.gpu))
+        let kept = self.longest(n_rows);
+        kept.map_or(Ok(Vec::new()), |recording| recording.times(&self.gpu))
     }
 
     /// Dispatches of the recorded steps of so many rows.
     pub fn n_dispatches(&self, n_rows: usize) -> usize {
-        let kept = self.kept.iter().find(|(key, _)| key.shape.n_rows == n_rows);
-        kept.map_or(0, |(_, recording)| recording.dispatches.len())
+        self.longest(n_rows).map_or(0, |kept| kept.dispatches.len())
+    }
+
+    /// Groups of dispatches of such a step that run side by side.
+    pub fn n_stages(&self, n_rows: usize) -> usize {
+        self.longest(n_rows).map_or(0, Recording::n_stages)
+    }
+
+    /// Of the recorded steps of so many rows the one with the most dispatches.
+    fn longest(&self, n_rows: usize) -> Option<&Recording> {
+        self.kept
+            .iter()
+            .filter(|(key, _)| key.shape.n_rows == n_rows)
+            .map(|(_, recording)| recording)
+            .max_by_key(|recording| recording.dispatches.len())
     }
 
     /// The numbers of rows, without the workspace of a step of so many.
@@ -153,7 +181,7 @@ impl WgpuBackend {
 
     /// Hands what was recorded to the device.
     fn flush(&mut self) {
-        self.recording.settle();
+        self.own.rewind();
         if !self.recording.dispatches.is_empty() {
             let commands = self.recording.encode(&self.gpu);
             self.gpu.queue.submit([commands]);
@@ -280,6 +308,7 @@ impl Backend for WgpuBackend {
     }
 
     fn begin(&mut self, key: &StepKey) -> ds4_model::Recording {
+        self.halved = None;
         // Copies between steps come before what the step records.
         self.flush();
         self.fresh = None;
@@ -294,7 +323,6 @@ impl Backend for WgpuBackend {
     fn launch(&mut self) -> Result<(), BackendError> {
         if let Some(key) = self.key.take() {
             let encoded = self.encoded.take().filter(|(of, _)| *of == key);
-            self.recording.settle();
             let recording = std::mem::take(&mut self.recording);
             let kept = self.kept.entry(key).or_insert(recording);
             let commands = encoded.map_or_else(|| kept.encode(&self.gpu), |(_, commands)| commands);
@@ -402,6 +430,7 @@ impl Backend for WgpuBackend {
     }
 
     fn matmuls(&mut self, rows: &Rows, x: &Buffer, products: &mut [(&Weight, &mut Buffer)]) {
+        self.halved = None;
         let few = self.is_few(rows);
         let wants_codes =
             |(weight, _): &(&Weight, &mut Buffer)| self.is_integer(weight) && self.takes(weight, x);
@@ -418,6 +447,7 @@ impl Backend for WgpuBackend {
     }
 
     fn matmul_grouped(&mut self, rows: &Rows, weight: &Weight, x: &Buffer, out: &mut Buffer) {
+        self.halved = None;
         let group_out = self.geometry.out_rank;
         if self.is_few(rows) && self.takes(weight, x) && group_out.is_multiple_of(32) {
             self.record_quantise(rows, x);
@@ -466,14 +496,22 @@ impl Backend for WgpuBackend {
         rounded: bool,
         kv: &mut Buffer,
     ) {
-        self.record_kv_norm_rope(rows, norm, table, rounded, kv, None);
+        self.record_kv_norm_rope(rows, norm, table, rounded, None, kv, None);
     }
 
     fn compress(&mut self, rows: &Rows, c: Compress<'_, Buffer, Weight>) {
-        if self.record_compress(rows, &c) {
+        let compressor = c.compressor;
+        let operands = FewCompress {
+            compressor,
+            rounded: c.rounded,
+            kv: c.kv,
+            gate: c.gate,
+            frontier: c.frontier,
+            cache: c.cache,
+        };
+        if self.record_compress(rows, &operands) {
             return;
         }
-        let compressor = c.compressor;
         let ratio = compressor.kind.ratio().expect("a compressed layer");
         let table = RopeTable::start_of(ratio);
         self.record_add_position_bias(rows, &compressor.ape, ratio, c.gate);
@@ -540,10 +578,12 @@ impl Backend for WgpuBackend {
     }
 
     fn attention(&mut self, rows: &Rows, sublayer: AttentionSublayer<'_, Buffer, Weight>) {
+        self.halved = None;
         self.record_attention(rows, sublayer);
     }
 
     fn experts(&mut self, rows: &Rows, sublayer: ExpertsSublayer<'_, Buffer, Weight>) {
+        self.halved = None;
         self.record_experts(rows, sublayer);
     }
 
@@ -577,12 +617,13 @@ impl Backend for WgpuBackend {
         g: ExpertsGateUp<'_, Buffer, Weight>,
         hidden: &mut Buffer,
     ) {
-        let routes = Some(g.routes);
+        self.halved = None;
         if self.is_few(rows) && self.takes(g.gate, g.x) {
             if self.is_integer(g.gate) {
                 self.record_quantise(rows, g.x);
             }
-            if self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, routes, hidden, false) {
+            let routing = Routing::Given(g.routes);
+            if self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, routing, hidden, false) {
                 return;
             }
         }
@@ -591,7 +632,7 @@ impl Backend for WgpuBackend {
             self.record_gate_up_pairs(rows, g.gate, g.up, g.clamp, g.x, g.routes, hidden);
             return;
         }
-        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, routes, hidden);
+        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, Some(g.routes), hidden);
     }
 
     fn experts_down(
@@ -602,11 +643,12 @@ impl Backend for WgpuBackend {
         routes: &Routes<Buffer>,
         out: &mut Buffer,
     ) {
+        self.halved = None;
         if self.is_few(rows) && self.takes(down, hidden) {
             if self.is_integer(down) {
                 self.record_quantise(rows, hidden);
             }
-            self.record_experts_down_few(rows, down, hidden, routes, out, false);
+            self.record_experts_down_few(rows, down, hidden, routes, None, out);
         } else if self.tiles_pairs(rows, [down; 3]) {
             self.record_sort_pairs(rows, routes);
             self.record_down_pairs(rows, down, hidden, routes, out);
@@ -616,11 +658,21 @@ impl Backend for WgpuBackend {
     }
 
     fn gate_up(&mut self, rows: &Rows, g: GateUp<'_, Buffer, Weight>, hidden: &mut Buffer) {
+        self.halved = None;
         if self.is_few(rows) && self.takes(g.gate, g.x) {
             if self.is_integer(g.gate) {
                 self.record_quantise(rows, g.x);
             }
-            if self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, None, hidden, false) {
+            if self.record_gate_up_few(
+                rows,
+                g.gate,
+                g.up,
+                g.clamp,
+                g.x,
+                Routing::Shared,
+                hidden,
+                false,
+            ) {
                 return;
             }
         }

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use ds4_model::weights::{HyperConnection, Router};
-use ds4_model::{Compress, Entry, RopeTable, Routes};
+use ds4_model::weights::{Compressor, HyperConnection};
+use ds4_model::{Entry, RopeTable};
 
 use crate::backend::{Rows, WgpuBackend};
 use crate::kernels::Specialisation;
@@ -18,7 +18,7 @@ pub(crate) const FEW_ROWS: u32 = 8;
 pub(crate) struct Codes {
     pub(crate) codes: Allocation,
     pub(crate) scales: Allocation,
-    squares: Allocation,
+    pub(crate) squares: Allocation,
 }
 
 /// A product of few rows.
@@ -34,6 +34,18 @@ pub(crate) struct Product<'a> {
     pub(crate) quantised: bool,
     /// A norm's weight for the result; its sums of squares are then left beside it.
     pub(crate) norm: Option<&'a Weight>,
+    /// Whether the result is queries of the indexer, to be rotated by this table and rounded.
+    pub(crate) index: Option<(RopeTable, bool)>,
+}
+
+/// Operands of a compressor.
+pub(crate) struct FewCompress<'a> {
+    pub(crate) compressor: &'a Compressor<Weight>,
+    pub(crate) rounded: bool,
+    pub(crate) kv: &'a Buffer,
+    pub(crate) gate: &'a Buffer,
+    pub(crate) frontier: &'a Buffer,
+    pub(crate) cache: &'a Buffer,
 }
 
 impl<'a> Product<'a> {
@@ -46,6 +58,7 @@ impl<'a> Product<'a> {
             out,
             quantised: false,
             norm: None,
+            index: None,
         }
     }
 }
@@ -87,25 +100,35 @@ impl WgpuBackend {
     }
 
     /// Whether a workgroup may have a subgroup for each of 32 results.
-    fn wide(&self, n_rows: u32) -> bool {
+    pub(crate) fn wide(&self, n_rows: u32) -> bool {
         let c = &self.gpu.capabilities;
         n_rows <= 2 && c.subgroup == Some((32, 32)) && c.workgroup_lanes >= 1024
     }
 
-    /// The constants of loops over `n_in` elements in units of `unit`, where the subgroup size is
-    /// one number and divides them.
-    fn steps(&self, what: Specialisation, n_in: usize, unit: usize) -> Specialisation {
-        let fixed = match self.gpu.capabilities.subgroup {
-            Some((least, most)) if least == most => least as usize,
-            _ => 0,
-        };
+    /// Turns of a subgroup over `n_in` elements in units of `unit`, where its size is one number and
+    /// the turns are whole; 0 elsewhere.
+    pub(crate) fn n_steps(&self, n_in: usize, unit: usize) -> usize {
+        let fixed = self.fixed_subgroup();
         let units = n_in / unit;
-        let steps = if fixed > 0 && units.is_multiple_of(fixed) {
+        if fixed > 0 && units.is_multiple_of(fixed) {
             units / fixed
         } else {
             0
-        };
-        what.with("STEPS", steps).with("SUBGROUP", fixed)
+        }
+    }
+
+    /// Lanes of a subgroup where that is one number, or 0.
+    pub(crate) fn fixed_subgroup(&self) -> usize {
+        match self.gpu.capabilities.subgroup {
+            Some((least, most)) if least == most => least as usize,
+            _ => 0,
+        }
+    }
+
+    /// The constants of loops over `n_in` elements in units of `unit`.
+    pub(crate) fn steps(&self, what: Specialisation, n_in: usize, unit: usize) -> Specialisation {
+        what.with("STEPS", self.n_steps(n_in, unit))
+            .with("SUBGROUP", self.fixed_subgroup())
     }
 
     /// The codes of `x`, where products could want them.
@@ -138,22 +161,30 @@ impl WgpuBackend {
             out,
             quantised,
             norm,
+            index,
         } = *product;
         let integer = self.is_integer(weight);
         let x_codes = self.codes(x);
         let out_codes = self.codes(out);
         let n_rows = rows.n().next_power_of_two().min(FEW_ROWS);
         // A workgroup of 32 results for blocks of codes has a subgroup for each where it can, so that
-        // more loads are under way; more rows of x share the loads of four rows of weights. Few
-        // outputs are spread over more workgroups.
+        // more loads are under way. One row of weights a subgroup streams best; several rows of x
+        // share the loads of two.
         let wide = self.wide(n_rows);
-        let (lanes, per, wg_rows): (usize, usize, usize) = match (quantised, weight.n_out) {
+        let lanes = if self.gpu.capabilities.workgroup_lanes >= 512 {
+            512
+        } else {
+            256
+        };
+        let g = &self.geometry;
+        let (lanes, per, wg_rows): (usize, usize, usize) = match (quantised, n_rows) {
+            _ if index.is_some() && wide => (1024, 1, g.index_dim),
+            _ if index.is_some() => (lanes, 2, g.index_dim),
             (true, _) if wide => (1024, 1, 32),
-            (true, _) => (256, 4, 32),
-            (false, 0..=8192) if n_rows <= 2 => (256, 1, 8),
-            (false, 0..=2048) => (256, 1, 8),
-            (false, 2049..=8192) => (256, 2, 16),
-            (false, _) => (256, 4, 32),
+            (true, _) => (lanes, 2, 32),
+            (false, 1 | 2) => (256, 1, 8),
+            (false, _) if weight.n_out <= 8192 => (256, 1, 8),
+            (false, _) => (256, 2, 16),
         };
         let unit = weight.stored.unit(integer);
         let what = Specialisation::of("gemv")
@@ -165,8 +196,26 @@ impl WgpuBackend {
             .with("WG_ROWS", wg_rows)
             .with("NORMED", normed)
             .with("QUANTISED", quantised)
-            .with("WEIGHTED", norm.is_some());
-        let what = self.steps(what, weight.n_in, unit);
+            .with("WEIGHTED", norm.is_some())
+            .with("INDEXED", index.is_some());
+        let what = match index {
+            Some((_, rounded)) => what.with("ROUNDED", rounded),
+            None => what,
+        };
+        let (half_dim, table) = (
+            (g.rope_dim / 2) as u32,
+            index.map_or(RopeTable::Plain, |i| i.0) as u32,
+        );
+        let hadamard = (g.index_dim as f32).powf(-0.5).to_bits();
+        let steps = self.n_steps(weight.n_in, unit);
+        let unroll = match (n_rows, steps) {
+            (1 | 2, _) | (_, 0) => steps,
+            _ => [4, 2, 1]
+                .into_iter()
+                .find(|n| steps.is_multiple_of(*n))
+                .unwrap_or(1),
+        };
+        let what = self.steps(what, weight.n_in, unit).with("UNROLL", unroll);
         let n_squares = x.width() / 32;
         let x_bound = if integer {
             x_codes.codes.whole()
@@ -206,149 +255,13 @@ impl WgpuBackend {
                     self.geometry.rms_eps.to_bits(),
                     weight.strides.0,
                     weight.strides.1,
+                    half_dim,
+                    table,
+                    hadamard,
                 ],
                 [n_groups.min(65_535), n_groups.div_ceil(65_535), 1],
             );
         }
-    }
-
-    /// The hidden layer of the routed experts, or of the shared one, with its codes if they are
-    /// wanted. Whether it was done: both matrices must be of one kind.
-    pub(crate) fn record_gate_up_few(
-        &mut self,
-        rows: &Rows,
-        gate: &Weight,
-        up: &Weight,
-        clamp: f32,
-        x: &Buffer,
-        routes: Option<&Routes<Buffer>>,
-        hidden: &Buffer,
-        quantised: bool,
-    ) -> bool {
-        let integer = self.is_integer(gate);
-        if gate.stored != up.stored
-            || integer != self.is_integer(up)
-            || !self.takes(gate, x)
-            || (quantised && !gate.n_out.is_multiple_of(32))
-            || (routes.is_none() && gate.parts.len() > 1)
-        {
-            return false;
-        }
-        let k = routes.map_or(1, |routes| routes.experts.width());
-        let x_codes = self.codes(x);
-        let hidden_codes = self.codes(hidden);
-        let unit = gate.stored.unit(integer);
-        // The experts of a row are workgroups enough.
-        let wide = routes.is_none() && self.wide(rows.n());
-        let what = Specialisation::of("gate_up_few")
-            .integer(integer)
-            .decoding("gate", gate.stored)
-            .decoding("up", up.stored)
-            .with("WG", if wide { 1024usize } else { 256 })
-            .with("PER", if wide { 1usize } else { 2 })
-            .with("ROUTED", routes.is_some())
-            .with("QUANTISED", quantised);
-        let what = self.steps(what, gate.n_in, unit);
-        let x_bound = if integer {
-            x_codes.codes.whole()
-        } else {
-            x.bind()
-        };
-        let (experts, weights) = match routes {
-            Some(routes) => (routes.experts.bind(), routes.weights.bind()),
-            None => (x_codes.scales.whole(), x_codes.scales.whole()),
-        };
-        for (gate_part, up_part) in gate.parts.iter().zip(&up.parts) {
-            self.record(
-                &what,
-                &[
-                    (0, rows.bind()),
-                    (1, gate_part.q()),
-                    (2, gate_part.s()),
-                    (3, up_part.q()),
-                    (4, up_part.s()),
-                    (5, x_bound),
-                    (6, x_codes.scales.whole()),
-                    (7, experts),
-                    (8, weights),
-                    (9, hidden.bind()),
-                    (10, hidden_codes.codes.whole()),
-                    (11, hidden_codes.scales.whole()),
-                ],
-                &[
-                    rows.n(),
-                    gate.n_in as u32,
-                    gate.n_out as u32,
-                    k as u32,
-                    gate_part.lo as u32,
-                    gate_part.hi as u32,
-                    clamp.to_bits(),
-                    gate.strides.0,
-                    gate.strides.1,
-                    up.strides.0,
-                    up.strides.1,
-                ],
-                [gate.n_out.div_ceil(32) as u32, rows.n() * k as u32, 1],
-            );
-        }
-        true
-    }
-
-    /// The experts' output; with `adds`, on top of what is there. The codes of `hidden` are there.
-    pub(crate) fn record_experts_down_few(
-        &mut self,
-        rows: &Rows,
-        down: &Weight,
-        hidden: &Buffer,
-        routes: &Routes<Buffer>,
-        out: &Buffer,
-        adds: bool,
-    ) -> bool {
-        let integer = self.is_integer(down);
-        if !self.takes(down, hidden) {
-            return false;
-        }
-        let codes = self.codes(hidden);
-        let unit = down.stored.unit(integer);
-        let what = Specialisation::of("experts_down_few")
-            .integer(integer)
-            .decoding("w", down.stored)
-            .with("WG", 256usize)
-            .with("PER", 1usize)
-            .with("WG_ROWS", 8usize)
-            .with("K_USED", routes.experts.width());
-        let what = self.steps(what, down.n_in, unit);
-        let x_bound = if integer {
-            codes.codes.whole()
-        } else {
-            hidden.bind()
-        };
-        for (i, part) in down.parts.iter().enumerate() {
-            self.record(
-                &what,
-                &[
-                    (0, rows.bind()),
-                    (1, part.q()),
-                    (2, part.s()),
-                    (3, x_bound),
-                    (4, codes.scales.whole()),
-                    (5, routes.experts.bind()),
-                    (6, out.bind()),
-                ],
-                &[
-                    rows.n(),
-                    down.n_in as u32,
-                    down.n_out as u32,
-                    part.lo as u32,
-                    part.hi as u32,
-                    u32::from(i == 0 && !adds),
-                    down.strides.0,
-                    down.strides.1,
-                ],
-                [down.n_out.div_ceil(8) as u32, rows.n(), 1],
-            );
-        }
-        true
     }
 
     /// Whether the kernels of a turn take these streams.
@@ -417,14 +330,15 @@ impl WgpuBackend {
                 (8, codes.scales.whole()),
             ],
             &numbers,
-            [g.n_embd.div_ceil(128) as u32, rows.n(), 1],
+            [g.n_embd.div_ceil(256) as u32, rows.n(), 1],
         );
         let mut numbers = numbers.to_vec();
         numbers.push(g.n_sinkhorn as u32);
-        // The gates are wanted at the next turn: beside the products of `x`.
-        self.recording.dispatch_late(
-            &self.gpu,
-            &mut self.bind_groups,
+        // The gates are wanted at the next turn: beside the products of `x`, which they wait for.
+        if few {
+            self.fence(x);
+        }
+        self.record(
             &Specialisation::of("turn_gates"),
             &[
                 (0, rows.bind()),
@@ -476,18 +390,20 @@ impl WgpuBackend {
         );
     }
 
-    /// Window rows; with a ring they are stored too.
+    /// Window rows, in place or from `raw`; with a ring they are stored too.
     pub(crate) fn record_kv_norm_rope(
         &mut self,
         rows: &Rows,
         norm: &Weight,
         table: RopeTable,
         rounded: bool,
+        raw: Option<&Buffer>,
         kv: &Buffer,
         ring: Option<&Buffer>,
     ) {
         let g = &self.geometry;
         let what = Specialisation::of("kv_norm_rope")
+            .with("APART", raw.is_some())
             .with("ROW_DIM", g.head_dim)
             .with("ROUNDING", usize::from(rounded))
             .with("STORED", ring.is_some())
@@ -500,27 +416,20 @@ impl WgpuBackend {
             0,
             ring.map_or(1, |ring| ring.shape.n_rows as u32),
         ];
-        let unused = Arc::clone(&self.turn_sums);
-        self.record(
-            &what,
-            &[
-                (0, rows.bind()),
-                (1, norm.elements()),
-                (2, kv.bind()),
-                (3, ring.map_or(unused.whole(), Buffer::bind)),
-            ],
-            &words,
-            [rows.n(), 1, 1],
-        );
+        let unused = Arc::clone(&self.unused);
+        let mut bound = vec![
+            (0, rows.bind()),
+            (1, norm.elements()),
+            (2, kv.bind()),
+            (3, ring.map_or(unused.whole(), Buffer::bind)),
+        ];
+        bound.extend(raw.map(|raw| (4, raw.bind())));
+        self.record(&what, &bound, &words, [rows.n(), 1, 1]);
     }
 
     /// The compressor of a step so short that its rows overwrite none that they pool. Whether it
     /// was done.
-    pub(crate) fn record_compress(
-        &mut self,
-        rows: &Rows,
-        c: &Compress<'_, Buffer, Weight>,
-    ) -> bool {
+    pub(crate) fn record_compress(&mut self, rows: &Rows, c: &FewCompress<'_>) -> bool {
         let kind = c.compressor.kind;
         let n_ring = c.frontier.shape.n_rows;
         if rows.n() as usize > n_ring.saturating_sub(kind.n_pooled()) {
@@ -564,38 +473,5 @@ impl WgpuBackend {
             [rows.n(), 1, 1],
         );
         true
-    }
-
-    /// The router's scores, choice and weights from its products.
-    pub(crate) fn record_router(
-        &mut self,
-        rows: &Rows,
-        router: &Router<Weight>,
-        products: &Buffer,
-        routes: &Routes<Buffer>,
-    ) {
-        let (hashed, choice) = match router {
-            Router::Hash(ids) => (true, ids),
-            Router::TopK(bias) => (false, bias),
-        };
-        let words = [
-            rows.n(),
-            routes.experts.width() as u32,
-            self.geometry.expert_scale.to_bits(),
-        ];
-        self.record(
-            &Specialisation::of("route")
-                .with("N_EXPERTS", products.width())
-                .with("HASHED", hashed),
-            &[
-                (0, rows.bind()),
-                (1, choice.elements()),
-                (2, products.bind()),
-                (3, routes.experts.bind()),
-                (4, routes.weights.bind()),
-            ],
-            &words,
-            [rows.n(), 1, 1],
-        );
     }
 }

@@ -4,8 +4,10 @@
 //! `//!decode W B` binds the planes of the weight `W` at `B` and `B + 1` and defines
 //! `W_decode8(row, k)` for the type the weight is stored in. `//!weight W B` binds the planes for
 //! `multiply_W`, which `//!product W` defines: on 8-bit codes where the adapter multiplies integers
-//! and the type is made of them, on floats otherwise. `//!repeat M N` writes the lines up to
-//! `//!end` out, and `//!core` is the part of `gemm` for the adapter. Constants stand before the text.
+//! and the type is made of them, on floats otherwise; `//!product W X` does so for another input than
+//! `x`. `//!half W B` binds the planes of `W` for `gemm_half`. `//!repeat M N` writes the lines up to
+//! `//!end` out, `//!when C V NAME` includes a source where the constant `C` is `V`, and `//!core` is
+//! the part of `gemm` for the adapter. Constants stand before the text.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ sources![
     "add_position_bias",
     "attend",
     "attend_combine",
+    "attend_matrix",
     "attend_tile",
     "bf16",
     "cache_row",
@@ -46,13 +49,16 @@ sources![
     "embed",
     "experts_down",
     "experts_down_few",
+    "experts_down_loop",
     "float_unit",
     "fill_random",
     "gate_up",
     "gate_up_few",
     "gemm",
     "gemm_float",
+    "gemm_half",
     "gemm_matrix",
+    "gemm_tile",
     "gemv",
     "gemv_out",
     "hc_gates",
@@ -60,12 +66,21 @@ sources![
     "hc_mix",
     "hc_post",
     "hc_pre",
+    "half/f16",
+    "half/iq2_xxs",
+    "half/q2_k",
+    "half/q8_0",
+    "halves",
     "head_norm",
+    "index_query",
     "index_round",
     "index_scores",
     "index_scores_few",
+    "index_turn",
     "iq_rope_round",
     "kv_norm_rope",
+    "kv_own",
+    "kv_raw",
     "kv_round",
     "matmul",
     "mixing_weights",
@@ -83,11 +98,20 @@ sources![
     "rope",
     "rounding",
     "route",
+    "route_few",
     "route_hash",
     "route_top_k",
+    "routes_eight",
+    "routes_given",
+    "routes_here",
+    "routes_loop",
     "router_scores",
     "rows",
+    "scan",
     "select_rows",
+    "shared_down",
+    "shared_loop",
+    "shared_product",
     "softplus",
     "sort_pairs",
     "store_compressed",
@@ -95,6 +119,7 @@ sources![
     "store_frontier",
     "store_window",
     "swiglu",
+    "sync",
     "tap",
     "top_k",
     "turn_a",
@@ -110,6 +135,8 @@ sources![
     "unit/q2_k",
     "unit/q4_k",
     "unit/q8_0",
+    "x_global",
+    "x_local",
 ];
 
 /// Names of the kernels, without the parts they include.
@@ -122,6 +149,9 @@ pub fn kernel_names() -> impl Iterator<Item = &'static str> {
 
 /// Binding of the grid of IQ2_XXS, where a kernel decodes that type.
 pub(crate) const GRID_BINDING: u32 = 15;
+
+/// First binding of the buffers that a dispatch waits for on behalf of those that follow it.
+pub(crate) const FENCE_BINDING: u32 = 24;
 
 /// Which specialisation of a kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -192,6 +222,12 @@ impl Specialisation {
         self
     }
 
+    /// For a dispatch that is bound to this many buffers for those that follow it.
+    #[must_use]
+    pub(crate) fn fenced(self, n: usize) -> Specialisation {
+        self.with("FENCES", n)
+    }
+
     /// With products of 8-bit codes.
     #[must_use]
     pub fn integer(mut self, integer: bool) -> Specialisation {
@@ -207,6 +243,8 @@ impl Specialisation {
         let mut text = String::new();
         if self.number("MATRIX").is_some_and(|size| size > 0) {
             text += "enable f16;\nenable wgpu_cooperative_matrix;\n";
+        } else if find(self.kernel).contains("vec4<f16>") {
+            text += "enable f16;\n";
         }
         for (name, value) in &self.constants {
             text += &match value {
@@ -257,7 +295,7 @@ impl Specialisation {
     }
 
     /// `multiply` of a weight, and once for all of them `prepare`.
-    fn product(&self, weight: &str, text: &mut String) {
+    fn product(&self, weight: &str, x: &str, text: &mut String) {
         let stored = self.stored(weight);
         if !text.contains("fn prepare(") {
             let has_grid = self.types.iter().any(|(_, ty)| *ty == Stored::Iq2Xxs);
@@ -280,7 +318,22 @@ impl Specialisation {
             *text += &format!("const {weight}_UNIT: u32 = 8u;\n");
         }
         for name in [unit.as_str(), product] {
-            *text += &find(name).replace("@W@", weight);
+            *text += &find(name).replace("@W@", weight).replace("@X@", x);
+        }
+    }
+
+    /// The planes of a weight for `gemm_half`, and once for all of them how codes become halves.
+    fn half(&self, weight: &str, binding: u32, text: &mut String) {
+        for (at, plane, element) in [(binding, "q4", "vec4<u32>"), (binding + 1, "s", "u32")] {
+            *text += &format!(
+                "@group(0) @binding({at}) var<storage, read> {weight}_{plane}: array<{element}>;\n"
+            );
+        }
+        let source = find(&self.stored(weight).source("half"));
+        let (raw, rest) = source.split_once("//!rest\n").expect("two parts");
+        *text += &raw.replace("@W@", weight);
+        if !text.contains("fn put(") {
+            *text += rest;
         }
     }
 
@@ -290,6 +343,16 @@ impl Specialisation {
             Constant::Number(n) => Some(n),
             Constant::Flag(_) => None,
         }
+    }
+
+    fn is(&self, name: &str, value: &str) -> bool {
+        self.constants.iter().any(|(found, constant)| {
+            *found == name
+                && match constant {
+                    Constant::Number(n) => value.parse() == Ok(*n),
+                    Constant::Flag(flag) => value.parse() == Ok(*flag),
+                }
+        })
     }
 
     /// The part of `gemm` that multiplies.
@@ -382,8 +445,18 @@ impl Specialisation {
             } else if let Some(arguments) = line.strip_prefix("//!weight ") {
                 let (weight, binding) = arguments.split_once(' ').expect("a weight and a binding");
                 self.weight(weight, binding.parse().expect("a number"), text);
-            } else if let Some(weight) = line.strip_prefix("//!product ") {
-                self.product(weight, text);
+            } else if let Some(arguments) = line.strip_prefix("//!half ") {
+                let (weight, binding) = arguments.split_once(' ').expect("a weight and a binding");
+                self.half(weight, binding.parse().expect("a number"), text);
+            } else if let Some(arguments) = line.strip_prefix("//!when ") {
+                let (constant, rest) = arguments.split_once(' ').expect("a constant");
+                let (value, name) = rest.split_once(' ').expect("a value and a source");
+                if self.is(constant, value) {
+                    self.append(name, text);
+                }
+            } else if let Some(arguments) = line.strip_prefix("//!product ") {
+                let (weight, x) = arguments.split_once(' ').unwrap_or((arguments, "x"));
+                self.product(weight, x, text);
             } else {
                 *text += line;
                 *text += "\n";
@@ -404,24 +477,13 @@ fn find(name: &str) -> &'static str {
 #[derive(Debug)]
 pub(crate) struct Kernel {
     pub(crate) pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    grid: Option<wgpu::Buffer>,
+    pub(crate) layout: wgpu::BindGroupLayout,
+    pub(crate) grid: Option<wgpu::Buffer>,
+    /// Bindings that are written.
+    pub(crate) written: Vec<u32>,
     /// Number for keys of bind groups.
-    id: usize,
+    pub(crate) id: usize,
 }
-
-/// A range of a buffer, as it is bound.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bound<'a> {
-    pub(crate) id: u64,
-    pub(crate) buffer: &'a wgpu::Buffer,
-    pub(crate) offset: u64,
-    /// 0 for the whole buffer.
-    pub(crate) n_bytes: u64,
-}
-
-/// Kernel, then (buffer, offset, size) of every binding.
-type GroupKey = (usize, Vec<(u64, u64, u64)>);
 
 /// Pipelines, each made once for a device.
 pub(crate) struct Kernels {
@@ -477,55 +539,6 @@ impl Kernels {
     }
 }
 
-/// Bind groups of one backend, each made once. They hold the buffers of ops that are done, so they
-/// live no longer than what they belong to.
-#[derive(Debug, Default)]
-pub(crate) struct BindGroups {
-    groups: HashMap<GroupKey, wgpu::BindGroup>,
-}
-
-impl BindGroups {
-    /// The bind group of a kernel over these buffers.
-    pub(crate) fn group(
-        &mut self,
-        device: &wgpu::Device,
-        kernel: &Kernel,
-        bound: &[(u32, Bound<'_>)],
-    ) -> wgpu::BindGroup {
-        let parts = bound
-            .iter()
-            .map(|(_, b)| (b.id, b.offset, b.n_bytes))
-            .collect();
-        self.groups
-            .entry((kernel.id, parts))
-            .or_insert_with(|| {
-                let mut entries: Vec<wgpu::BindGroupEntry<'_>> = bound
-                    .iter()
-                    .map(|(binding, b)| wgpu::BindGroupEntry {
-                        binding: *binding,
-                        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                            buffer: b.buffer,
-                            offset: b.offset,
-                            size: std::num::NonZeroU64::new(b.n_bytes),
-                        }),
-                    })
-                    .collect();
-                if let Some(grid) = &kernel.grid {
-                    entries.push(wgpu::BindGroupEntry {
-                        binding: GRID_BINDING,
-                        resource: grid.as_entire_binding(),
-                    });
-                }
-                device.create_bind_group(&wgpu::BindGroupDescriptor {
-                    label: None,
-                    layout: &kernel.layout,
-                    entries: &entries,
-                })
-            })
-            .clone()
-    }
-}
-
 /// Bindings of a source: number and whether it is written.
 pub(crate) fn bindings(source: &str) -> Vec<(u32, bool)> {
     let mut found = Vec::new();
@@ -575,7 +588,11 @@ fn compile(
             checks,
         )
     };
-    let found = bindings(&source);
+    let mut found = bindings(&source);
+    // A step of a recording that was made before is bound as it was, so that the number is part of
+    // the specialisation.
+    let n_fences = what.number("FENCES").unwrap_or(0);
+    found.extend((0..n_fences).map(|i| (FENCE_BINDING + i, false)));
     let entries: Vec<wgpu::BindGroupLayoutEntry> = found
         .iter()
         .map(|(binding, written)| wgpu::BindGroupLayoutEntry {
@@ -619,6 +636,10 @@ fn compile(
             .iter()
             .any(|(binding, _)| *binding == GRID_BINDING)
             .then(|| grid.clone()),
+        written: found
+            .iter()
+            .filter_map(|(binding, written)| written.then_some(*binding))
+            .collect(),
         id,
     }
 }

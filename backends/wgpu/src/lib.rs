@@ -7,14 +7,18 @@
 mod adapter;
 mod attend;
 mod backend;
+mod bound;
 mod few;
+mod few_experts;
 mod kernels;
 mod many;
 mod memory;
 mod ops;
+mod own;
 mod random;
 mod record;
 mod self_check;
+mod streams;
 mod sublayers;
 mod weight;
 

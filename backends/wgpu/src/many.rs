@@ -7,7 +7,8 @@ use ds4_model::Routes;
 use crate::backend::{Rows, WgpuBackend};
 use crate::kernels::Specialisation;
 use crate::memory::{Allocation, Buffer};
-use crate::weight::Weight;
+use crate::record::MAX_GROUPS;
+use crate::weight::{Stored, Weight};
 
 /// Pairs of one expert in a tile.
 const PAIR_TILE: usize = 64;
@@ -21,13 +22,23 @@ pub(crate) struct ManyWorkspace {
     tiles: Arc<Allocation>,
     /// Outputs of experts by pair, f32 `[n_rows * n_experts_used, n_embd]`.
     pairs: Arc<Allocation>,
+    /// The input of products in f16, where matrices take that: the widest of a step's rows.
+    halves: Arc<Allocation>,
+    halves_bytes: u64,
+}
+
+/// Bytes of the widest input of products of `n_rows` rows in f16.
+fn halves_bytes(g: &ds4_model::Geometry, n_rows: usize) -> u64 {
+    let pairs = g.n_experts_used * g.expert_dim;
+    let widest = (g.n_heads * g.head_dim).max(pairs).max(g.n_embd);
+    (2 * n_rows * widest.next_multiple_of(8)) as u64
 }
 
 /// Bytes of the workspace of `n_rows` rows.
 pub(crate) fn workspace_bytes(g: &ds4_model::Geometry, n_rows: usize) -> u64 {
     let n_pairs = n_rows * g.n_experts_used;
     let tiles = 1 + 3 * (n_pairs / PAIR_TILE + g.n_experts);
-    (4 * (n_pairs + tiles + n_pairs * g.n_embd)) as u64
+    (4 * (n_pairs + tiles + n_pairs * g.n_embd)) as u64 + halves_bytes(g, n_rows)
 }
 
 impl ManyWorkspace {
@@ -39,8 +50,14 @@ impl ManyWorkspace {
         let n_pairs = n_rows * g.n_experts_used;
         let tiles = 1 + 3 * (n_pairs / PAIR_TILE + g.n_experts);
         let make = |what: &str, n: usize| Allocation::new(gpu, what, 4 * n as u64).map(Arc::new);
+        let halves_bytes = match gpu.capabilities.matrices_16() {
+            true => halves_bytes(g, n_rows),
+            false => 16,
+        };
         Ok(ManyWorkspace {
             n_rows,
+            halves: Allocation::new(gpu, "inputs in f16", halves_bytes).map(Arc::new)?,
+            halves_bytes,
             order: make("order of pairs", n_pairs)?,
             tiles: make("tiles of pairs", tiles)?,
             pairs: make("outputs of pairs", n_pairs * g.n_embd)?,
@@ -63,15 +80,100 @@ impl WgpuBackend {
     /// The size of cooperative matrices for products with this weight; 0 for f32.
     fn matrix_size(&self, weight: &Weight) -> usize {
         let c = &self.gpu.capabilities;
+        // Weights in f32 are there for their accuracy, and narrow products are those of small models,
+        // whose logits are compared to the last digits.
         let fits = !weight.precise
+            && weight.stored != Stored::F32
+            && weight.n_in >= 256
             && weight.n_in.is_multiple_of(32)
-            && c.f16
-            && c.subgroup == Some((32, 32));
-        match (fits, c.cooperative_16, c.cooperative_8) {
+            && c.f16;
+        let eights = c.cooperative_8 && c.subgroup == Some((32, 32));
+        match (fits, c.matrices_16(), eights) {
             (true, true, _) => 16,
             (true, false, true) => 8,
             _ => 0,
         }
+    }
+
+    /// Columns that `gemm_half` takes at a time for this product, if it takes it: types that it
+    /// decodes, whole turns, and room for `n` elements of x in f16.
+    fn half_columns(&self, g: &Gemm<'_>, n: usize) -> Option<usize> {
+        let c = &self.gpu.capabilities;
+        let step = match g.a.stored {
+            Stored::Q8_0 | Stored::F16 => 32,
+            Stored::Q2K | Stored::Iq2Xxs => 64,
+            _ => return None,
+        };
+        // What the tiles, the stage and the tables of the kernel take.
+        let columns = if matches!(g.mode, 0 | 3) {
+            128
+        } else {
+            PAIR_TILE
+        };
+        let tiles = (128 + columns) * (step + 8) * 2 + 4096 + 16;
+        let tables = if g.a.stored == Stored::Iq2Xxs {
+            4096 + 128
+        } else {
+            0
+        };
+        let room = self.many.as_ref().map_or(0, |many| many.halves_bytes);
+        let fits = self.matrix_size(g.a).min(self.matrix_size(g.b)) == 16
+            && g.a.stored == g.b.stored
+            && g.a.n_in.is_multiple_of(step)
+            && g.x.width().is_multiple_of(4)
+            && 2 * n as u64 <= room
+            && c.workgroup_bytes as usize >= tiles + tables;
+        fits.then_some(step)
+    }
+
+    /// `gemm_half` for this product.
+    fn gemm_half(
+        &self,
+        g: &Gemm<'_>,
+        step: usize,
+        columns: usize,
+        n_rows: usize,
+    ) -> Specialisation {
+        let unit = match g.a.stored {
+            Stored::Q8_0 => 16,
+            Stored::F16 => 8,
+            _ => 64,
+        };
+        Specialisation::of("gemm_half")
+            .decoding("a", g.a.stored)
+            .decoding("b", g.b.stored)
+            .with("MODE", g.mode)
+            .with("MATRIX", 16usize)
+            .with(
+                "DIRECT",
+                g.mode == 0
+                    && n_rows.is_multiple_of(columns)
+                    && g.a
+                        .parts
+                        .iter()
+                        .all(|part| (part.hi - part.lo).is_multiple_of(128)),
+            )
+            .with("BN", columns)
+            .with("BK", step)
+            .with("N_TILES", columns / 32)
+            .with("W_EACH", step / unit)
+            .with("X_EACH", columns * step / 4 / 128)
+    }
+
+    /// `n` elements of a buffer in f16, in the workspace of many rows.
+    fn record_halves(&mut self, rows: &Rows, x: &Buffer, n: usize) -> Arc<Allocation> {
+        let many = self.many.clone().expect("the workspace of many rows");
+        if self.halved != Some(x.memory.id) {
+            self.halved = Some(x.memory.id);
+            let n_vectors = (n / 4) as u32;
+            self.record(
+                &Specialisation::of("halves"),
+                &[(1, x.bind()), (2, many.halves.whole())],
+                &[rows.n(), n_vectors],
+                [n_vectors.div_ceil(256).min(MAX_GROUPS), 1, 1],
+            );
+        }
+        many.halves
     }
 
     fn gemm(&self, g: &Gemm<'_>, matrix: usize, columns: usize) -> Specialisation {
@@ -163,7 +265,17 @@ impl WgpuBackend {
         let matrix = self.matrix_size(gemm.a).min(self.matrix_size(gemm.b));
         // The f32 form has a fixed tile.
         let columns = if matrix > 0 { 128 } else { 64 };
-        let what = self.gemm(gemm, matrix, columns);
+        let n = rows.n() as usize * gemm.x.width();
+        let halves = self
+            .half_columns(gemm, n)
+            .map(|step| (step, self.record_halves(rows, gemm.x, n)));
+        let what = match &halves {
+            Some((step, _)) => self.gemm_half(gemm, *step, columns, rows.n() as usize),
+            None => self.gemm(gemm, matrix, columns),
+        };
+        let x = halves
+            .as_ref()
+            .map_or(gemm.x.bind(), |(_, halves)| halves.whole());
         let tile = if matrix > 0 { 128 } else { 64 };
         let tile = if gemm.mode == 3 { tile / 2 } else { tile };
         let (a, b) = (gemm.a, gemm.b);
@@ -177,7 +289,7 @@ impl WgpuBackend {
                     (2, a_part.s()),
                     (3, b_part.q()),
                     (4, b_part.s()),
-                    (5, gemm.x.bind()),
+                    (5, x),
                     (6, rows.bind()),
                     (7, rows.bind()),
                     (8, rows.bind()),
@@ -242,12 +354,25 @@ impl WgpuBackend {
         rows: &Rows,
         gemm: &Gemm<'_>,
         routes: &Routes<Buffer>,
-        out: crate::kernels::Bound<'_>,
+        out: crate::bound::Bound<'_>,
         out_width: usize,
     ) {
         let many = self.many.clone().expect("the workspace of many rows");
         let matrix = self.matrix_size(gemm.a).min(self.matrix_size(gemm.b));
-        let what = self.gemm(gemm, matrix, PAIR_TILE);
+        let n = match gemm.mode {
+            1 => rows.n() as usize * gemm.x.width(),
+            _ => rows.n() as usize * gemm.k * gemm.a.n_in,
+        };
+        let halves = self
+            .half_columns(gemm, n)
+            .map(|step| (step, self.record_halves(rows, gemm.x, n)));
+        let what = match &halves {
+            Some((step, _)) => self.gemm_half(gemm, *step, PAIR_TILE, 1),
+            None => self.gemm(gemm, matrix, PAIR_TILE),
+        };
+        let x = halves
+            .as_ref()
+            .map_or(gemm.x.bind(), |(_, halves)| halves.whole());
         let tile = if matrix > 0 { 128 } else { 64 };
         let tile = if gemm.mode == 1 { tile / 2 } else { tile };
         let n_pairs = rows.n() as usize * gemm.k;
@@ -262,7 +387,7 @@ impl WgpuBackend {
                     (2, a_part.s()),
                     (3, b_part.q()),
                     (4, b_part.s()),
-                    (5, gemm.x.bind()),
+                    (5, x),
                     (6, many.order.whole()),
                     (7, many.tiles.whole()),
                     (8, routes.weights.bind()),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ds4_model::{BackendError, ElementType, Place, Shape};
 
 use crate::adapter::Gpu;
-use crate::kernels::Bound;
+use crate::bound::Bound;
 
 /// Bytes on the device. Its number is never used again, so that it can stand in keys.
 #[derive(Debug)]

@@ -6,8 +6,10 @@ use ds4_model::{
 };
 
 use crate::backend::{Rows, WgpuBackend};
-use crate::kernels::{Bound, Specialisation};
+use crate::bound::Bound;
+use crate::kernels::{FENCE_BINDING, Specialisation};
 use crate::memory::Buffer;
+use crate::own;
 use crate::weight::Weight;
 
 /// Workgroups of 64 lanes for `n` of them.
@@ -23,8 +25,33 @@ impl WgpuBackend {
         words: &[u32],
         groups: [u32; 3],
     ) {
-        self.recording
-            .dispatch(&self.gpu, &mut self.bind_groups, what, bound, words, groups);
+        let fences: Vec<own::Fence> = std::mem::take(&mut self.fences)
+            .into_iter()
+            .filter(|fence| bound.iter().all(|(_, b)| b.id != fence.id))
+            .take((self.gpu.capabilities.storage_buffers as usize).saturating_sub(bound.len() + 1))
+            .collect();
+        if fences.is_empty() {
+            return self.recording.dispatch(
+                &self.gpu,
+                &mut self.bind_groups,
+                what,
+                bound,
+                words,
+                groups,
+            );
+        }
+        let mut all = bound.to_vec();
+        for (i, fence) in fences.iter().enumerate() {
+            all.push((FENCE_BINDING + i as u32, fence.bound()));
+        }
+        self.recording.dispatch(
+            &self.gpu,
+            &mut self.bind_groups,
+            &what.clone().fenced(fences.len()),
+            &all,
+            words,
+            groups,
+        );
     }
 
     pub(crate) fn record_embed(&mut self, rows: &Rows, table: &Weight, streams: &Buffer) {

@@ -5,7 +5,8 @@ use ds4_model::{BackendError, Requirement, WeightRole};
 use half::f16;
 
 use crate::backend::WgpuBackend;
-use crate::kernels::{Bound, Specialisation};
+use crate::bound::Bound;
+use crate::kernels::Specialisation;
 use crate::record::Recording;
 use crate::weight::{Stored, Weight};
 

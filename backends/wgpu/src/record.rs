@@ -1,11 +1,13 @@
 //! A recorded step: dispatches in order, encoded as one compute pass.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use ds4_model::BackendError;
 
 use crate::adapter::Gpu;
-use crate::kernels::{BindGroups, Bound, Kernel, Specialisation};
+use crate::bound::{BindGroups, Bound};
+use crate::kernels::{Kernel, Specialisation};
 
 /// One dispatch.
 #[derive(Clone, Debug)]
@@ -16,14 +18,14 @@ pub(crate) struct Dispatch {
     groups: [u32; 3],
     /// Kernel, types and workgroups, for tables of times.
     name: String,
+    /// The buffers that are bound, by number, and whether they are written.
+    uses: Vec<(u64, bool)>,
 }
 
 /// Dispatches in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Recording {
     pub(crate) dispatches: Vec<Dispatch>,
-    /// A dispatch that follows the next one, unless that uses one of these buffers.
-    late: Option<(Dispatch, Vec<u64>)>,
 }
 
 /// Most workgroups of a dimension.
@@ -47,39 +49,28 @@ impl Recording {
         if groups.contains(&0) {
             return;
         }
-        let dispatch = make(gpu, bind_groups, what, bound, words, groups);
-        match self.late.take() {
-            Some((late, ids)) if bound.iter().any(|(_, b)| ids.contains(&b.id)) => {
-                self.dispatches.extend([late, dispatch]);
+        self.dispatches
+            .push(make(gpu, bind_groups, what, bound, words, groups));
+    }
+
+    /// Groups of dispatches that run side by side.
+    pub(crate) fn n_stages(&self) -> usize {
+        self.stage_begins().iter().filter(|begins| **begins).count()
+    }
+
+    /// Whether a stage begins with a dispatch: wgpu puts a barrier before one that uses a buffer which
+    /// was written since the last one, or writes one that was read.
+    fn stage_begins(&self) -> Vec<bool> {
+        let mut written: HashMap<u64, bool> = HashMap::new();
+        let begins = |(i, dispatch): (usize, &Dispatch)| {
+            let mut begins = i == 0;
+            for (id, writes) in &dispatch.uses {
+                let before = written.insert(*id, *writes);
+                begins |= before.is_some_and(|before| before || *writes);
             }
-            Some((late, _)) => self.dispatches.extend([dispatch, late]),
-            None => self.dispatches.push(dispatch),
-        }
-    }
-
-    /// Adds a dispatch that may run beside the next one, after which it is placed unless that uses
-    /// one of its buffers.
-    pub(crate) fn dispatch_late(
-        &mut self,
-        gpu: &Gpu,
-        bind_groups: &mut BindGroups,
-        what: &Specialisation,
-        bound: &[(u32, Bound<'_>)],
-        words: &[u32],
-        groups: [u32; 3],
-    ) {
-        self.settle();
-        // The first binding is the rows, which no dispatch writes.
-        let ids = bound.iter().skip(1).map(|(_, b)| b.id).collect();
-        let dispatch = make(gpu, bind_groups, what, bound, words, groups);
-        self.late = Some((dispatch, ids));
-    }
-
-    /// Puts a late dispatch at the end.
-    pub(crate) fn settle(&mut self) {
-        if let Some((late, _)) = self.late.take() {
-            self.dispatches.push(late);
-        }
+            begins
+        };
+        self.dispatches.iter().enumerate().map(begins).collect()
     }
 
     /// Encodes everything into one pass.
@@ -119,20 +110,38 @@ fn make(
         .unwrap_or_else(|poisoned| poisoned.into_inner());
     let kernel = kernels.kernel(&gpu.device, gpu.checked, what);
     let group = bind_groups.group(&gpu.device, &kernel, bound);
+    let mut kernel_uses: Vec<(u64, bool)> = Vec::with_capacity(bound.len());
+    for (binding, b) in bound {
+        let writes = kernel.written.contains(binding);
+        match kernel_uses.iter_mut().find(|(id, _)| *id == b.id) {
+            Some((_, written)) => *written |= writes,
+            None => kernel_uses.push((b.id, writes)),
+        }
+    }
     Dispatch {
         kernel,
         group,
         immediates: words.iter().flat_map(|word| word.to_le_bytes()).collect(),
         groups,
         name: format!("{} {groups:?}", what.name()),
+        uses: kernel_uses,
     }
 }
 
 impl Recording {
-    /// Runs everything once with a timestamp after each dispatch: (kernel, nanoseconds) in order;
+    /// Runs everything once with a timestamp after each stage: (its kernels, nanoseconds) in order;
     /// empty where the adapter has none.
     pub(crate) fn times(&self, gpu: &Gpu) -> Result<Vec<(String, f32)>, BackendError> {
-        let n = self.dispatches.len();
+        let begins = self.stage_begins();
+        let mut at = 0;
+        let stages: Vec<&[Dispatch]> = self
+            .dispatches
+            .chunk_by(|_, _| {
+                at += 1;
+                !begins[at]
+            })
+            .collect();
+        let n = stages.len();
         if !gpu.capabilities.timestamps || n == 0 || n + 1 > 4096 {
             return Ok(Vec::new());
         }
@@ -157,9 +166,11 @@ impl Recording {
                 timestamp_writes: None,
             });
             pass.write_timestamp(&queries, 0);
-            for (i, dispatch) in self.dispatches.iter().enumerate() {
-                dispatch.encode(&mut pass);
-                pass.write_timestamp(&queries, i as u32 + 1);
+            for (stage, dispatches) in stages.iter().enumerate() {
+                for dispatch in *dispatches {
+                    dispatch.encode(&mut pass);
+                }
+                pass.write_timestamp(&queries, stage as u32 + 1);
             }
         }
         encoder.resolve_query_set(&queries, 0..n as u32 + 1, &resolved, 0);
@@ -178,7 +189,10 @@ impl Recording {
         let spans = ticks
             .windows(2)
             .map(|t| t[1].saturating_sub(t[0]) as f32 * period);
-        let names = self.dispatches.iter().map(|dispatch| dispatch.name.clone());
+        let names = stages.iter().map(|dispatches| {
+            let names: Vec<&str> = dispatches.iter().map(|d| d.name.as_str()).collect();
+            names.join(" | ")
+        });
         Ok(names.zip(spans).collect())
     }
 }

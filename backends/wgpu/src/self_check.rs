@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use ds4_formats::GgmlType;
 use ds4_model::{
-    Backend, BackendError, Component, ElementType, Geometry, Place, Requirement, RopeFrequencies,
-    RowsImage, SegmentPlace, Shape, Split, Visibility, WeightRole,
+    Attend, Backend, BackendError, Component, CompressedRows, ElementType, Geometry, Place,
+    Requirement, RopeFrequencies, RopeTable, Rotation, RowsImage, SegmentPlace, Shape, Split,
+    Visibility, WeightRole,
 };
 
 use crate::adapter::{Capabilities, Gpu};
@@ -34,7 +35,8 @@ pub(crate) fn turn_off_what_fails(gpu: &mut Arc<Gpu>) -> Vec<String> {
     let mut off = Vec::new();
     // A form is checked again after what it stands on was turned off.
     for _ in 0..3 {
-        let Some((name, turn_off)) = TYPES.iter().find_map(|ty| fault(gpu, *ty)) else {
+        let products = TYPES.iter().find_map(|ty| fault(gpu, *ty));
+        let Some((name, turn_off)) = products.or_else(|| attention_fault(gpu)) else {
             break;
         };
         off.push(name);
@@ -48,20 +50,23 @@ pub(crate) fn turn_off_what_fails(gpu: &mut Arc<Gpu>) -> Vec<String> {
 
 type TurnOff = fn(&mut Capabilities);
 
-/// The first form of a product with this type that is wrong, and what turns it off.
+/// The first form of a product with this type that is wrong and by how much, and what turns it off.
 fn fault(gpu: &Arc<Gpu>, ty: GgmlType) -> Option<(String, TurnOff)> {
-    for n_rows in [1, 40] {
+    for n_rows in [1, 40, 128] {
         let expected = product(gpu, true, ty, n_rows);
         let found = product(gpu, false, ty, n_rows);
-        let right = match (&expected, &found) {
-            (Ok(expected), Ok(found)) => differ(found, expected) <= TOLERANCE,
+        let wrong = match (&expected, &found) {
+            (Ok(expected), Ok(found)) => {
+                let error = differ(found, expected);
+                (error > TOLERANCE).then(|| format!("relative error {error:.2}"))
+            }
             // A device that cannot do the plain form says so when it is used.
-            (Err(_), _) => true,
-            (_, Err(_)) => false,
+            (Err(_), _) => None,
+            (_, Err(error)) => Some(error.to_string()),
         };
-        if right {
+        let Some(wrong) = wrong else {
             continue;
-        }
+        };
         let c = &gpu.capabilities;
         let turn_off: (&str, TurnOff) = if n_rows > 1 {
             ("matrices", |c| {
@@ -75,15 +80,107 @@ fn fault(gpu: &Arc<Gpu>, ty: GgmlType) -> Option<(String, TurnOff)> {
         };
         return Some((
             format!(
-                "products of {} with {} rows on {}",
+                "products of {} with {n_rows} rows on {} ({wrong})",
                 ty.name(),
-                n_rows,
                 turn_off.0
             ),
             turn_off.1,
         ));
     }
     None
+}
+
+/// Attention on matrices, if it is wrong, and what turns it off.
+fn attention_fault(gpu: &Arc<Gpu>) -> Option<(String, TurnOff)> {
+    let c = &gpu.capabilities;
+    if !c.matrices_16() || !c.matrix_attention {
+        return None;
+    }
+    // Split, and in one piece.
+    for n_rows in [1, 12] {
+        let wrong = match (attention(gpu, true, n_rows), attention(gpu, false, n_rows)) {
+            (Ok(expected), Ok(found)) => {
+                let error = differ(&found, &expected);
+                (error > TOLERANCE).then(|| format!("relative error {error:.2}"))
+            }
+            (Err(_), _) => None,
+            (_, Err(error)) => Some(error.to_string()),
+        };
+        if let Some(wrong) = wrong {
+            let turn_off: TurnOff = |c| c.matrix_attention = false;
+            return Some((
+                format!("attention of {n_rows} rows on matrices ({wrong})"),
+                turn_off,
+            ));
+        }
+    }
+    None
+}
+
+/// Attention of random queries over a ring and a batch: queries normed and rotated, and of few rows the
+/// result rotated back.
+fn attention(gpu: &Arc<Gpu>, plain: bool, n_rows: usize) -> Result<Vec<f32>, BackendError> {
+    let geometry = Geometry::flash();
+    let mut backend = WgpuBackend::new(gpu, &geometry);
+    backend.plain = plain;
+    let (dim, width) = (geometry.head_dim, geometry.n_heads * geometry.head_dim);
+    let need = Requirement {
+        name: "self-check".to_owned(),
+        ne: vec![geometry.n_heads as u64],
+        role: WeightRole::Vector,
+        component: Component::Attention,
+        layer: None,
+        split: Split::None,
+    };
+    let sinks = backend.random_weight(&need, GgmlType::F32, 7)?;
+    let mut image = RowsImage::with_capacity(&geometry, n_rows, true);
+    let place = SegmentPlace {
+        slot: 0,
+        base: 0,
+        first_position: 100,
+        visibility: Visibility::Causal,
+    };
+    let tokens = vec![0; n_rows];
+    image.push_segment(&RopeFrequencies::new(&geometry), place, &tokens);
+    let mut rows = backend.alloc_rows(n_rows)?;
+    backend.write_rows(&mut rows, &image);
+    let mut q = backend.alloc(ElementType::F32, Shape::rows(n_rows, width))?;
+    let mut kv = backend.alloc(ElementType::F32, Shape::rows(n_rows, dim))?;
+    let n_ring = geometry.window + 16;
+    let mut ring = backend.alloc(ElementType::Bf16, Shape::rows(n_ring, dim))?;
+    let mut out = backend.alloc(ElementType::F32, Shape::rows(n_rows, width))?;
+    let at = Place { slot: 0, row: 0 };
+    let number = |i: usize| (i * 7919 % 1009) as f32 / 504.0 - 1.0;
+    let floats = |n: usize| -> Vec<u8> { (0..n).flat_map(|i| number(i).to_le_bytes()).collect() };
+    backend.write(&mut q, at, &floats(n_rows * width))?;
+    backend.write(&mut kv, at, &floats(n_rows * dim))?;
+    let halves: Vec<u8> = (0..n_ring * dim)
+        .flat_map(|i| half::bf16::from_f32(number(i * 31)).to_le_bytes())
+        .collect();
+    backend.write(&mut ring, at, &halves)?;
+    let table = RopeTable::Plain;
+    if plain {
+        backend.q_norm_rope(&rows, table, &mut q);
+    }
+    let inputs = Attend {
+        q: &q,
+        kv: &kv,
+        ring: &ring,
+        compressed: CompressedRows::None,
+        sinks: &sinks,
+    };
+    if plain {
+        backend.attend(&rows, inputs, &mut out);
+        if n_rows <= 8 {
+            backend.rope(&rows, table, Rotation::Inverse, dim, &mut out);
+        }
+    } else {
+        backend.record_attend_tile(&rows, &inputs, &out, Some(table));
+    }
+    let mut bytes = vec![0; 4 * n_rows * width];
+    backend.read(&out, at, &mut bytes)?;
+    let (words, _) = bytes.as_chunks::<4>();
+    Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
 }
 
 fn differ(found: &[f32], expected: &[f32]) -> f32 {
@@ -124,7 +221,8 @@ fn product(
     };
     let tokens = vec![0; n_rows];
     image.push_segment(&RopeFrequencies::new(&geometry), place, &tokens);
-    let mut rows = backend.rows(n_rows)?;
+    // With the workspace of many rows, which the form of halves needs.
+    let mut rows = backend.alloc_rows(n_rows)?;
     backend.write_rows(&mut rows, &image);
     let mut x = backend.alloc(ElementType::F32, Shape::rows(n_rows, N_IN))?;
     let mut out = backend.alloc(ElementType::F32, Shape::rows(n_rows, N_OUT))?;
@@ -138,4 +236,26 @@ fn product(
     backend.read(&out, at, &mut bytes)?;
     let (words, _) = bytes.as_chunks::<4>();
     Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::WgpuOptions;
+
+    /// What the check compares agrees where no matrices are used either.
+    #[test]
+    fn attention_of_a_row_is_that_of_the_plain_form() {
+        let options = WgpuOptions {
+            allow_processor: true,
+            ..WgpuOptions::default()
+        };
+        let Ok(gpu) = Gpu::open(&options) else {
+            return;
+        };
+        let expected = attention(&gpu, true, 1).expect("it runs");
+        let found = attention(&gpu, false, 1).expect("it runs");
+        let error = differ(&found, &expected);
+        assert!(error < 1e-3, "relative error {error}");
+    }
 }

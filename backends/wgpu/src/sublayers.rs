@@ -9,6 +9,7 @@ use ds4_model::{
 
 use crate::backend::{Rows, WgpuBackend};
 use crate::few::Product;
+use crate::few_experts::Routing;
 use crate::memory::Buffer;
 use crate::weight::Weight;
 
@@ -48,6 +49,21 @@ impl WgpuBackend {
             step,
         } = sublayer;
         let few = self.is_few(rows);
+        let operands = AttentionSublayer {
+            layer,
+            cache,
+            scratch: s,
+            step,
+        };
+        if few && self.streams_attention(rows, &operands) {
+            return self.record_attention_few(rows, &operands);
+        }
+        let AttentionSublayer {
+            layer,
+            cache,
+            scratch: s,
+            step,
+        } = operands;
         let table = match layer.kind {
             LayerKind::Sliding => RopeTable::Plain,
             LayerKind::Csa | LayerKind::Hca => RopeTable::Compressed,
@@ -128,7 +144,7 @@ impl WgpuBackend {
         if few {
             let ring = stores.then_some(&cache.window);
             let norm = &layer.attn_kv_a_norm;
-            self.record_kv_norm_rope(rows, norm, table, step.rounded, &s.kv, ring);
+            self.record_kv_norm_rope(rows, norm, table, step.rounded, None, &s.kv, ring);
         } else {
             self.kv_norm_rope(rows, &layer.attn_kv_a_norm, table, step.rounded, &mut s.kv);
         }
@@ -213,8 +229,9 @@ impl WgpuBackend {
             compressed,
             sinks: &layer.attn_sinks,
         };
+        // Whether the result is rotated back, and its codes are there.
         let raw = few && self.attends_tiles(&cache.window);
-        if raw {
+        if raw || self.attends_matrices(&cache.window) {
             self.record_attend_tile(rows, &inputs, &s.o, Some(table));
         } else {
             self.record_q_norm_rope(rows, table, &s.q);
@@ -290,6 +307,9 @@ impl WgpuBackend {
         rows: &Rows,
         sublayer: ExpertsSublayer<'_, Buffer, Weight>,
     ) {
+        if self.is_few(rows) && self.streams_experts(&sublayer) {
+            return self.record_experts_few(rows, &sublayer);
+        }
         let (layer, s) = (sublayer.layer, sublayer.scratch);
         let few = self.is_few(rows);
         let x_id = s.x.memory.id;
@@ -330,24 +350,21 @@ impl WgpuBackend {
             return;
         }
         let routed_quantised = self.routed_hidden(rows, few, &inputs, &s.hidden);
-        let shared_down = &layer.ffn_down_shexp;
-        if few
-            && self.takes(shared_down, &s.shared_hidden)
-            && self.takes(&layer.ffn_down_exps, &s.hidden)
-        {
-            if !shared_quantised {
-                self.record_quantise(rows, &s.shared_hidden);
-            }
-            self.product(rows, few, shared_down, &s.shared_hidden, &s.y);
+        if few && self.takes(down, &s.hidden) {
             if !routed_quantised {
                 self.record_quantise(rows, &s.hidden);
             }
-            self.record_experts_down_few(rows, down, &s.hidden, &s.routes, &s.y, true);
+            self.record_experts_down_few(rows, down, &s.hidden, &s.routes, None, &s.y);
         } else {
-            self.experts_down(rows, &layer.ffn_down_exps, &s.hidden, &s.routes, &mut s.y);
-            self.matmul(rows, shared_down, &s.shared_hidden, &mut s.shared_y);
-            self.add(rows, &s.shared_y, &mut s.y);
+            self.experts_down(rows, down, &s.hidden, &s.routes, &mut s.y);
         }
+        let shared_down = &layer.ffn_down_shexp;
+        if few && shared_quantised && self.takes(shared_down, &s.shared_hidden) {
+            self.product(rows, few, shared_down, &s.shared_hidden, &s.shared_y);
+        } else {
+            self.matmul(rows, shared_down, &s.shared_hidden, &mut s.shared_y);
+        }
+        self.add(rows, &s.shared_y, &mut s.y);
     }
 
     /// The shared expert's hidden layer; whether its codes are there.
@@ -359,7 +376,17 @@ impl WgpuBackend {
         hidden: &Buffer,
     ) -> bool {
         let quantised = g.gate.n_out.is_multiple_of(32);
-        if few && self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, None, hidden, quantised)
+        if few
+            && self.record_gate_up_few(
+                rows,
+                g.gate,
+                g.up,
+                g.clamp,
+                g.x,
+                Routing::Shared,
+                hidden,
+                quantised,
+            )
         {
             return quantised;
         }
@@ -378,13 +405,13 @@ impl WgpuBackend {
         hidden: &Buffer,
     ) -> bool {
         let quantised = g.gate.n_out.is_multiple_of(32);
-        let routes = Some(g.routes);
+        let routing = Routing::Given(g.routes);
         if few
-            && self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, routes, hidden, quantised)
+            && self.record_gate_up_few(rows, g.gate, g.up, g.clamp, g.x, routing, hidden, quantised)
         {
             return quantised;
         }
-        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, routes, hidden);
+        self.record_gate_up(rows, g.gate, g.up, g.clamp, g.x, Some(g.routes), hidden);
         false
     }
 }

@@ -21,7 +21,7 @@ use ds4_formats::{GgmlType, Tensor, quant};
 use ds4_model::{BackendError, WeightRole};
 
 use crate::adapter::Gpu;
-use crate::kernels::Bound;
+use crate::bound::Bound;
 use crate::memory::{self, Allocation};
 
 /// The layouts that kernels decode.
@@ -288,7 +288,7 @@ impl Weight {
             WeightRole::Experts => (tensor.n_rows() / self.n_out, self.n_out),
             _ => (tensor.n_rows(), 1),
         };
-        let binding = gpu.capabilities.max_binding_bytes;
+        let binding = gpu.capabilities.max_weight_bytes;
         let buffer = gpu.capabilities.max_buffer_bytes;
         let of_units = |bytes: usize, n: usize| (bytes * unit_rows * n) as u64;
         let most = (1..=n_units)
@@ -370,6 +370,11 @@ impl Weight {
             }
         }
         Ok(())
+    }
+
+    /// Buffers that a matrix is divided into, because one binding does not reach over all of it.
+    pub fn n_parts(&self) -> usize {
+        self.parts.len()
     }
 
     /// A `Vector` or `Ids`.

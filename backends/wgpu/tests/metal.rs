@@ -38,6 +38,7 @@ fn catalogue() -> Vec<Specialisation> {
         "add_position_bias",
         "copy_rows",
         "fill_random",
+        "halves",
         "hc_post",
         "hc_pre",
         "head_norm",
@@ -86,6 +87,27 @@ fn catalogue() -> Vec<Specialisation> {
             }
         }
         for (mode, columns) in [(0usize, 128usize), (1, 64), (2, 64), (3, 128)] {
+            let half = match stored {
+                Stored::Q8_0 => Some((32usize, 16usize)),
+                Stored::F16 => Some((32, 8)),
+                Stored::Q2K | Stored::Iq2Xxs => Some((64, 64)),
+                _ => None,
+            };
+            if let Some((step, unit)) = half {
+                all.push(
+                    of("gemm_half")
+                        .decoding("a", stored)
+                        .decoding("b", stored)
+                        .with("MODE", mode)
+                        .with("MATRIX", 16usize)
+                        .with("DIRECT", mode == 0)
+                        .with("BN", columns)
+                        .with("BK", step)
+                        .with("N_TILES", columns / 32)
+                        .with("W_EACH", step / unit)
+                        .with("X_EACH", columns * step / 4 / 128),
+                );
+            }
             for matrix in [0usize, 8, 16] {
                 let columns = if matrix == 0 { 64 } else { columns };
                 let tiles = 32usize.checked_div(matrix).unwrap_or(0);
@@ -123,6 +145,14 @@ fn catalogue() -> Vec<Specialisation> {
                     .with("HASHED", flag),
             );
             all.push(
+                of("route_few")
+                    .with("WG", 256usize)
+                    .with("HASHED", flag)
+                    .with("KEYS_EACH", if n_experts == 256 { 8usize } else { 0 })
+                    .with("SUBGROUP", 32usize)
+                    .with("N_EXPERTS", n_experts),
+            );
+            all.push(
                 of("attend_combine")
                     .with("HEAD_DIM", head_dim)
                     .with("INVERSE", flag)
@@ -136,6 +166,18 @@ fn catalogue() -> Vec<Specialisation> {
                         .with("COMPRESSED", mode),
                 );
                 for raw in [false, true] {
+                    if head_dim % 64 == 0 {
+                        all.push(
+                            of("attend_matrix")
+                                .with("MATRIX", 16usize)
+                                .with("K_STEPS", head_dim / 64)
+                                .with("Q_EACH", head_dim / 32)
+                                .with("HEAD_DIM", head_dim)
+                                .with("COMPRESSED", mode)
+                                .with("SPLIT", flag)
+                                .with("RAW", raw),
+                        );
+                    }
                     all.push(
                         of("attend_tile")
                             .with("HEAD_DIM", head_dim)
@@ -149,6 +191,7 @@ fn catalogue() -> Vec<Specialisation> {
                 for (dim, stored) in [(head_dim, false), (head_dim, true)] {
                     all.push(
                         of("kv_norm_rope")
+                            .with("APART", stored)
                             .with("ROW_DIM", dim)
                             .with("ROUNDING", rounding.min(1))
                             .with("STORED", stored)
@@ -173,13 +216,16 @@ fn catalogue() -> Vec<Specialisation> {
 fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
     let of = |kernel| Specialisation::of(kernel).integer(integer);
     for rows in [1usize, 2, 4, 8] {
-        for (lanes, per, wg_rows, quantised, weighted) in [
+        for (lanes, per, wg_rows, quantised, indexed) in [
             (256usize, 1usize, 8usize, false, false),
             (256, 2, 16, false, false),
-            (256, 4, 32, false, false),
-            (256, 4, 32, true, false),
-            (1024, 1, 32, true, true),
+            (512, 2, 32, true, false),
+            (1024, 1, 32, true, false),
+            (256, 2, 128, false, true),
+            (1024, 1, 128, false, true),
+            (512, 2, 64, false, true),
         ] {
+            let weighted = quantised;
             for normed in [false, true] {
                 for steps in [0usize, 2] {
                     all.push(
@@ -192,6 +238,9 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
                             .with("NORMED", normed)
                             .with("QUANTISED", quantised)
                             .with("WEIGHTED", weighted)
+                            .with("INDEXED", indexed)
+                            .with("UNROLL", steps)
+                            .with("ROUNDED", indexed)
                             .with("STEPS", steps)
                             .with("SUBGROUP", 32usize),
                     );
@@ -200,31 +249,73 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
         }
     }
     for quantised in [false, true] {
-        for routed in [false, true] {
-            all.push(
-                of("gate_up_few")
-                    .decoding("gate", stored)
-                    .decoding("up", stored)
-                    .with("WG", if routed { 256usize } else { 1024 })
-                    .with("PER", if routed { 2usize } else { 1 })
-                    .with("ROUTED", routed)
-                    .with("QUANTISED", quantised)
-                    .with("STEPS", 2usize)
-                    .with("SUBGROUP", 32usize),
-            );
+        for (routed, routes, hashed) in [
+            (false, false, false),
+            (true, false, false),
+            (true, true, false),
+            (true, true, true),
+        ] {
+            for (_, _, n_experts, _) in WIDTHS {
+                all.push(
+                    of("gate_up_few")
+                        .decoding("gate", stored)
+                        .decoding("up", stored)
+                        .with("WG", if routed { 512usize } else { 1024 })
+                        .with("PER", if routed { 2usize } else { 1 })
+                        .with("ROUTED", routed)
+                        .with("ROUTES", routes)
+                        .with("HASHED", hashed)
+                        .with("KEYS_EACH", if n_experts == 256 { 8usize } else { 0 })
+                        .with("N_EXPERTS", n_experts)
+                        .with("LOCAL", integer && routed)
+                        .with("X_LOCAL", 256usize)
+                        .with("QUANTISED", quantised)
+                        .with("STEPS", 2usize)
+                        .with("SUBGROUP", 32usize),
+                );
+            }
         }
     }
     for (_, _, _, used) in WIDTHS {
-        all.push(
-            of("experts_down_few")
-                .decoding("w", stored)
-                .with("WG", 256usize)
-                .with("PER", 1usize)
-                .with("WG_ROWS", 8usize)
-                .with("K_USED", used)
-                .with("STEPS", 1usize)
-                .with("SUBGROUP", 32usize),
-        );
+        for (shared, parted, steps) in [
+            (None, false, 1usize),
+            (None, true, 0),
+            (Some(stored), false, 1),
+            (Some(stored), false, 0),
+        ] {
+            let mut what = of("experts_down_few").decoding("w", stored);
+            if let Some(shared) = shared {
+                what = what.decoding("shared", shared);
+            }
+            all.push(
+                what.with("WG", 512usize)
+                    .with("WG_ROWS", 8usize)
+                    .with("K_USED", used)
+                    .with(
+                        "HALVES",
+                        if steps > 0 && used % 2 == 0 {
+                            2usize
+                        } else {
+                            1
+                        },
+                    )
+                    .with(
+                        "EXPERTS_EACH",
+                        if steps > 0 && used % 2 == 0 {
+                            used / 2
+                        } else {
+                            used
+                        },
+                    )
+                    .with("SHARED_EACH", steps * usize::from(shared.is_some()))
+                    .with("PARTED", parted)
+                    .with("SHARED", shared.is_some())
+                    .with("STEPS", steps)
+                    .with("LOCAL", integer)
+                    .with("X_LOCAL", 768usize)
+                    .with("SUBGROUP", 32usize),
+            );
+        }
     }
 }
 
@@ -273,11 +364,15 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
             .unwrap_or_else(|error| panic!("{name}: {}", error.emit_to_string(&source)));
 
         let bytes = workgroup_bytes(&module);
-        assert!(
-            bytes <= MAX_THREADGROUP_BYTES,
-            "{name}: {bytes} bytes of threadgroup memory"
-        );
-        if bytes > widest.0 {
+        // 16 x 16 matrices are of other adapters.
+        let foreign = source.contains("coop_mat16x16");
+        let most = if foreign {
+            48 << 10
+        } else {
+            MAX_THREADGROUP_BYTES
+        };
+        assert!(bytes <= most, "{name}: {bytes} bytes of threadgroup memory");
+        if !foreign && bytes > widest.0 {
             widest = (bytes, what.kernel);
         }
         let entry = &module.entry_points[0];
@@ -308,14 +403,28 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
             "{name}: {n_buffers} buffers"
         );
 
-        // 16 x 16 matrices are of other adapters.
-        if source.contains("coop_mat16x16") {
+        if foreign {
             let options = naga::back::spv::Options {
                 lang_version: (1, 6),
                 ..Default::default()
             };
-            naga::back::spv::write_vec(&module, &info, &options, None)
+            let words = naga::back::spv::write_vec(&module, &info, &options, None)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
+            if let Some(d) = std::env::var_os("DBG") {
+                static N: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+                let n = N.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let b: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+                std::fs::write(
+                    std::path::Path::new(&d).join(format!("{}-{n}.spv", what.kernel)),
+                    b,
+                )
+                .unwrap();
+                std::fs::write(
+                    std::path::Path::new(&d).join(format!("{}-{n}.wgsl", what.kernel)),
+                    &source,
+                )
+                .unwrap();
+            }
             continue;
         }
         for language in LANGUAGES {

@@ -20,7 +20,7 @@ fn geometry() -> Geometry {
     Geometry {
         n_vocab: 300,
         n_embd: 512,
-        n_heads: 8,
+        n_heads: 16,
         head_dim: 512,
         q_rank: 256,
         n_out_groups: 2,

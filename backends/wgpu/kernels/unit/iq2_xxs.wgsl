@@ -2,18 +2,20 @@
 const @W@_RUNS: u32 = 4u;
 const @W@_UNIT: u32 = 64u;
 const @W@_LOW: bool = false;
-// A byte of 255 for each bit of a nibble.
-fn @W@_mask(signs: u32) -> u32 { return (((signs & 15u) * 0x00204081u) & 0x01010101u) * 255u; }
-// Magnitudes are above zero, so that negating a byte carries into no other.
-fn @W@_negate(word: u32, mask: u32) -> u32 { return (word ^ mask) + (mask & 0x01010101u); }
+// Negates the bytes that a nibble has bits for. Magnitudes are above zero, so that negating a byte
+// carries into no other.
+fn @W@_negate(word: u32, signs: u32) -> u32 {
+    let bits = ((signs & 15u) * 0x00204081u) & 0x01010101u;
+    return (word ^ (bits * 255u)) + bits;
+}
 fn @W@_run(indices: u32, signs: u32) -> vec4<u32> {
     let a = grid[indices & 255u];
     let b = grid[(indices >> 8u) & 255u];
     return vec4<u32>(
-        @W@_negate(a.x, @W@_mask(signs)),
-        @W@_negate(a.y, @W@_mask(signs >> 4u)),
-        @W@_negate(b.x, @W@_mask(signs >> 8u)),
-        @W@_negate(b.y, @W@_mask(signs >> 12u)));
+        @W@_negate(a.x, signs),
+        @W@_negate(a.y, signs >> 4u),
+        @W@_negate(b.x, signs >> 8u),
+        @W@_negate(b.y, signs >> 12u));
 }
 fn @W@_unit(row: u32, u: u32) -> Unit {
     let block = u / 4u;

@@ -1,0 +1,2 @@
+    workgroupBarrier();
+    turn_queries(lane);

@@ -1,0 +1,1 @@
+fn raw_value(at: u32) -> f32 { return kv[at]; }

@@ -1,0 +1,1 @@
+//!product shared shared_x
