@@ -247,8 +247,10 @@ async fn what_the_server_says_of_a_failure_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_server_says_the_place_in_the_queue_or_that_there_is_none() {
+    // Its reply does not end before a browser on a busy machine has looked.
     let behaviour = Behaviour {
         n_slots: 1,
+        context: 1 << 20,
         ..slow()
     };
     let options = ServerOptions {
