@@ -7,6 +7,7 @@ mod kernels;
 mod links;
 mod load;
 mod notices;
+mod siege;
 mod tidy;
 
 const USAGE: &str = "\
@@ -17,7 +18,10 @@ usage: cargo xtask links    check that relative links in Markdown files lead som
        cargo xtask load [--clients N] [--minutes N] [--seed N] [--url URL [--pid PID]] [-- FLAGS]
                             drive a server as many clients would, some of them badly, and say
                             what it did; without --url it builds ds4-server and starts it with
-                            FLAGS (default: --parallel 4 --ctx 8192)";
+                            FLAGS (default: --parallel 4 --ctx 8192)
+       cargo xtask siege [--server PROGRAM] [--only bodies|schemas|connections|signals] [-- FLAGS]
+                            attack a server that is started for it, and say what it took; without
+                            --server it builds ds4-server. FLAGS default to --ctx 8192 --parallel 2";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -36,6 +40,14 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
                 eprintln!("xtask load: {error}");
+                ExitCode::from(2)
+            }
+        },
+        Some("siege") => match siege::run(args) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("xtask siege: {error}");
                 ExitCode::from(2)
             }
         },

@@ -136,74 +136,7 @@ fn tensor(name: &str, ty: GgmlType, ne: &[usize], data: Vec<u8>) -> Tensor {
     }
 }
 
-/// The metadata that a file of this geometry carries: the inverse of
-/// [`Geometry::from_metadata`].
+/// The metadata that a file of this geometry carries.
 pub fn metadata(g: &Geometry) -> Metadata {
-    let mut metadata = Metadata::new();
-    metadata.insert("general.architecture", "deepseek4");
-    metadata.insert("general.name", "fixture");
-    let mut put_u32 = |name: &str, value: usize| {
-        let value = u32::try_from(value).expect("sizes are small");
-        metadata.insert(format!("deepseek4.{name}"), value);
-    };
-    for (name, value) in [
-        ("block_count", g.layers.len()),
-        ("context_length", g.max_context),
-        ("embedding_length", g.n_embd),
-        ("vocab_size", g.n_vocab),
-        ("attention.head_count", g.n_heads),
-        ("attention.head_count_kv", 1),
-        ("attention.key_length", g.head_dim),
-        ("attention.value_length", g.head_dim),
-        ("attention.q_lora_rank", g.q_rank),
-        ("attention.output_lora_rank", g.out_rank),
-        ("attention.output_group_count", g.n_out_groups),
-        ("attention.sliding_window", g.window),
-        ("attention.indexer.head_count", g.n_index_heads),
-        ("attention.indexer.key_length", g.index_dim),
-        ("attention.indexer.top_k", g.index_top_k),
-        ("rope.dimension_count", g.rope_dim),
-        (
-            "rope.scaling.original_context_length",
-            g.yarn.original_context as usize,
-        ),
-        ("expert_count", g.n_experts),
-        ("expert_used_count", g.n_experts_used),
-        ("expert_shared_count", 1),
-        ("expert_feed_forward_length", g.expert_dim),
-        ("expert_gating_func", 4),
-        ("hash_layer_count", g.n_hash_layers),
-        ("hyper_connection.count", g.n_hc),
-        ("hyper_connection.sinkhorn_iterations", g.n_sinkhorn),
-        ("nextn_predict_layers", 1),
-    ] {
-        put_u32(name, value);
-    }
-    for (name, value) in [
-        ("attention.layer_norm_rms_epsilon", g.rms_eps),
-        (
-            "attention.compress_rope_freq_base",
-            g.compressed_rope_base as f32,
-        ),
-        ("rope.freq_base", g.rope_base as f32),
-        ("rope.scaling.factor", g.yarn.factor as f32),
-        ("rope.scaling.yarn_beta_fast", g.yarn.beta_fast as f32),
-        ("rope.scaling.yarn_beta_slow", g.yarn.beta_slow as f32),
-        ("expert_weights_scale", g.expert_scale),
-        ("hyper_connection.epsilon", g.hc_eps),
-    ] {
-        metadata.insert(format!("deepseek4.{name}"), value);
-    }
-    metadata.insert("deepseek4.expert_weights_norm", true);
-    metadata.insert("deepseek4.rope.scaling.type", "yarn");
-    let ratios: Vec<i32> = g
-        .layers
-        .iter()
-        .map(|kind| kind.ratio().unwrap_or(0) as i32)
-        .chain([0])
-        .collect();
-    metadata.insert("deepseek4.attention.compress_ratios", ratios);
-    metadata.insert("deepseek4.swiglu_clamp_exp", g.expert_clamp.clone());
-    metadata.insert("deepseek4.swiglu_clamp_shexp", g.shared_clamp.clone());
-    metadata
+    g.to_metadata("fixture")
 }

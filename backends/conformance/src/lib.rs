@@ -9,6 +9,7 @@
 //! replays as a device does.
 //! [`speaking_model`] writes a random model that reads and writes text.
 
+pub mod faults;
 pub mod fixtures;
 pub mod golden;
 pub mod network;

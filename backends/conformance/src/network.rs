@@ -240,6 +240,99 @@ pub fn a_batch_of_eight_equals_each_alone<B: Backend>(
     }
 }
 
+/// Rows of a step, by what they are: sequences that decode, sequences with so many draft rows each,
+/// and rows of prompts. Together 1, 2, 4, 8, 16 and 32.
+const MIXES: [(usize, usize, usize, usize); 6] = [
+    (1, 0, 0, 0),
+    (1, 0, 0, 1),
+    (1, 1, 2, 1),
+    (2, 1, 3, 3),
+    (4, 2, 3, 6),
+    (4, 2, 4, 20),
+];
+
+/// Steps that decode, verify drafts and read prompts, each for other sequences, give every row the
+/// logits it has when its sequence is read alone; drafts are partly rejected.
+pub fn mixed_steps_say_what_each_says_alone<B: Backend>(
+    make: &dyn Fn(&Geometry) -> B,
+    golden: &Golden,
+    tolerance: f32,
+) {
+    const FIRST_DRAFT: usize = 4;
+    const FIRST_PROMPT: usize = 6;
+    let n_tokens = 160;
+    let mut model = Model::open(
+        &golden.gguf,
+        make,
+        test_shape(n_tokens, CacheRounding::Official),
+    );
+    let n_vocab = model.n_vocab();
+    let sequences: Vec<Vec<u32>> = (0..8)
+        .map(|slot| {
+            let tokens = golden.tokens.iter().copied().cycle();
+            tokens.skip(7 * slot).take(n_tokens).collect()
+        })
+        .collect();
+    let alone: Vec<Vec<f32>> = sequences
+        .iter()
+        .map(|tokens| {
+            model.session.clear(0);
+            model.feed(0, tokens, &[usize::MAX])
+        })
+        .collect();
+    model.session.clear(0);
+    for (slot, tokens) in sequences.iter().enumerate() {
+        // Groups of 4 and of 128 end in other steps for every sequence.
+        model.feed(slot, &tokens[..1 + slot * 13], &[usize::MAX]);
+    }
+    // Twice: the second time a backend may replay what it recorded.
+    for round in 0..2 {
+        for (n_decoding, n_drafting, n_draft, n_prompt) in MIXES {
+            let drafting = (0..n_drafting).map(|i| (FIRST_DRAFT + i, n_draft, Outputs::All));
+            let first = n_prompt.div_ceil(2);
+            let prompts = [
+                (FIRST_PROMPT, first, Outputs::Last),
+                (FIRST_PROMPT + 1, n_prompt - first, Outputs::None),
+            ];
+            let parts: Vec<_> = (0..n_decoding)
+                .map(|slot| (slot, 1, Outputs::Last))
+                .chain(drafting)
+                .chain(prompts)
+                .filter(|(_, n, _)| *n > 0)
+                .collect();
+            let mut batch = Batch::new();
+            let mut expected = Vec::new();
+            for (slot, n, outputs) in &parts {
+                let from = model.session.len(*slot);
+                batch.push(*slot, &sequences[*slot][from..from + n], *outputs);
+                let row = |at: usize| &alone[*slot][at * n_vocab..(at + 1) * n_vocab];
+                match outputs {
+                    Outputs::All => (from..from + n).for_each(|at| expected.extend(row(at))),
+                    Outputs::Last => expected.extend(row(from + n - 1)),
+                    Outputs::None => {}
+                }
+            }
+            let found = model
+                .session
+                .step(&mut model.backend, &model.network, &batch)
+                .expect("the tokens fit");
+            let what = format!("{}: round {round}, {parts:?}", golden.name);
+            assert_close(&what, found, &expected, n_vocab, tolerance);
+            for slot in FIRST_DRAFT..FIRST_DRAFT + n_drafting {
+                let kept = model.session.len(slot) - (n_draft - 1);
+                model.session.rewind(slot, kept).expect("a few rows");
+            }
+        }
+    }
+    for (slot, tokens) in sequences.iter().enumerate() {
+        let from = model.session.len(slot);
+        let found = model.feed(slot, &tokens[from..from + 5], &[1]);
+        let what = format!("{}: slot {slot} after mixed steps", golden.name);
+        let expected = &alone[slot][from * n_vocab..(from + 5) * n_vocab];
+        assert_close(&what, &found, expected, n_vocab, tolerance);
+    }
+}
+
 /// A fork goes on exactly as the slot it was copied from, and neither disturbs
 /// the other.
 pub fn a_fork_continues_as_its_origin<B: Backend>(
@@ -477,6 +570,7 @@ pub fn an_exported_slot_continues_elsewhere<A: Backend, B: Backend>(
 pub fn every_property<B: Backend>(make: &dyn Fn(&Geometry) -> B, golden: &Golden, tolerance: f32) {
     chunks_do_not_change_logits(make, golden, tolerance);
     a_batch_of_eight_equals_each_alone(make, golden, tolerance);
+    mixed_steps_say_what_each_says_alone(make, golden, tolerance);
     a_fork_continues_as_its_origin(make, golden, tolerance);
     a_fork_at_a_frontier_continues_from_there(make, golden, tolerance);
     a_rewound_slot_forgets(make, golden, tolerance);

@@ -340,7 +340,7 @@ int main(int n, char **v) {
         printf("CHECKS %s\n", ok ? "PASSED" : "FAILED"), fflush(stdout);
     }
     std::vector<std::string> table;
-    if (has("time") || has("stamps")) {
+    if (has("time") || has("stamps") || has("profile")) {
         Full f;
         f.build(132 * 1024);
         clock("built");
@@ -386,16 +386,19 @@ int main(int n, char **v) {
             CHECK(cudaMemcpyToSymbol(ds4_experiment, &usual, 4));
             f.s.in_flight = 4;
         }
-        if (has("stamps")) for (u32 position : {1999u, 2103u, 32763u}) stamps(f, position);
+        if (has("stamps")) for (u32 position : {1999u, 2103u, 8099u, 32763u, 131067u, 32767u}) stamps(f, position);
 #endif
+        if (has("profile")) // launches to sample under a profiler
+            for (u32 position : {1999u, 2103u, 131067u})
+                for (int i = 0; i < 2; i++) {
+                    f.set(1, position);
+                    ds4_decode_epoch<<<1, 1>>>(f.s.workspace);
+                    launch(1, f.s, 0);
+                    CHECK(cudaDeviceSynchronize());
+                }
         if (has("time")) {
-        for (u32 flight : {2u, 3u, 4u}) f.s.in_flight = flight, report(f, 1, 1999, 3300, table);
         f.s.in_flight = 2;
-        report(f, 1, 2103, 3450, table);
-        report(f, 1, 8191, 3500, table);
-        report(f, 1, 32767, 3650, table);
-        report(f, 1, 131071, 4000, table);
-        report(f, 1, 2103, 3450, table);
+        for (u32 position : {1999u, 2103u, 8191u, 8099u, 32767u, 32763u, 131071u, 131067u, 1999u, 2103u}) report(f, 1, position, 3300, table);
         if (MOST_ROWS > 2) {
             report(f, 2, 2103, 4500, table);
             report(f, 4, 2103, 6500, table);

@@ -127,6 +127,8 @@ static inline u32 block_x() { return simt::current / simt::n_threads; }
 static inline u8 *shared_memory() { return simt::smem(); }
 static inline u32 smem_addr(const void *p) { return (u32)((const uint8_t *)p - simt::smem()); }
 
+static inline u32 load_shared(u32 a) { u32 v; memcpy(&v, simt::smem() + a, 4); return v; }
+
 // mbarrier: [phase:1 | pending count | expected | tx]
 struct EmuBar { u16 phase, expected; int16_t pending; u16 pad; };
 static inline std::vector<int> &emu_tx() { static std::vector<int> v; return v; }
@@ -147,7 +149,12 @@ static inline void bulk_copy(u32 to, const void *from, u32 bytes, u32 bar, u64) 
     ebar_check(bar);
 }
 static inline void async_copy16(u32 to, const void *from) { if ((to | (uintptr_t)from) & 15) abort(); memcpy(simt::smem() + to, from, 16); }
+static inline void async_copy8(u32 to, const void *from) { if ((to | (uintptr_t)from) & 7) abort(); memcpy(simt::smem() + to, from, 8); }
 static inline void async_wait() {}
+static inline void renew(u32 &) {}
+static inline void renew(u8 *&) {}
+static inline void more_registers() {}
+static inline void fewer_registers() {}
 static inline void consumer_sync() {
     simt::Bar &b = simt::blocks[block_x()].named;
     const u64 gen = b.gen;

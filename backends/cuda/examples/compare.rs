@@ -7,9 +7,9 @@
 use std::time::Instant;
 
 use ds4_conformance::network::difference;
-use ds4_cuda::{CudaBackend, CudaOptions, Fast};
+use ds4_cuda::{CudaBackend, CudaError, CudaOptions, Fast};
 use ds4_formats::gguf::Gguf;
-use ds4_model::{Batch, Geometry, Network, Outputs, Session, SessionShape};
+use ds4_model::{Backend, Batch, Geometry, Network, Outputs, Session, SessionShape, Unfused};
 
 /// Rows of the steps, the last of which repeats.
 const CHUNKS: &[(&str, &[usize])] = &[
@@ -45,10 +45,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("steps", only(|f| f.steps = true)),
         ("all", Fast::default()),
     ];
-    let plain = run(&gguf, &geometry, Fast::NONE, &tokens, &[2048], n_last)?;
+    let plain = make(&geometry, Fast::NONE)?;
+    let plain = run(&gguf, &geometry, plain, &tokens, &[2048], n_last)?;
     let expected = &plain[plain.len() - n_last * geometry.n_vocab..];
     let scale = (expected.iter().map(|x| x * x).sum::<f32>() / expected.len() as f32).sqrt();
     println!("logits of the plain kernels: root mean square {scale:.3}");
+    let unfused = Unfused(make(&geometry, Fast::NONE)?);
+    let unfused = run(&gguf, &geometry, unfused, &tokens, &[2048], n_last)?;
+    let d = difference(&unfused, &plain, geometry.n_vocab, 0.0);
+    println!(
+        "plain kernels, fused ops taken apart: largest difference {:.2e}",
+        d.max_abs
+    );
     for (name, fast) in variants {
         for (what, chunks) in CHUNKS {
             // One small and one large step tell of a part; all together meet every size.
@@ -62,7 +70,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             // Small steps over the end of the prompt only: the rest is in large plain ones.
             let started = Instant::now();
-            let found = run(&gguf, &geometry, fast, &tokens, chunks, n_last)?;
+            let backend = make(&geometry, fast)?;
+            let found = run(&gguf, &geometry, backend, &tokens, chunks, n_last)?;
             let found = &found[found.len() - n_last * geometry.n_vocab..];
             let d = difference(found, expected, geometry.n_vocab, 0.0);
             // Of each row: one choice of an expert or of an index row that falls otherwise changes a
@@ -91,23 +100,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+fn make(geometry: &Geometry, fast: Fast) -> Result<CudaBackend, CudaError> {
+    let options = CudaOptions {
+        cache: Some(std::env::temp_dir().join("ds4-cuda-compare")),
+        fast,
+        ..CudaOptions::default()
+    };
+    CudaBackend::new(geometry, options)
+}
+
 /// The logits of the last `n_last` tokens and maybe more: the tokens before the last 256 in large
 /// steps, those in steps of `chunks`.
-fn run(
+fn run<B: Backend>(
     gguf: &Gguf,
     geometry: &Geometry,
-    fast: Fast,
+    mut backend: B,
     tokens: &[u32],
     chunks: &[usize],
     n_last: usize,
 ) -> Result<Vec<f32>, Box<dyn std::error::Error>> {
-    let cache = std::env::temp_dir().join("ds4-cuda-compare");
-    let options = CudaOptions {
-        cache: Some(cache),
-        fast,
-        ..CudaOptions::default()
-    };
-    let mut backend = CudaBackend::new(geometry, options)?;
     let network = Network::bind(
         geometry,
         &mut backend,

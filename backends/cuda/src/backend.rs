@@ -12,10 +12,12 @@ use ds4_model::{
 use crate::decode::{self, Decoder};
 use crate::driver::{Context, DeviceError, DeviceFacts, Event, Memory, Pinned, Stream};
 use crate::kernels::Kernels;
+use crate::landing::Landing;
 use crate::load::Upload;
 use crate::prefill::{self, Workspace};
 use crate::steps::{MAX_GRAPH_ROWS, Mode, Recorded};
 use crate::times::KernelTimes;
+use crate::wanted::Wanted;
 use crate::weight::Layout;
 
 /// Bytes of the pinned memory that reads and writes go through.
@@ -138,6 +140,8 @@ pub struct CudaBackend {
     pub(crate) failed: Option<BackendError>,
     pub(crate) times: Option<KernelTimes>,
     pub(crate) uploads: Vec<Upload>,
+    /// Units that the weights uploaded so far need, once one of them is the embedding of a model.
+    pub(crate) wanted: Wanted,
     /// Records of gate and up of a layer whose other half is still to come.
     pub(crate) pair: Option<(usize, Arc<Memory>)>,
     pub(crate) staging: Pinned,
@@ -146,6 +150,7 @@ pub struct CudaBackend {
     pub(crate) n_head_rows: usize,
     /// What the shares of rows of logits have found, and of how many rows there is room.
     pub(crate) shares: Option<(Memory, usize)>,
+    pub(crate) landing: Landing,
     /// Of the kernels for the published geometry.
     pub(crate) workspace: Option<Workspace>,
     pub(crate) decoder: Decoder,
@@ -189,11 +194,13 @@ impl CudaBackend {
             failed: None,
             times,
             uploads: Vec::new(),
+            wanted: Wanted::default(),
             pair: None,
             staging: Pinned::new(&context, STAGING_BYTES).map_err(driver)?,
             head_products: None,
             n_head_rows: 0,
             shares: None,
+            landing: Landing::default(),
             workspace: None,
             decoder: Decoder::new(),
             kernels: Kernels::new(&context, options.cache.clone()),

@@ -19,7 +19,7 @@ use crate::weight::{Layout, Weight};
 
 /// Blocks that wait for each other, each with a multiprocessor of its own.
 const BLOCKS: usize = 132;
-const THREADS: u32 = 576;
+const THREADS: u32 = 640;
 /// Rows of the largest step.
 const MAX_ROWS: usize = 4;
 /// Vocabulary that the kernel is compiled for unless told.
@@ -134,7 +134,7 @@ const _: () = assert!(size_of::<DecodeCache>() == 5 * 8 + 8);
 
 /// Dynamic shared memory of a block.
 fn shared_bytes(n_rows: usize) -> usize {
-    226_816 + 880 * n_rows
+    219_648 + 880 * n_rows
 }
 
 /// What blocks exchange, then scores.
@@ -297,17 +297,11 @@ impl CudaBackend {
             }
         };
         let takes = is_known
-            && self.options.fast.steps
-            && self.decoder.fits
+            && self.runs_steps()
             && key.pass == Pass::Backbone
             && matches!(shape.n_rows, 1 | 2 | 4)
             && (1..=shape.n_rows).contains(&shape.n_outputs)
-            && shape.rounded
-            && prefill::takes(&self.geometry)
-            && self.geometry.window == 128
-            && self.geometry.expert_scale == 1.5
-            && self.geometry.n_vocab.is_multiple_of(128)
-            && runs_on(&self.context);
+            && shape.rounded;
         self.decoder.noted = takes.then(|| Noted {
             key: *key,
             layers: Vec::new(),
@@ -317,6 +311,17 @@ impl CudaBackend {
             step: DecodeStep::default(),
         });
         takes
+    }
+
+    /// Whether steps of the model that was uploaded can be noted.
+    pub(crate) fn runs_steps(&self) -> bool {
+        self.options.fast.steps
+            && self.decoder.fits
+            && prefill::takes(&self.geometry)
+            && self.geometry.window == 128
+            && self.geometry.expert_scale == 1.5
+            && self.geometry.n_vocab.is_multiple_of(128)
+            && runs_on(&self.context)
     }
 
     /// Whether ops are noted instead of launched.

@@ -15,9 +15,15 @@ pub(crate) fn out_of_memory(error: DriverError, what: String, n_bytes: usize) ->
 }
 
 pub(crate) fn device(error: DriverError) -> BackendError {
-    BackendError::Device(error.to_string())
+    match error.lost {
+        true => BackendError::Lost(error.to_string()),
+        false => BackendError::Device(error.to_string()),
+    }
 }
 
 pub(crate) fn kernel(error: KernelError) -> BackendError {
-    BackendError::Device(error.to_string())
+    match error {
+        KernelError::Driver(error) => device(error),
+        error => BackendError::NoCode(error.to_string()),
+    }
 }

@@ -264,31 +264,36 @@ impl Unit {
     }
 }
 
+/// Units of every model whatever its weights are.
+pub(crate) const PLAIN_UNITS: [&str; 6] = [
+    "attend.cu",
+    "caches.cu",
+    "index.cu",
+    "routes.cu",
+    "rows.cu",
+    "streams.cu",
+];
+
+/// Units of large steps of the published geometry.
+pub(crate) const PREFILL_UNITS: [&str; 10] = [
+    "prefill/attend.cu",
+    "prefill/compress.cu",
+    "prefill/experts.cu",
+    "prefill/experts_few.cu",
+    "prefill/experts_wgmma.cu",
+    "prefill/gemm.cu",
+    "prefill/hc.cu",
+    "prefill/index.cu",
+    "prefill/matrix.cu",
+    "prefill/rows.cu",
+];
+
 /// Units that the published geometry and the published mixtures of weight types use: what a release
 /// has machine code for.
 pub fn flash_units() -> Vec<Unit> {
-    let mut units: Vec<Unit> = [
-        "attend.cu",
-        "caches.cu",
-        "decode/step.cu",
-        "index.cu",
-        "prefill/attend.cu",
-        "prefill/compress.cu",
-        "prefill/experts.cu",
-        "prefill/experts_few.cu",
-        "prefill/experts_wgmma.cu",
-        "prefill/gemm.cu",
-        "prefill/hc.cu",
-        "prefill/index.cu",
-        "prefill/matrix.cu",
-        "prefill/rows.cu",
-        "repack.cu",
-        "routes.cu",
-        "rows.cu",
-        "streams.cu",
-    ]
-    .map(Unit::new)
-    .to_vec();
+    let mut units = PLAIN_UNITS.map(Unit::new).to_vec();
+    units.extend(PREFILL_UNITS.map(Unit::new));
+    units.extend(["decode/step.cu", "repack.cu"].map(Unit::new));
     let code = |layout: Layout, ty: GgmlType| layout.code(ty);
     let (q8, q4) = (GgmlType::Q8_0, GgmlType::Q4_K);
     let q8_layout = code(Layout::Q8, q8);
@@ -414,16 +419,22 @@ impl Kernels {
         unit: &Unit,
         name: &'static str,
     ) -> Result<Arc<Kernel>, KernelError> {
-        if let Some(loaded) = self.modules.get_mut(unit) {
-            return kernel_of(loaded, name);
+        self.load(unit)?;
+        let loaded = self.modules.get_mut(unit).expect("just loaded");
+        kernel_of(loaded, name)
+    }
+
+    /// Loads a unit, so that a compiler that is missing is missed now.
+    pub(crate) fn load(&mut self, unit: &Unit) -> Result<(), KernelError> {
+        if self.modules.contains_key(unit) {
+            return Ok(());
         }
         let image = self.image(unit)?;
         let module = Module::new(&self.context, &image, &unit.name())?;
-        let loaded = self.modules.entry(unit.clone()).or_insert(Loaded {
-            kernels: HashMap::new(),
-            module,
-        });
-        kernel_of(loaded, name)
+        let kernels = HashMap::new();
+        let loaded = Loaded { kernels, module };
+        self.modules.insert(unit.clone(), loaded);
+        Ok(())
     }
 
     fn image(&mut self, unit: &Unit) -> Result<Vec<u8>, KernelError> {

@@ -15,6 +15,7 @@ mod decode;
 mod driver;
 mod error;
 pub mod kernels;
+mod landing;
 mod load;
 mod ops;
 mod plain;
@@ -22,6 +23,7 @@ mod prefill;
 mod steps;
 mod times;
 mod transfer;
+mod wanted;
 mod weight;
 
 pub use backend::{CudaBackend, CudaError, CudaOptions, Fast};

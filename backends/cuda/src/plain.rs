@@ -201,6 +201,7 @@ impl CudaBackend {
                 p(&choice.lse.address()),
             ],
         );
+        self.land([&choice.ids, &choice.values, &choice.lse], n_rows);
     }
 
     pub(crate) fn plain_attend(

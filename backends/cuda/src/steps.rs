@@ -6,6 +6,7 @@ use crate::backend::CudaBackend;
 use crate::driver::{Graph, Launch, Parameter};
 use crate::error;
 use crate::kernels::Unit;
+use crate::landing::Landed;
 
 /// Most rows of a step that is recorded as a graph; launches of larger ones are a small part of them.
 pub(crate) const MAX_GRAPH_ROWS: usize = 64;
@@ -26,6 +27,8 @@ pub(crate) enum Mode {
 #[derive(Debug)]
 pub(crate) struct Recorded {
     graph: Graph,
+    /// What its last copies bring.
+    landed: Vec<Landed>,
     used: u64,
 }
 
@@ -102,8 +105,12 @@ impl CudaBackend {
         {
             self.graphs.remove(&oldest);
         }
-        let used = self.n_steps;
-        self.graphs.insert(key, Recorded { graph, used });
+        let recorded = Recorded {
+            graph,
+            landed: self.landing.parts.clone(),
+            used: self.n_steps,
+        };
+        self.graphs.insert(key, recorded);
     }
 
     pub(crate) fn forget_recordings(&mut self) {
@@ -120,6 +127,7 @@ impl CudaBackend {
         self.current = Some(key.session);
         self.drop_notes();
         self.settle();
+        self.landing.parts.clear();
         if let Some(recorded) = self.graphs.get_mut(key) {
             recorded.used = self.n_steps;
             self.mode = Mode::Replay { key: *key };
@@ -169,6 +177,7 @@ impl CudaBackend {
         }
         if let Some(key) = graph {
             let recorded = &self.graphs[&key];
+            self.landing.parts.clone_from(&recorded.landed);
             self.compute
                 .replay(&recorded.graph)
                 .map_err(error::device)?;

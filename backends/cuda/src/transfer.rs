@@ -10,8 +10,9 @@ use ds4_model::{
 
 use crate::backend::{CudaBackend, SHARE_BYTES, SHARES, STAGING_BYTES, Shares};
 use crate::buffer::{Buffer, Rows};
-use crate::driver::Memory;
+use crate::driver::{Memory, Pinned};
 use crate::error::{self, out_of_memory};
+use crate::landing::Landing;
 use crate::load::{Few, Source, Upload, move_all};
 use crate::prefill::Workspace;
 use crate::weight::{Layout, Weight};
@@ -25,6 +26,7 @@ impl CudaBackend {
         let (ty, n_hc) = (tensor.ty, self.geometry.n_hc);
         let layout = Layout::of(need, ty, n_hc);
         self.decoder.see_weight(need, layout, ty);
+        self.wanted.see_weight(need, layout.code(ty));
         let n_in = tensor.row_len();
         let n_rows = tensor.n_rows();
         let n_bytes = layout.stride_bytes(ty, n_in as u64, n_rows as u64) as usize;
@@ -118,6 +120,7 @@ impl CudaBackend {
         progress: &mut dyn FnMut(u64),
     ) -> Result<(), BackendError> {
         self.pair = None;
+        self.load_wanted()?;
         let uploads = std::mem::take(&mut self.uploads);
         let mut few = Few {
             stream: &self.copies,
@@ -147,6 +150,8 @@ impl CudaBackend {
         element: ElementType,
         shape: Shape,
     ) -> Result<Buffer, BackendError> {
+        // It may lie where one was whose copy is here.
+        self.landing.parts.clear();
         let buffer = Buffer::new(&self.context, element, shape)?;
         self.copies
             .clear(&buffer.memory)
@@ -179,12 +184,19 @@ impl CudaBackend {
             return Ok(());
         }
         self.forget_recordings();
+        // A step under way may still write into the old ones.
+        self.wait_for_step()?;
         self.shares = None;
+        self.landing = Landing::default();
         let n_bytes = n_rows * SHARES * SHARE_BYTES;
         let what = || format!("the largest logits of {n_rows} rows");
         let memory =
             Memory::new(&self.context, n_bytes).map_err(|e| out_of_memory(e, what(), n_bytes))?;
         self.shares = Some((memory, n_rows));
+        let n_bytes = n_rows * (8 * N_CANDIDATES + 8) + 3 * 16;
+        let pinned =
+            Pinned::new(&self.context, n_bytes).map_err(|e| out_of_memory(e, what(), n_bytes))?;
+        self.landing.pinned = Some(pinned);
         Ok(())
     }
 
@@ -233,6 +245,7 @@ impl CudaBackend {
         parts: &mut [WritePart<'_, Buffer>],
     ) -> Result<(), BackendError> {
         self.wait_for_step()?;
+        self.landing.parts.clear();
         let mut at = 0;
         for part in parts {
             for (place, bytes) in &part.pieces {
@@ -269,6 +282,10 @@ impl CudaBackend {
         let mut at = 0;
         for part in parts {
             let mut from = part.buffer.place(part.at, part.bytes.len());
+            if let Some(landed) = self.landing.find(from, part.bytes.len()) {
+                part.bytes.copy_from_slice(landed);
+                continue;
+            }
             for bytes in part.bytes.chunks_mut(STAGING_BYTES) {
                 if at + bytes.len() > STAGING_BYTES {
                     self.copies.wait().map_err(error::device)?;
@@ -285,8 +302,10 @@ impl CudaBackend {
                 at += n;
             }
         }
-        self.copies.wait().map_err(error::device)?;
-        drain(&mut waiting, self.staging.bytes());
+        if !waiting.is_empty() {
+            self.copies.wait().map_err(error::device)?;
+            drain(&mut waiting, self.staging.bytes());
+        }
         Ok(())
     }
 
@@ -295,6 +314,7 @@ impl CudaBackend {
         if n_bytes == 0 {
             return;
         }
+        self.landing.parts.clear();
         let (from, to) = (buffer.place(from, n_bytes), buffer.place(to, n_bytes));
         // SAFETY: `place` saw that both ranges lie in the buffer, and the trait says that they do
         // not overlap.

@@ -445,6 +445,12 @@ pub(crate) struct TokenizerArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
+    /// The weights of the model, or random ones of the full size, which need no file and say nothing
+    #[arg(long, value_enum, value_name = "file|random", default_value_t)]
+    pub weights: WeightsArg,
+    /// Layers of the model of random weights [default: all 43]
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub layers: Option<usize>,
     /// Contexts at which to measure
     #[arg(long, value_name = "N[,N...]", value_delimiter = ',', value_parser = count, default_value = "512,2048,8192")]
     pub contexts: Vec<usize>,
@@ -463,6 +469,16 @@ pub(crate) struct BenchArgs {
     /// One JSON document instead of CSV, with the model and the machine
     #[arg(long)]
     pub json: bool,
+}
+
+/// Which weights are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsArg {
+    /// The model's
+    #[default]
+    File,
+    /// Random blocks of the full model's sizes and types
+    Random,
 }
 
 /// A number of tokens, at least one; `k` and `m` are 1,024 and 1,048,576 of them.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::args::VerbosityArgs;
 use crate::model_choice::ModelChoice;
+use crate::word_wrap::wrapped;
 
 /// Clears from the cursor to the end of the line.
 const CLEAR_LINE: &str = "\x1b[K";
@@ -20,6 +21,12 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Columns of a terminal from which on lines are broken between words.
 const MIN_WIDTH: usize = 20;
+
+/// Columns of a terminal that are enough for words to fit.
+fn columns(size: Option<(terminal_size::Width, terminal_size::Height)>) -> Option<usize> {
+    let (width, _) = size?;
+    Some(usize::from(width.0)).filter(|width| *width >= MIN_WIDTH)
+}
 
 /// Where output goes and how it may look.
 #[derive(Debug)]
@@ -55,12 +62,14 @@ impl Console {
 
     /// Columns of the terminal on stdout; `None` where there is none or it does not say.
     pub(crate) fn width(&self) -> Option<usize> {
-        if !self.stdout_is_terminal {
-            return None;
-        }
-        let (width, _) = terminal_size::terminal_size_of(io::stdout())?;
-        // On a very narrow one words would hardly ever fit.
-        Some(usize::from(width.0)).filter(|width| *width >= MIN_WIDTH)
+        let size = terminal_size::terminal_size_of(io::stdout());
+        columns(size).filter(|_| self.stdout_is_terminal)
+    }
+
+    /// The same on stderr.
+    fn stderr_width(&self) -> Option<usize> {
+        let size = terminal_size::terminal_size_of(io::stderr());
+        columns(size).filter(|_| self.stderr_is_terminal)
     }
 
     /// Whether stdout takes colours.
@@ -100,7 +109,8 @@ impl Console {
 
     /// An error that does not end the program.
     pub(crate) fn error(&self, error: &anyhow::Error) {
-        self.raw(&format!("error: {}\n", crate::error::one_line(error)));
+        let line = format!("error: {}", crate::error::one_line(error));
+        self.raw(&format!("{}\n", wrapped(&line, self.stderr_width())));
     }
 
     /// Shows at once that something was begun.
@@ -108,7 +118,10 @@ impl Console {
         if self.can_replace() {
             self.last_progress.set(Instant::now());
             self.shows_progress.set(true);
-            self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(line)));
+            // What is longer than a line could not be replaced.
+            let n_chars = self.stderr_width().map_or(usize::MAX, |width| width - 1);
+            let line: String = line.chars().take(n_chars).collect();
+            self.raw(&format!("\r{}{CLEAR_LINE}", self.dimmed(&line)));
         }
     }
 
@@ -132,7 +145,8 @@ impl Console {
     }
 
     fn line(&self, line: &str) {
-        self.raw(&format!("{}\n", self.dimmed(line)));
+        let line = wrapped(&self.dimmed(line), self.stderr_width());
+        self.raw(&format!("{line}\n"));
     }
 
     fn dimmed(&self, line: &str) -> String {

@@ -110,6 +110,9 @@ pub(crate) struct ImatrixArgs {
     /// Most pieces that are read [default: all of the text]
     #[arg(long, value_name = "N", value_parser = count)]
     pub chunks: Option<usize>,
+    /// Time between two writings of what is counted so far; 0 writes after every piece
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub save_seconds: u64,
     /// One JSON document instead of text
     #[arg(long)]
     pub json: bool,

@@ -130,7 +130,11 @@ pub(crate) fn open_engine_of(
         LoadProgress::Bound { n_done, n_bytes } => {
             console.progress(&format!("loading: {} %", n_done * 100 / n_bytes.max(1)));
         }
-        LoadProgress::Chosen { what } => console.note(&what),
+        LoadProgress::Chosen { what, is_fallback } => match is_fallback {
+            // A device that stands idle is worth a word in a log too.
+            true => console.report(&what),
+            false => console.note(&what),
+        },
         LoadProgress::Opened { .. } => {}
     });
     console.end_progress();

@@ -379,8 +379,11 @@ fn run(args: ServerArgs) -> Result<()> {
                 usage.n_points,
                 usage.n_bytes >> 20
             ));
-            let log = store.open_turn_log(TurnLogOptions::default())?;
-            (Scheduler::new(engine).with_store(store), Some(log))
+            let log = match store.open_turn_log(TurnLogOptions::default()) {
+                Err(_) if store.is_read_only() => None,
+                log => Some(log?),
+            };
+            (Scheduler::new(engine).with_store(store), log)
         }
     };
     server
@@ -391,6 +394,8 @@ fn run(args: ServerArgs) -> Result<()> {
         printable(&model_name)
     ));
 
+    #[cfg(unix)]
+    ds4_formats::name_lost_pages();
     // Until here a signal ends the program at once: there is nothing to save.
     let stop = Stop::watch_signals()?;
     if let ModelChoice::File { path, .. } = &engine_options.model {

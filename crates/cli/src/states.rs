@@ -1,7 +1,7 @@
 //! Which stored states belong to an open model.
 
 use ds4_engine::store::{CompatInputs, CompatKey, SlotLayout, WeightsFingerprint};
-use ds4_engine::{BackendKind, CacheRounding, Engine};
+use ds4_engine::{CacheRounding, Engine};
 use ds4_formats::gguf::Gguf;
 use ds4_text::Tokenizer;
 use sha2::{Digest as _, Sha256};
@@ -17,12 +17,7 @@ pub(crate) fn compat(
         geometry: engine.geometry(),
         weights: WeightsFingerprint::of(gguf),
         tokenizer: tokenizer_hash(tokenizer),
-        numerics_class: match engine.backend() {
-            BackendKind::Auto | BackendKind::Cpu => "cpu",
-            BackendKind::Cuda => "cuda",
-            BackendKind::Wgpu => "wgpu",
-            BackendKind::Reference => "reference",
-        },
+        numerics_class: engine.numerics(),
     };
     (CompatKey::new(&inputs, &layout), layout)
 }

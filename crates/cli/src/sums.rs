@@ -367,17 +367,51 @@ pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// The bytes of a record of unfinished work: a line of JSON, and a line with its XXH3. What a record
+/// says decides which bytes are believed to be on disk, so one that was damaged must not be read.
+///
+/// # Errors
+/// The record has no JSON.
+pub(crate) fn seal(record: &impl Serialize) -> Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(record)?;
+    let sum = hex(xxh3_64(&text));
+    text.extend(format!("\n{sum}\n").bytes());
+    Ok(text)
+}
+
+/// What [`seal`] wrote; `None` of anything else.
+pub(crate) fn unseal<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (json, sum) = text.strip_suffix('\n')?.rsplit_once('\n')?;
+    (sum == hex(xxh3_64(json.as_bytes()))).then_some(())?;
+    serde_json::from_str(json).ok()
+}
+
+/// Asks whether [`write_whole`] could write there, before the work of which it is the end.
+///
+/// # Errors
+/// The folder takes no files.
+pub(crate) fn check_writable(path: &Path) -> Result<()> {
+    let failed = || format!("cannot write {}", path.display());
+    tempfile::NamedTempFile::new_in(folder_of(path)).with_context(failed)?;
+    Ok(())
+}
+
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    }
+}
+
 /// Writes a file so that after a crash there is the old one, the new one or none.
 ///
 /// # Errors
 /// As the file system says.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write as _;
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder_of(path))?;
     file.write_all(bytes)?;
     file.as_file().sync_data()?;
     // Temporary files are private; what appears has the rights of any other new file.

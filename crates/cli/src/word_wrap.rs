@@ -2,6 +2,17 @@
 
 use unicode_width::UnicodeWidthChar as _;
 
+/// A whole text with its lines broken between words, where a width is known.
+pub(crate) fn wrapped(text: &str, width: Option<usize>) -> String {
+    let Some(width) = width else {
+        return text.to_owned();
+    };
+    let mut wrap = WordWrap::new(width);
+    let mut out = wrap.push(text);
+    out.push_str(&wrap.finish());
+    out
+}
+
 /// Breaks lines between words, as text arrives. Code blocks stay as they are.
 #[derive(Debug)]
 pub(crate) struct WordWrap {

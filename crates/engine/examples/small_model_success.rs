@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! python3 models/train/eval_prompts.py PROMPTS.jsonl
-//! cargo run --release -p ds4-engine --example small_model_success -- MODEL.gguf PROMPTS.jsonl [-v]
+//! cargo run --release -p ds4-engine --example small_model_success -- MODEL.gguf PROMPTS.jsonl [-v] [--cuda] [--replies OUT]
 //! ```
+//!
+//! `--cuda` runs it on an NVIDIA device instead of the processor; `--replies` writes what was said, a
+//! line for each prompt in order, so that two runs can be compared.
 //!
 //! Every line of the file has `skill`, `thinking`, `prompt` (rendered text),
 //! `messages` (for the declared tools) and `check`: `contains`, strings of the
@@ -12,11 +15,12 @@
 //! counts only when it ends by itself, its calls are well-formed, and, in
 //! thinking mode, it has reasoning.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 
 use ds4_engine::{
-    Engine, Event, FinishReason, OpenOptions, Request, SamplingOptions, Scheduler, SequenceId,
+    BackendKind, Engine, Event, FinishReason, OpenOptions, Request, SamplingOptions, Scheduler,
+    SequenceId,
 };
 use ds4_text::{Detokenizer, EndReason, Reply, ReplyParser, Start, Tokenizer, ToolSchemas};
 use serde_json::Value;
@@ -94,10 +98,15 @@ impl Case {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (Some(model), Some(prompts)) = (args.first(), args.get(1)) else {
-        eprintln!("usage: small_model_success MODEL.gguf PROMPTS.jsonl [-v]");
+        eprintln!(
+            "usage: small_model_success MODEL.gguf PROMPTS.jsonl [-v] [--cuda] [--replies OUT]"
+        );
         return ExitCode::from(2);
     };
-    match run(model, prompts, args.iter().any(|a| a == "-v")) {
+    let has = |flag: &str| args.iter().any(|a| a == flag);
+    let out = args.iter().position(|a| a == "--replies");
+    let out = out.and_then(|at| args.get(at + 1)).map(String::as_str);
+    match run(model, prompts, has("-v"), has("--cuda"), out) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -106,8 +115,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(model: &str, prompts: &str, verbose: bool) -> Result<(), Box<dyn std::error::Error>> {
+fn run(
+    model: &str,
+    prompts: &str,
+    verbose: bool,
+    cuda: bool,
+    out: Option<&str>,
+) -> Result<(), Box<dyn std::error::Error>> {
     let mut options = OpenOptions::new(model);
+    if cuda {
+        options.backend = BackendKind::Cuda;
+    }
     options.n_slots = N_SLOTS;
     options.context = Some(8192);
     let engine = Engine::open(&options, &mut |_| {})?;
@@ -130,6 +148,7 @@ fn run(model: &str, prompts: &str, verbose: bool) -> Result<(), Box<dyn std::err
     }
     let mut running: HashMap<SequenceId, Case> = HashMap::new();
     let mut skills: Vec<(String, bool, usize, usize)> = Vec::new();
+    let mut said: BTreeMap<u64, String> = BTreeMap::new();
     while !waiting.is_empty() || !scheduler.is_idle() {
         while running.len() < N_SLOTS
             && let Some(case) = waiting.pop()
@@ -158,6 +177,8 @@ fn run(model: &str, prompts: &str, verbose: bool) -> Result<(), Box<dyn std::err
                         EndReason::Length
                     };
                     let reply = case.parse(&tokenizer, end);
+                    let id = case.json["id"].as_u64().unwrap_or(0);
+                    said.insert(id, tokenizer.decode(&case.reply)?);
                     let right = stopped && case.is_right(&reply);
                     count(&mut skills, &case, right);
                     if verbose && !right {
@@ -171,6 +192,12 @@ fn run(model: &str, prompts: &str, verbose: bool) -> Result<(), Box<dyn std::err
                 }
             }
         }
+    }
+    if let Some(out) = out {
+        let lines = said
+            .iter()
+            .map(|(id, text)| format!("{}\n", serde_json::json!({"id": id, "reply": text})));
+        std::fs::write(out, lines.collect::<String>())?;
     }
     println!("| skill | thinking | right | of |\n|---|---|---|---|");
     for (skill, thinking, right, of) in skills {

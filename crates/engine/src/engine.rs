@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::sync::Arc;
 
-use ds4_cpu::{CpuBackend, CpuOptions};
+use ds4_cpu::{CpuBackend, CpuOptions, SimdPath};
 use ds4_cuda::{CudaBackend, CudaOptions};
 use ds4_formats::gguf::{self, Gguf};
 use ds4_model::{Geometry, Network, Reference, SessionShape};
@@ -29,6 +29,8 @@ pub enum LoadProgress {
     Chosen {
         /// What, and why: one line.
         what: String,
+        /// Whether there is a device that it could not be.
+        is_fallback: bool,
     },
     /// Weights were bound to the backend.
     Bound {
@@ -47,6 +49,7 @@ pub struct Engine {
     tokenizer: Option<Arc<Tokenizer>>,
     plan: Plan,
     backend: BackendKind,
+    numerics: String,
 }
 
 impl fmt::Debug for Engine {
@@ -112,11 +115,11 @@ impl Engine {
                 ),
             });
         }
-        let (backend, slots, plan) = match options.backend {
+        let opened = match options.backend {
             BackendKind::Reference => {
                 let backend = Reference::new(&geometry);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Reference, slots, plan)
+                Opened::new(BackendKind::Reference, "reference".to_owned(), slots, plan)
             }
             BackendKind::Cpu => on_cpu(&geometry, gguf, options, progress)?,
             BackendKind::Cuda | BackendKind::Wgpu if !gpu::LOADS_DRIVERS => {
@@ -124,20 +127,28 @@ impl Engine {
             }
             BackendKind::Cuda => {
                 let backend = cuda(&geometry, options)?;
+                let numerics = format!("cuda {}", backend.device().name);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Cuda, slots, plan)
+                Opened::new(BackendKind::Cuda, numerics, slots, plan)
             }
             BackendKind::Wgpu => {
                 let (backend, what) = gpu::open(&geometry, true)?;
                 progress(LoadProgress::Chosen {
                     what: format!("running on {what}"),
+                    is_fallback: false,
                 });
                 let options = &gpu::within_memory(options);
                 let (slots, plan) = load(backend, gguf, options, progress)?;
-                (BackendKind::Wgpu, slots, plan)
+                Opened::new(BackendKind::Wgpu, format!("wgpu {what}"), slots, plan)
             }
             BackendKind::Auto => on_the_best(&geometry, gguf, options, progress)?,
         };
+        let Opened {
+            backend,
+            numerics,
+            slots,
+            plan,
+        } = opened;
         Ok(Engine {
             slots,
             name: gguf
@@ -148,13 +159,26 @@ impl Engine {
             tokenizer,
             plan,
             backend,
+            numerics,
             geometry,
         })
+    }
+
+    /// Puts something between this engine and its slots, such as an observer, or what makes them fail.
+    pub fn with_slots(mut self, wrap: impl FnOnce(Box<dyn Slots>) -> Box<dyn Slots>) -> Engine {
+        self.slots = wrap(self.slots);
+        self
     }
 
     /// What computes; never [`BackendKind::Auto`].
     pub fn backend(&self) -> BackendKind {
         self.backend
+    }
+
+    /// Names the kernels that compute, down to the instruction set or the device: states of equal
+    /// names can be mixed, those of others may differ in their last bits.
+    pub fn numerics(&self) -> &str {
+        &self.numerics
     }
 
     /// What it takes.
@@ -221,7 +245,23 @@ impl Engine {
 }
 
 /// What computes, its slots, and what they take.
-type Opened = (BackendKind, Box<dyn Slots>, Plan);
+struct Opened {
+    backend: BackendKind,
+    numerics: String,
+    slots: Box<dyn Slots>,
+    plan: Plan,
+}
+
+impl Opened {
+    fn new(backend: BackendKind, numerics: String, slots: Box<dyn Slots>, plan: Plan) -> Opened {
+        Opened {
+            backend,
+            numerics,
+            slots,
+            plan,
+        }
+    }
+}
 
 fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
     let options = CudaOptions {
@@ -243,8 +283,10 @@ fn on_cpu(
         simd: options.simd,
     };
     let backend = CpuBackend::new(geometry, cpu).map_err(|e| OpenError::Options(e.to_string()))?;
+    let path = options.simd.unwrap_or_else(SimdPath::best);
+    let numerics = format!("cpu {path}");
     let (slots, plan) = load(backend, gguf, options, progress)?;
-    Ok((BackendKind::Cpu, slots, plan))
+    Ok(Opened::new(BackendKind::Cpu, numerics, slots, plan))
 }
 
 /// On the device if there is one and the model fits it. Says which, and why not the device, unless
@@ -258,7 +300,8 @@ fn on_the_best(
     if !gpu::LOADS_DRIVERS {
         if may_have_gpu() {
             let what = format!("running on the processor: {}", gpu::LINKED_STATICALLY);
-            progress(LoadProgress::Chosen { what });
+            let is_fallback = true;
+            progress(LoadProgress::Chosen { what, is_fallback });
         }
         return on_cpu(geometry, gguf, options, progress);
     }
@@ -271,9 +314,15 @@ fn on_the_best(
                     "running on {} ({gib:.0} GiB): the model fits it",
                     facts.name
                 );
-                progress(LoadProgress::Chosen { what });
-                let (slots, plan) = load(backend, gguf, options, progress)?;
-                return Ok((BackendKind::Cuda, slots, plan));
+                let is_fallback = false;
+                progress(LoadProgress::Chosen { what, is_fallback });
+                let numerics = format!("cuda {}", facts.name);
+                match load(backend, gguf, options, progress) {
+                    Ok((slots, plan)) => {
+                        return Ok(Opened::new(BackendKind::Cuda, numerics, slots, plan));
+                    }
+                    Err(error) => Some(error.to_string()),
+                }
             }
             Err(error) => Some(error.to_string()),
         },
@@ -291,7 +340,8 @@ fn on_the_best(
     };
     if let Some(error) = why_not {
         let what = format!("running on the processor: {error}");
-        progress(LoadProgress::Chosen { what });
+        let is_fallback = true;
+        progress(LoadProgress::Chosen { what, is_fallback });
     }
     on_cpu(geometry, gguf, options, progress)
 }
@@ -323,9 +373,15 @@ fn on_any_gpu(
     plan(&backend, gguf, options)?;
     progress(LoadProgress::Chosen {
         what: format!("running on {what}"),
+        is_fallback: false,
     });
     let (slots, plan) = load(backend, gguf, options, progress)?;
-    Ok((BackendKind::Wgpu, slots, plan))
+    Ok(Opened::new(
+        BackendKind::Wgpu,
+        format!("wgpu {what}"),
+        slots,
+        plan,
+    ))
 }
 
 fn load<B>(

@@ -12,6 +12,7 @@ mod gpu;
 mod importance;
 mod memory;
 mod plan;
+mod random;
 mod sampler;
 mod scheduler;
 mod slots;
@@ -19,8 +20,9 @@ pub mod store;
 
 pub use engine::{Engine, LoadProgress, tokenizer_of};
 pub use importance::Importance;
-pub use memory::available_bytes;
+pub use memory::{available_bytes, give_back_freed};
 pub use plan::{BackendKind, DEFAULT_CONTEXT, OpenError, OpenOptions, Plan};
+pub use random::random_model;
 pub use sampler::{
     Constraint, NotFinite, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet,
 };

@@ -1,4 +1,15 @@
-//! How much memory the machine has to give.
+//! How much memory the machine has to give, and giving some back.
+
+/// Gives memory that was freed back to the system, where the allocator keeps it otherwise: the C
+/// library of GNU does, for as long as anything lives behind it.
+pub fn give_back_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call takes a number, may come from any thread at any time, and changes nothing
+    // that anybody has allocated.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
 
 /// Bytes that can be allocated without pushing other programs out, as the
 /// system estimates it; `None` where it does not say.

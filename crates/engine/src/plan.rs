@@ -151,6 +151,7 @@ impl Plan {
                 asked: plan.context,
                 n_slots: plan.n_slots,
                 needed_bytes: plan.needed_bytes(),
+                weights_bytes: plan.device_weights_bytes,
                 available_bytes: budget,
                 fits: 0,
             });
@@ -170,7 +171,6 @@ fn budget(available_bytes: Option<u64>) -> u64 {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: u64| bytes as f64 / f64::from(1u32 << 30);
         let (weights, place) = match self.device_weights_bytes {
             0 => (self.weights_bytes, "from the file"),
             n => (n, "on the device"),
@@ -249,16 +249,19 @@ pub enum OpenError {
     },
     /// The session does not fit.
     #[error(
-        "a context of {asked} tokens in {n_slots} slot(s) needs {needed_bytes} bytes and {available_bytes} are available; {}",
-        fits_hint(*fits)
+        "a context of {asked} tokens in {n_slots} slot(s) needs {:.2} GiB{} and {:.2} GiB are available; {}",
+        gib(*needed_bytes), of_weights(*weights_bytes), gib(*available_bytes),
+        fits_hint(*fits, *weights_bytes > *available_bytes)
     )]
     Memory {
         /// Tokens asked for.
         asked: usize,
         /// Slots.
         n_slots: usize,
-        /// What they and the scratch need.
+        /// What they, the scratch and the weights that the device keeps need.
         needed_bytes: u64,
+        /// Of it, for those weights.
+        weights_bytes: u64,
         /// What there is.
         available_bytes: u64,
         /// Tokens that would fit; 0 when not even a short context does.
@@ -278,8 +281,21 @@ pub enum OpenError {
     Backend(#[from] BackendError),
 }
 
-fn fits_hint(fits: usize) -> String {
-    if fits == 0 {
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1u32 << 30)
+}
+
+fn of_weights(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        n => format!(", {:.2} of them for the weights,", gib(n)),
+    }
+}
+
+fn fits_hint(fits: usize, weights_do_not: bool) -> String {
+    if weights_do_not {
+        "not even the weights fit: use a smaller file, a larger device, or --backend cpu".to_owned()
+    } else if fits == 0 {
         "not even a short context fits: close other programs, or use a smaller --chunk".to_owned()
     } else {
         format!("--ctx {fits} would fit")
@@ -363,6 +379,7 @@ pub(crate) fn plan<B: Backend>(
                 asked: wanted,
                 n_slots: options.n_slots,
                 needed_bytes: needed(wanted),
+                weights_bytes: device_weights_bytes,
                 available_bytes: budget,
                 fits: if fits < MIN_CONTEXT { 0 } else { fits },
             });
@@ -370,4 +387,47 @@ pub(crate) fn plan<B: Backend>(
         fits
     };
     Ok((shape(context), planned(context)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_too_small_is_refused_with_numbers() {
+        const GIB: u64 = 1 << 30;
+        let says = |needed, weights, available, fits| {
+            let error = OpenError::Memory {
+                asked: 1 << 20,
+                n_slots: 1,
+                needed_bytes: needed,
+                weights_bytes: weights,
+                available_bytes: available,
+                fits,
+            };
+            error.to_string()
+        };
+        let start = "a context of 1048576 tokens in 1 slot(s) needs";
+        assert_eq!(
+            says(92 * GIB, 83 * GIB, 87 * GIB, 276_224),
+            format!(
+                "{start} 92.00 GiB, 83.00 of them for the weights, and 87.00 GiB are available; \
+                 --ctx 276224 would fit"
+            )
+        );
+        assert_eq!(
+            says(92 * GIB, 83 * GIB, 54 * GIB, 0),
+            format!(
+                "{start} 92.00 GiB, 83.00 of them for the weights, and 54.00 GiB are available; \
+                 not even the weights fit: use a smaller file, a larger device, or --backend cpu"
+            )
+        );
+        assert_eq!(
+            says(3 * GIB, 0, 2 * GIB, 0),
+            format!(
+                "{start} 3.00 GiB and 2.00 GiB are available; not even a short context fits: \
+                 close other programs, or use a smaller --chunk"
+            )
+        );
+    }
 }

@@ -48,7 +48,7 @@ use ds4_model::StepError;
 use crate::engine::Engine;
 use crate::plan::OpenError;
 use crate::sampler::{Constraint, Sampler};
-use crate::store::{Read, Store};
+use crate::store::{Notice, Read, Store};
 
 use choice::{Start, n_alike};
 use lookup::Lookup;
@@ -223,7 +223,7 @@ impl Scheduler {
     pub fn take_store_notices(&mut self) -> Vec<String> {
         let mut lines = std::mem::take(&mut self.notices);
         if let Some(store) = &self.store {
-            lines.extend(store.take_notices().iter().map(|n| format!("{n:?}")));
+            lines.extend(store.take_notices().iter().map(Notice::to_string));
         }
         lines
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::{Deref, Range};
+use std::path::Path;
 use std::sync::Arc;
 
 /// Shared, immutable bytes. A clone or a slice shares the memory and costs a reference count.
@@ -20,7 +21,12 @@ pub struct Bytes {
 
 enum Owner {
     Buffer(Vec<u8>),
-    Map(memmap2::Mmap),
+    Map {
+        map: memmap2::Mmap,
+        /// Says whose it is when a page of it is lost.
+        #[cfg(unix)]
+        _name: Option<crate::lost::Named>,
+    },
 }
 
 impl Bytes {
@@ -36,6 +42,20 @@ impl Bytes {
     /// # Errors
     /// Whatever the system says when it cannot tell the length of the file or map it.
     pub fn map(file: &File) -> io::Result<Bytes> {
+        Bytes::map_of(file, None)
+    }
+
+    /// The same of the file at a path, whose name is said when a page of it is lost and
+    /// [`name_lost_pages`](crate::name_lost_pages) was called.
+    ///
+    /// # Errors
+    /// As [`Bytes::map`], and when the file cannot be opened.
+    pub fn open(path: &Path) -> io::Result<Bytes> {
+        Bytes::map_of(&File::open(path)?, Some(path))
+    }
+
+    #[cfg_attr(not(unix), allow(unused_variables))]
+    fn map_of(file: &File, path: Option<&Path>) -> io::Result<Bytes> {
         if file.metadata()?.len() == 0 {
             return Ok(Bytes::from(Vec::new()));
         }
@@ -46,7 +66,11 @@ impl Bytes {
         let map = unsafe { memmap2::Mmap::map(file)? };
         let end = map.len();
         Ok(Bytes {
-            owner: Arc::new(Owner::Map(map)),
+            owner: Arc::new(Owner::Map {
+                #[cfg(unix)]
+                _name: path.map(|path| crate::lost::name(path, &map)),
+                map,
+            }),
             start: 0,
             end,
         })
@@ -76,7 +100,7 @@ impl Deref for Bytes {
     fn deref(&self) -> &[u8] {
         let all: &[u8] = match &*self.owner {
             Owner::Buffer(buffer) => buffer,
-            Owner::Map(map) => map,
+            Owner::Map { map, .. } => map,
         };
         &all[self.start..self.end]
     }

@@ -11,6 +11,8 @@ mod bytes;
 mod ggml_type;
 pub mod gguf;
 pub mod imatrix;
+#[cfg(unix)]
+mod lost;
 pub mod quant;
 pub mod safetensors;
 pub mod small_float;
@@ -18,4 +20,6 @@ mod tensor;
 
 pub use bytes::Bytes;
 pub use ggml_type::{ActivationKind, GgmlType, ShapeError};
+#[cfg(unix)]
+pub use lost::name_lost_pages;
 pub use tensor::{Origin, Tensor};

@@ -333,6 +333,78 @@ impl Geometry {
         }
     }
 
+    /// The metadata that a file of this geometry carries: the inverse of
+    /// [`Geometry::from_metadata`].
+    pub fn to_metadata(&self, name: &str) -> Metadata {
+        let mut metadata = Metadata::new();
+        metadata.insert("general.architecture", "deepseek4");
+        metadata.insert("general.name", name);
+        let mut put_u32 = |name: &str, value: usize| {
+            let value = u32::try_from(value).expect("sizes are small");
+            metadata.insert(format!("deepseek4.{name}"), value);
+        };
+        for (name, value) in [
+            ("block_count", self.layers.len()),
+            ("context_length", self.max_context),
+            ("embedding_length", self.n_embd),
+            ("vocab_size", self.n_vocab),
+            ("attention.head_count", self.n_heads),
+            ("attention.head_count_kv", 1),
+            ("attention.key_length", self.head_dim),
+            ("attention.value_length", self.head_dim),
+            ("attention.q_lora_rank", self.q_rank),
+            ("attention.output_lora_rank", self.out_rank),
+            ("attention.output_group_count", self.n_out_groups),
+            ("attention.sliding_window", self.window),
+            ("attention.indexer.head_count", self.n_index_heads),
+            ("attention.indexer.key_length", self.index_dim),
+            ("attention.indexer.top_k", self.index_top_k),
+            ("rope.dimension_count", self.rope_dim),
+            (
+                "rope.scaling.original_context_length",
+                self.yarn.original_context as usize,
+            ),
+            ("expert_count", self.n_experts),
+            ("expert_used_count", self.n_experts_used),
+            ("expert_shared_count", 1),
+            ("expert_feed_forward_length", self.expert_dim),
+            ("expert_gating_func", 4),
+            ("hash_layer_count", self.n_hash_layers),
+            ("hyper_connection.count", self.n_hc),
+            ("hyper_connection.sinkhorn_iterations", self.n_sinkhorn),
+            ("nextn_predict_layers", 1),
+        ] {
+            put_u32(name, value);
+        }
+        for (name, value) in [
+            ("attention.layer_norm_rms_epsilon", self.rms_eps),
+            (
+                "attention.compress_rope_freq_base",
+                self.compressed_rope_base as f32,
+            ),
+            ("rope.freq_base", self.rope_base as f32),
+            ("rope.scaling.factor", self.yarn.factor as f32),
+            ("rope.scaling.yarn_beta_fast", self.yarn.beta_fast as f32),
+            ("rope.scaling.yarn_beta_slow", self.yarn.beta_slow as f32),
+            ("expert_weights_scale", self.expert_scale),
+            ("hyper_connection.epsilon", self.hc_eps),
+        ] {
+            metadata.insert(format!("deepseek4.{name}"), value);
+        }
+        metadata.insert("deepseek4.expert_weights_norm", true);
+        metadata.insert("deepseek4.rope.scaling.type", "yarn");
+        let ratios: Vec<i32> = self
+            .layers
+            .iter()
+            .map(|kind| kind.ratio().unwrap_or(0) as i32)
+            .chain([0])
+            .collect();
+        metadata.insert("deepseek4.attention.compress_ratios", ratios);
+        metadata.insert("deepseek4.swiglu_clamp_exp", self.expert_clamp.clone());
+        metadata.insert("deepseek4.swiglu_clamp_shexp", self.shared_clamp.clone());
+        metadata
+    }
+
     /// Values of the hyper-connection mix of one sublayer: `pre`, `post`, `comb`.
     pub fn n_gates(&self) -> usize {
         self.n_hc * (2 + self.n_hc)

@@ -93,6 +93,14 @@ pub enum BackendError {
     /// The device or its driver failed.
     #[error("device failure: {0}")]
     Device(String),
+    /// What the device would run is not to be had, such as machine code without a compiler.
+    #[error("{0}")]
+    NoCode(String),
+    /// The device is gone for this process: every later call fails too.
+    #[error(
+        "the device is lost to this program, with the slots on it; files are as they were: {0}"
+    )]
+    Lost(String),
 }
 
 /// A place in a buffer.

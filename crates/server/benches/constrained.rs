@@ -131,7 +131,7 @@ fn write(
     dice: &mut Dice,
     ends: &[u32],
     costs: &mut Costs,
-) -> (Value, bool) {
+) -> (Value, bool, bool) {
     let tokenizer = prompter.tokenizer();
     let prompt = prompter.tokens(&generation).expect("a prompt");
     let began = Instant::now();
@@ -173,14 +173,16 @@ fn write(
     }
     let ended = reply.finish(reason);
     costs.n_replies += 1;
-    costs.n_ended += usize::from(reason == FinishReason::Stop);
+    let has_ended = reason == FinishReason::Stop;
+    costs.n_ended += usize::from(has_ended);
     let call = ended.calls.first().filter(|call| call.complete);
     match call {
         Some(call) => (
             json!({"name": call.name, "arguments": call.arguments}),
             true,
+            has_ended,
         ),
-        None => (Value::from(ended.content), false),
+        None => (Value::from(ended.content), false, has_ended),
     }
 }
 
@@ -251,15 +253,15 @@ fn main() {
                 });
                 generation.tools = tools.collect();
             }
-            let (value, is_call) = write(
+            let (value, is_call, has_ended) = write(
                 &schemas, &prompter, generation, &mut dice, &ends, &mut costs,
             );
             let pair = match (n_tools, is_call) {
-                (0, _) => json!({"schema": roots[0], "text": value}),
+                (0, _) => json!({"schema": roots[0], "text": value, "ended": has_ended}),
                 (_, true) => {
                     let which = value["name"].as_str().unwrap_or_default();
                     let i: usize = which.trim_start_matches("tool_").parse().expect("a tool");
-                    json!({"schema": roots[i], "text": value["arguments"]})
+                    json!({"schema": roots[i], "text": value["arguments"], "ended": true})
                 }
                 // A call that was cut short is never made.
                 _ => continue,

@@ -9,16 +9,19 @@
 //! taken to mean those alone.
 //!
 //! One grammar says all of this. What it cannot say is checked beside it: a closing tag in a JSON
-//! string, which readers of tags would end the value at, JSON that is nested too deep to be read, and
-//! the raw text of a tool that has a grammar of its own.
+//! string, which readers of tags would end the value at, JSON that is nested too deep to be read, a
+//! name that the schema does not list and that was given before, and the raw text of a tool that has a
+//! grammar of its own.
 
 mod closing;
 mod grammar;
 mod input;
+mod names;
 mod place;
 mod rules;
 mod strings;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ds4_engine::TokenSet;
@@ -32,6 +35,7 @@ use crate::schema::{Schemas, first_line, relaxed};
 use closing::{Closing, Read};
 use grammar::VALUE_CLOSE;
 use input::{InputReader, may_follow};
+use names::Names;
 use place::Place;
 use rules::ToolRules;
 
@@ -55,6 +59,8 @@ pub(crate) struct DelicateTokens {
     openers: Vec<u32>,
     /// Those that end a tag and go on behind it.
     straddlers: Vec<u32>,
+    /// Those that may end a name.
+    quotes: Vec<u32>,
     /// For every byte of the tag that closes a value, those that can stand there.
     closers: Vec<Vec<u32>>,
     /// Those that may begin one more part of JSON, from outside and from inside of a string.
@@ -89,6 +95,7 @@ impl DelicateTokens {
                 let end = word.iter().position(|b| *b == b'>');
                 end.is_some_and(|at| at + 1 < word.len())
             }),
+            quotes: with(&|word| word.contains(&b'"')),
             closers: (0..VALUE_CLOSE.len())
                 .map(|at| with(&|word| may_follow(&VALUE_CLOSE.as_bytes()[at..], word)))
                 .collect(),
@@ -125,6 +132,8 @@ pub struct CallReader {
     trie: TokEnv,
     begun: bool,
     place: Place,
+    /// The names of the call's parameters.
+    names: Names,
     /// What opens the inputs of tools that have grammars of their own, and what reads those.
     inputs: Vec<(Vec<u8>, Matcher)>,
     /// The markup since the last value, as far as it can open such an input.
@@ -182,6 +191,18 @@ impl CallReader {
                 }
             }
         }
+        if matches!(self.place, Place::Tag(_)) && !self.names.is_empty() {
+            for &token in &self.tokens.quotes {
+                let (word, bit) = (token as usize / 32, 1 << (token % 32));
+                if words[word] & bit != 0 {
+                    let mut names = self.names.clone();
+                    let mut bytes = self.tokens.bytes(token).iter();
+                    if !bytes.all(|byte| names.read(*byte)) {
+                        words[word] &= !bit;
+                    }
+                }
+            }
+        }
         if let Some(input) = &mut self.input {
             input.narrow(&mut words, &self.tokens)?;
         }
@@ -214,6 +235,9 @@ impl CallReader {
         for (i, byte) in bytes.iter().enumerate() {
             let was_tag = matches!(self.place, Place::Tag(_));
             if !self.place.read(*byte) {
+                return false;
+            }
+            if was_tag && !self.names.read(*byte) {
                 return false;
             }
             if was_tag && !self.inputs.is_empty() {
@@ -325,12 +349,15 @@ impl Schemas {
                 })?
             }
         };
+        let mut told = HashSet::new();
+        warnings.retain(|warning| told.insert(warning.clone()));
         let reader = CallReader {
             matcher,
             tokens: self.delicate(),
             trie: self.tok_env(),
             begun: false,
             place: Place::default(),
+            names: Names::default(),
             inputs,
             markup: Vec::new(),
             input: None,
@@ -351,6 +378,9 @@ impl Schemas {
         let (bounded, places) = crate::schema::bounded(schema);
         for (place, reason) in places {
             warnings.push(self.unenforced(tool, &place, &reason)?);
+        }
+        for (place, reason) in self.unenforceable(&bounded).iter() {
+            warnings.push(self.unenforced(tool, place, reason)?);
         }
         Ok(bounded)
     }

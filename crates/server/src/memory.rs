@@ -28,6 +28,11 @@ pub fn of(value: &Value) -> usize {
         }
 }
 
+/// Bytes that a text takes which several hold.
+pub fn of_shared_text(text: &str) -> usize {
+    TEXT_BYTES + text.len()
+}
+
 /// Bytes that the values of a JSON text will take beside the text itself, about: not less than
 /// [`of`] says of them. Of a text that is not JSON, any number.
 pub fn of_text(text: &[u8]) -> usize {

@@ -10,6 +10,13 @@ use ds4_text::{
 use crate::generation::{Endpoint, Failure, FailureKind, Generation, PromptSource};
 use crate::turns::{PrefixKeys, PromptKey, Turns, prompt_key};
 
+/// Bytes of a token beyond which a text is taken for one that may be too long for its context.
+const USUAL_BYTES: usize = 8;
+/// Bytes of a text that are counted at once.
+const PIECE_BYTES: usize = 64 << 10;
+/// Tokens that a piece has more than its part of the whole text, at most, because it is cut out.
+const CUT_TOKENS: usize = 256;
+
 /// Which reasoning of old turns stays in the prompt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReasoningHistory {
@@ -189,6 +196,15 @@ impl Prompter {
         {
             return Err(overflow(generation.endpoint, n_least, self.context));
         }
+        // Nor is the rest of one whose beginning fills the context.
+        if prompt.text.len() > self.context.saturating_mul(USUAL_BYTES)
+            && !matches!(generation.prompt, PromptSource::Tokens(_))
+        {
+            let n_least = tokens_at_least(&self.tokenizer, &prompt.text, self.context);
+            if n_least > self.context {
+                return Err(overflow(generation.endpoint, n_least, self.context));
+            }
+        }
         let Encoded {
             tokens,
             n_replayed,
@@ -345,6 +361,17 @@ fn anchors(tokens: &[u32], user: u32, assistant: u32) -> Vec<usize> {
     anchors
 }
 
+/// Tokens that a text has at least, counted piece by piece until they are more than `enough`.
+fn tokens_at_least(tokenizer: &Tokenizer, text: &str, enough: usize) -> usize {
+    let (mut n, mut rest) = (0, text);
+    while !rest.is_empty() && n <= enough {
+        let (piece, after) = rest.split_at(rest.floor_char_boundary(PIECE_BYTES));
+        n += tokenizer.encode(piece).len().saturating_sub(CUT_TOKENS);
+        rest = after;
+    }
+    n
+}
+
 /// The failure of a prompt that is too long, in the words that clients look for.
 fn overflow(endpoint: Endpoint, found: usize, context: usize) -> Failure {
     let (message, param) = match endpoint {
@@ -379,6 +406,22 @@ fn in_openai_words(found: usize, context: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_fills_a_context_is_not_read_to_its_end() {
+        let document = include_str!("../../../testdata/text/small_tokenizer.json");
+        let tokenizer = Tokenizer::from_tokenizer_json(document).expect("a vocabulary");
+        let text = "Stones lie in the river, \u{e9}t\u{e9} comme hiver; \t 1234567.\n".repeat(6000);
+        let n = tokenizer.encode(&text).len();
+        let counted = tokens_at_least(&tokenizer, &text, usize::MAX);
+        assert!(counted <= n && counted > n - n / 50, "{counted} of {n}");
+        let some = tokens_at_least(&tokenizer, &text, 1000);
+        assert!(some > 1000 && some < n / 2, "{some}");
+        // Only what is cut apart can have more tokens in pieces.
+        let runs = format!("{}{}", " ".repeat(300_000), "=".repeat(300_000));
+        let n = tokenizer.encode(&runs).len();
+        assert!(tokens_at_least(&tokenizer, &runs, usize::MAX) <= n);
+    }
 
     #[test]
     fn conversations_depart_at_the_users_of_the_first_turn() {

@@ -1,5 +1,6 @@
 //! Content that must follow a JSON schema.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ds4_engine::TokenSet;
@@ -8,6 +9,7 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory, TokenParser};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use crate::calls::{DelicateTokens, json_spelling};
 use crate::generation::{Failure, FailureKind, OutputSchema};
@@ -16,6 +18,8 @@ use crate::generation::{Failure, FailureKind, OutputSchema};
 const NO_TEXT: u8 = 0xff;
 /// Compiled grammars that are kept, as agents send the same tools with every turn.
 const MAX_KEPT: usize = 16;
+/// Schemas of tools of which it is remembered what cannot be enforced.
+const MAX_JUDGED: usize = 4096;
 
 /// Compiles schemas and grammars for one vocabulary.
 pub struct Schemas {
@@ -23,7 +27,12 @@ pub struct Schemas {
     delicate: Arc<DelicateTokens>,
     /// Grammars and what reads them, the one used last at the end.
     kept: Mutex<Vec<(String, Matcher)>>,
+    /// What cannot be enforced of tools' schemas, by the digest of their text.
+    judged: Mutex<HashMap<[u8; 32], Places>>,
 }
+
+/// Places of a schema: pointer and reason of each.
+pub(crate) type Places = Arc<Vec<(String, String)>>;
 
 impl Schemas {
     /// For this vocabulary. Tokens that end a reply or that no reply contains are never admitted;
@@ -63,7 +72,42 @@ impl Schemas {
             factory,
             delicate: Arc::new(DelicateTokens::new(tokenizer)),
             kept: Mutex::default(),
+            judged: Mutex::default(),
         })
+    }
+
+    /// What of a tool's schema cannot be enforced. It is looked for once: agents send the same tools
+    /// with every turn.
+    pub(crate) fn unenforceable(&self, schema: &Value) -> Places {
+        let lock = || self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let key: [u8; 32] = Sha256::digest(schema.to_string()).into();
+        if let Some(places) = lock().get(&key) {
+            return Arc::clone(places);
+        }
+        // Arguments are an object, also where that is not said.
+        let mut whole = schema.clone();
+        if let Value::Object(members) = &mut whole {
+            members.insert("type".to_owned(), "object".into());
+        }
+        let places = match self.parser(&whole) {
+            Ok(_) => Vec::new(),
+            Err(reason) => {
+                let faults = self.faults(&whole).into_iter();
+                let places = faults.map(|fault| (fault.place().to_owned(), fault.reason));
+                let mut places: Vec<(String, String)> = places.collect();
+                if places.is_empty() {
+                    places.push(("its root".to_owned(), reason));
+                }
+                places
+            }
+        };
+        let places = Arc::new(places);
+        let mut judged = lock();
+        if judged.len() == MAX_JUDGED {
+            judged.clear();
+        }
+        judged.insert(key, Arc::clone(&places));
+        places
     }
 
     pub(crate) fn delicate(&self) -> Arc<DelicateTokens> {

@@ -149,7 +149,8 @@ fn on_disk(
             format!("; its state on disk up to token {n_tokens} gave way to others")
         }
         Some(NotStored::OtherModel) => {
-            "; the disk has states of other weights or another tokenizer only".to_owned()
+            "; the disk has states of other weights, another tokenizer or other kernels only"
+                .to_owned()
         }
         Some(NotStored::FirstDifference { at }) if at < prompt.tokens.len() => {
             let place = place(prompt, tokenizer, at, 0);

@@ -37,13 +37,13 @@ impl Threads {
     pub fn put(&self, thread: &Thread, id: &str, reply: Value, now_unix: u64) {
         let mut all = vec![Arc::clone(&thread.head)];
         all.extend(thread.messages.iter().cloned());
-        all.push(Arc::new(reply));
+        all.push(reply.to_string().into());
         self.memory().expire(now_unix);
         self.put_all(all, id, Some(now_unix));
     }
 
     /// Keeps what a conversation begins with and all of its messages.
-    fn put_all(&self, all: Vec<Arc<Value>>, id: &str, created_at: Option<u64>) {
+    fn put_all(&self, all: Vec<Arc<str>>, id: &str, created_at: Option<u64>) {
         self.memory().put(StoredResponse {
             input: all,
             response: json!({"id": id, "created_at": created_at}),

@@ -133,6 +133,8 @@ struct Shared {
     stopping: AtomicBool,
     /// Whether the thread is over.
     has_ended: AtomicBool,
+    /// Whether the device is gone for good.
+    is_lost: AtomicBool,
     /// When the step began that is under way.
     step: Mutex<Option<Instant>>,
     slots: Mutex<Vec<SlotView>>,
@@ -157,6 +159,8 @@ pub enum Health {
     Well,
     /// A step takes longer than any should.
     Stalled,
+    /// The device is gone for this process: nothing can be computed any more.
+    Lost,
     /// Its thread is over.
     Ended,
 }
@@ -245,6 +249,7 @@ impl Worker {
             running: HashMap::new(),
             last: Vec::new(),
             deadline: None,
+            lost: None,
         };
         body.publish();
         let thread = std::thread::Builder::new()
@@ -267,6 +272,9 @@ impl Worker {
     pub fn submit(&self, job: Job) -> Result<(UnboundedReceiver<ReplyEvent>, Ticket), Failure> {
         if self.shared.stopping.load(Ordering::Acquire) {
             return Err(shutting_down());
+        }
+        if self.shared.is_lost.load(Ordering::Acquire) {
+            return Err(lost());
         }
         if self.shared.has_ended.load(Ordering::Acquire) {
             return Err(stopped());
@@ -348,6 +356,9 @@ impl Worker {
 
     /// Whether the engine lives and steps.
     pub fn health(&self) -> Health {
+        if self.shared.is_lost.load(Ordering::Acquire) {
+            return Health::Lost;
+        }
         if self.shared.has_ended.load(Ordering::Acquire) {
             return Health::Ended;
         }
@@ -453,6 +464,15 @@ fn stopped() -> Failure {
     Failure {
         kind: FailureKind::Unavailable,
         message: "the engine has stopped; the server must be restarted".to_owned(),
+        param: None,
+    }
+}
+
+fn lost() -> Failure {
+    Failure {
+        kind: FailureKind::Unavailable,
+        message: "the device is lost; what is stored is safe, and the server must be restarted"
+            .to_owned(),
         param: None,
     }
 }

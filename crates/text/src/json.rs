@@ -12,7 +12,7 @@ use serde_json::{Number, Value};
 /// # Errors
 /// Text that is not one JSON value, `NaN` and infinities included, or nested deeper than 128.
 pub fn parse(text: &str) -> Result<Value, serde_json::Error> {
-    serde_json::from_str(&pair_surrogates(text))
+    serde_json::from_str(&paired(text))
 }
 
 /// `value` as JSON text with `", "` and `": "` between its parts.
@@ -138,8 +138,9 @@ fn float(value: f64) -> String {
     format!("{sign}{}.{}", &digits[..n_before], &digits[n_before..])
 }
 
-/// Replaces `\uD8xx`-like escapes that are not a high one followed by a low one.
-fn pair_surrogates(text: &str) -> Cow<'_, str> {
+/// JSON text in which escapes of surrogates that are not a high one followed by a low one are that of
+/// U+FFFD. Nothing else of it changes, its length included.
+pub fn paired(text: &str) -> Cow<'_, str> {
     let bytes = text.as_bytes();
     let unit = |at: usize| -> Option<u16> {
         let escape = bytes.get(at..at + 6)?;

@@ -6,9 +6,9 @@
 //! ten milliseconds and one looks at `/slots`, `/metrics` and the process.
 
 mod mix;
-mod process;
+pub(crate) mod process;
 mod report;
-mod wire;
+pub(crate) mod wire;
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -85,7 +85,7 @@ pub(crate) fn run(args: impl Iterator<Item = String>) -> Result<bool, String> {
     let (started, address, pid) = match options.address {
         Some(address) => (None, address, options.pid),
         None => {
-            let started = Started::new(&options.flags)?;
+            let started = Started::of(&process::build()?, &options.flags)?;
             let (address, pid) = (started.address, started.pid());
             (Some(started), address, Some(pid))
         }

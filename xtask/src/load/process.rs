@@ -12,6 +12,23 @@ use crate::root;
 /// Longest time until a server listens, its small model being inside it.
 const START: Duration = Duration::from_secs(60);
 
+/// Builds the server; where it is.
+pub(crate) fn build() -> Result<PathBuf, String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["build", "--release", "--locked", "-p", "ds4-cli"])
+        .args(["--features", "server"])
+        .current_dir(root())
+        .status()
+        .map_err(|e| format!("cargo: {e}"))?;
+    if !built.success() {
+        return Err("ds4-server cannot be built".to_owned());
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
+    let target = target.unwrap_or_else(|| root().join("target"));
+    Ok(target.join("release").join("ds4-server"))
+}
+
 /// A server that this program started.
 pub(crate) struct Started {
     child: Child,
@@ -21,23 +38,11 @@ pub(crate) struct Started {
 }
 
 impl Started {
-    /// Builds the server and starts it on a free port.
-    pub(crate) fn new(flags: &[String]) -> Result<Started, String> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--release", "--locked", "-p", "ds4-cli"])
-            .args(["--features", "server"])
-            .current_dir(root())
-            .status()
-            .map_err(|e| format!("cargo: {e}"))?;
-        if !built.success() {
-            return Err("ds4-server cannot be built".to_owned());
-        }
+    /// Starts a server on a free port.
+    pub(crate) fn of(server: &Path, flags: &[String]) -> Result<Started, String> {
         let folder = tempfile::tempdir().map_err(|e| e.to_string())?;
         let log = File::create(folder.path().join("log")).map_err(|e| e.to_string())?;
-        let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-        let target = target.unwrap_or_else(|| root().join("target"));
-        let mut child = Command::new(target.join("release").join("ds4-server"))
+        let mut child = Command::new(server)
             .args(["--port", "0", "--kv-disk-dir"])
             .arg(folder.path().join("store"))
             .args(["--kv-keep-free-mb", "0"])
@@ -139,4 +144,20 @@ pub(crate) fn holds(pid: u32) -> Option<Holds> {
         n_threads: of("Threads:")? as usize,
         n_files: std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count(),
     })
+}
+
+/// Most memory that a process had resident since [`reset_peak`], in MiB; `None` where the system
+/// does not say.
+pub(crate) fn peak_mib(pid: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+/// Forgets what the most was, where the system can.
+pub(crate) fn reset_peak(pid: u32) {
+    let _ = std::fs::write(format!("/proc/{pid}/clear_refs"), "5");
 }

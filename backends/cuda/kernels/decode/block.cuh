@@ -10,7 +10,7 @@ constexpr u32 P_STRIDE = 56, RED = 3072;               // bf16 of probabilities 
 // Offsets in shared memory.
 template <int R> struct Shared {
     static constexpr u32 kv = RING_BYTES, red = kv + KV_ROWS * KV_STRIDE, lut = red + 2 * RED * 4;
-    static constexpr u32 scores = lut + 8192;          // f32 [4 quarters][48 rows][8 heads]
+    static constexpr u32 scores = lut + 1024;          // f32 [4 quarters][48 rows][8 heads]
     static constexpr u32 probs = scores + 4 * 48 * 8 * 4;
     static constexpr u32 streams = probs + 8 * P_STRIDE * 2; // f32 [R][HC][32]
     static constexpr u32 totals = streams + R * HC * 32 * 4; // f32 [R][64]
@@ -22,7 +22,7 @@ template <int R> struct Shared {
     static constexpr u32 bytes = layer + 2 * 512;
 };
 static_assert(Shared<4>::bytes <= 232448, "shared memory of a block");
-static_assert(Shared<1>::bytes == 226816 + 880 && Shared<4>::bytes == 226816 + 4 * 880, "ds4_decode_smem");
+static_assert(Shared<1>::bytes == 219648 + 880 && Shared<4>::bytes == 219648 + 4 * 880, "ds4_decode_smem");
 static_assert(Exchange<1>::scores == 4096 + 2583296 && Exchange<4>::scores == 4096 + 4 * 2583296, "ds4_decode_workspace");
 
 template <int R> struct Block {
@@ -35,6 +35,14 @@ template <int R> struct Block {
     using X = Exchange<R>;
     using S = Shared<R>;
 
+    // Before every op: a step is one loop in which every address is invariant, and addresses kept from
+    // before it would fill all registers.
+    DS4_DEV void renew_all() {
+        renew(tid);
+        renew(b);
+        renew(ws);
+        w = tid >> 5, lane = tid & 31;
+    }
     DS4_DEV float *f(u32 at) const { return (float *)(shared_memory() + at); }
     DS4_DEV u32 number(u32 layer) const { return epoch * s->n_layers + layer; }
     DS4_DEV bool runs(u32 phase) const { return phase >= s->first && phase < s->end; }
@@ -47,13 +55,13 @@ template <int R> struct Block {
     // Copies of what step.h describes, made a layer ahead.
     DS4_DEV const Ds4DecodeLayer &weights(u32 layer) const { return *(const Ds4DecodeLayer *)(shared_memory() + S::layer + (layer & 1) * 512); }
     DS4_DEV const Ds4DecodeCache &caches(u32 layer) const { return *(const Ds4DecodeCache *)(shared_memory() + S::layer + (layer & 1) * 512 + sizeof(Ds4DecodeLayer)); }
-    static_assert(sizeof(Ds4DecodeLayer) % 8 == 0 && sizeof(Ds4DecodeLayer) + sizeof(Ds4DecodeCache) <= 512, "a layer's description");
-    DS4_DEV u32 fetch_layer(u32 layer) const { // a word of it for each of 128 threads
-        constexpr u32 N = sizeof(Ds4DecodeLayer) / 4, M = sizeof(Ds4DecodeCache) / 4;
-        return tid < N ? ((const u32 *)(s->layers + layer))[tid] : tid < N + M ? ((const u32 *)(s->caches + layer))[tid - N] : 0;
-    }
-    DS4_DEV void keep_layer(u32 layer, u32 word) const {
-        if (tid < 128) ((u32 *)(shared_memory() + S::layer + (layer & 1) * 512))[tid] = word;
+    static_assert(sizeof(Ds4DecodeLayer) % 8 == 0 && sizeof(Ds4DecodeCache) % 8 == 0 && sizeof(Ds4DecodeLayer) + sizeof(Ds4DecodeCache) <= 512, "a layer's description");
+    // An async_wait and a consumer_sync are to follow.
+    DS4_DEV void fetch_layer(u32 layer) const {
+        constexpr u32 N = sizeof(Ds4DecodeLayer) / 8, M = sizeof(Ds4DecodeCache) / 8;
+        if (tid < N + M)
+            async_copy8(smem_addr(shared_memory()) + S::layer + (layer & 1) * 512 + tid * 8,
+                        tid < N ? (const u8 *)(s->layers + layer) + tid * 8 : (const u8 *)(s->caches + layer) + (tid - N) * 8);
     }
     DS4_DEV const float *angles(u32 r, u32 table) const { return s->rows.angles + (r * 4 + table) * ROPE; }
     // A buffer of partials that nobody reads any more: they alternate, and every use has one

@@ -52,11 +52,10 @@ template <int R> DS4_DEV void choose_experts(Block<R> &k, const Ds4DecodeLayer &
                     if (lane * 8 + j == e) key[j] = 0;
             } else
                 e = (u32)l.ids[(size_t)k.s->rows.token[r] * USED + i] % EXPERTS;
-            float v = 0;
+            u32 bits = 0;
 #pragma unroll
-            for (u32 j = 0; j < 8; j++)
-                if ((e & 7) == j) v = s[j];
-            v = shfl_f(v, e >> 3);
+            for (u32 j = 0; j < 8; j++) bits |= f_bits(s[j]) & -(u32)((e & 7) == j);
+            const float v = shfl_f(bits_f(bits), e >> 3);
             total += v;
             if (lane == i) mine = v, id = e;
         }
@@ -72,48 +71,58 @@ template <int R> DS4_DEV void choose_experts(Block<R> &k, const Ds4DecodeLayer &
 
 constexpr u32 POOL = 0x002b1908u, POOL_NEGATIVE = 0x00d5e7f8u; // bytes 8, 25, 43 and their negatives
 
-DS4_DEV void fill_grid(u32 *lut, u32 tid, u32 n_threads, const u32 *grid) {
-    for (u32 i = tid; i < 256 * 8; i += n_threads) lut[i] = grid[i >> 3];
+// The table of grid words: 16 codes of magnitudes of two bits, in nibbles, for eight weights. While gate and up run, every
+// lane has its own copy of it (word e of lane l at 128 e + 4 l), where attention keeps its rows: 32 KB, and no
+// two lanes ever meet in a bank.
+constexpr u32 LUT_AT = 8192; // after the rows of the mixing products
+static_assert(LUT_AT + 256 * 128 <= KV_ROWS * KV_STRIDE, "copies of the table");
+template <int R> DS4_DEV void spread_grid(const Block<R> &k) {
+    const u32 *grid = (const u32 *)(shared_memory() + Block<R>::S::lut) + k.w * 16;
+    u32 *to = (u32 *)(shared_memory() + Block<R>::S::kv + LUT_AT) + k.w * 16 * 32 + k.lane;
+#pragma unroll
+    for (u32 i = 0; i < 16; i += 4) {
+        const uint4 v = *(const uint4 *)(grid + i);
+        to[i * 32] = v.x, to[i * 32 + 32] = v.y, to[i * 32 + 64] = v.z, to[i * 32 + 96] = v.w;
+    }
 }
 
-// One tile against one row's 256 activations: `x0`, `x1` the lane's codes of block g (columns 8 t ..),
-// `sa`, `sb` an eighth of the scales of blocks 2 t, 2 t + 1. Adds the lane's part for rows g and g + 8.
-DS4_DEV void add_iq2(const u8 *tile, const u32 *lut, u32 lane, u32 x0, u32 x1, float sa, float sb, float &v0, float &v1) {
+// One tile against one row's 256 activations: `x[b]` the lane's codes of block g (columns 8 t ..) where g is b and
+// else 0, `sa`, `sb` an eighth of the scales of blocks 2 t, 2 t + 1; `table`: the lane's copy. Adds the lane's
+// part for rows g and g + 8.
+DS4_DEV void add_iq2(const u8 *tile, u32 table, u32 lane, const u32 (&x)[8][2], float sa, float sb, float &v0, float &v1) {
     const u32 g = lane >> 2;
     const uint4 i4 = *(const uint4 *)(tile + lane * 16), s4 = *(const uint4 *)(tile + DS4_IQ2_SIGNS + lane * 16);
     const u32 index[4] = {i4.x, i4.y, i4.z, i4.w}, sign[4] = {s4.x, s4.y, s4.z, s4.w};
-    const u8 *table = (const u8 *)lut; // 8 copies of every word; a lane reads copy lane % 8
-    const u32 copy = (lane & 7) * 4;
-    int c[4] = {0, 0, 0, 0}, d[4] = {0, 0, 0, 0};
+    int c[4] = {0, 0, 0, 0};
 #pragma unroll
     for (u32 p = 0; p < 4; p++) {
         u32 e[4];
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
             const u32 flip = i == 0 ? sign[p] : i == 1 ? sign[p] << 1 : i == 2 ? sign[p] << 2 : sign[p] >> 1;
-            const u32 at = (i == 0 ? index[p] << 5 : index[p] >> (8 * i - 5)) & 0x1fe0u;
-            e[i] = *(const u32 *)(table + (at | copy)) ^ (flip & 0x44444444u);
+            e[i] = load_shared(table + prmt(index[p], 0, 0x4440 + i) * 128) ^ (flip & 0x44444444u);
         }
 #pragma unroll
-        for (u32 h = 0; h < 2; h++) {
-            const bool mine = g == 2 * p + h;
-            mma_s8(h ? d : c, prmt(POOL, POOL_NEGATIVE, e[2 * h]), prmt(POOL, POOL_NEGATIVE, e[2 * h + 1]),
-                   prmt(POOL, POOL_NEGATIVE, e[2 * h] >> 16), prmt(POOL, POOL_NEGATIVE, e[2 * h + 1] >> 16), mine ? x0 : 0u, mine ? x1 : 0u);
-        }
+        for (u32 h = 0; h < 2; h++)
+            mma_s8(c, prmt(POOL, POOL_NEGATIVE, e[2 * h]), prmt(POOL, POOL_NEGATIVE, e[2 * h + 1]), prmt(POOL, POOL_NEGATIVE, e[2 * h] >> 16),
+                   prmt(POOL, POOL_NEGATIVE, e[2 * h + 1] >> 16), x[2 * p + h][0], x[2 * p + h][1]);
     }
     const u32 n = *(const u16 *)(tile + DS4_IQ2_NIBBLES + lane * 2), dd = *(const u32 *)(tile + DS4_IQ2_D + g * 4);
-    v0 += half_lo(dd) * ((float)((c[0] + d[0]) * (int)(2 * (n & 15) + 1)) * sa + (float)((c[1] + d[1]) * (int)(2 * (n >> 4 & 15) + 1)) * sb);
-    v1 += half_hi(dd) * ((float)((c[2] + d[2]) * (int)(2 * (n >> 8 & 15) + 1)) * sa + (float)((c[3] + d[3]) * (int)(2 * (n >> 12) + 1)) * sb);
+    v0 += half_lo(dd) * ((float)(c[0] * (int)(2 * (n & 15) + 1)) * sa + (float)(c[1] * (int)(2 * (n >> 4 & 15) + 1)) * sb);
+    v1 += half_hi(dd) * ((float)(c[2] * (int)(2 * (n >> 8 & 15) + 1)) * sa + (float)(c[3] * (int)(2 * (n >> 12) + 1)) * sb);
 }
 
 // Gate and up of the block's 3 R items (slot, 32 hidden channels), to lines of the hidden layer.
 template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 layer, u32 number) {
     using B = Block<R>;
     constexpr u32 ITEMS = USED * (F / 32) / W; // for each row
-    const u32 lane = k.lane, g = lane >> 2, t = lane & 3, *lut = (const u32 *)(shared_memory() + B::S::lut);
+    const u32 lane = k.lane, g = lane >> 2, t = lane & 3;
+    const u32 table = smem_addr(shared_memory()) + B::S::kv + LUT_AT + lane * 4;
     const float *weights = k.route_weights(layer);
-    u32 row = PAD, x0 = 0, x1 = 0;
+    u32 row = PAD, xs[8][2];
     float sa = 0, sb = 0;
+    spread_grid(k);
+    consumer_sync();
     for (u32 batch = 0; batch < R; batch++) {
         float *red = k.partials(); // [ITEMS][16 warps][gate, up][32]
         for (u32 i = 0; i < ITEMS; i++) {
@@ -122,7 +131,8 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
                 row = r;
                 const Line x = poll_line(k.ws + B::X::x + (TURN_FFN * R + r) * (E * 2) + (k.w * 32 + lane) * 16, number);
                 warp_sync();
-                x0 = x.lo, x1 = x.hi;
+#pragma unroll
+                for (u32 i = 0; i < 8; i++) xs[i][0] = g == i ? x.lo : 0, xs[i][1] = g == i ? x.hi : 0;
                 sa = shfl_f(bits_f(x.scale), 8 * t) * 0.125f, sb = shfl_f(bits_f(x.scale), 8 * t + 4) * 0.125f;
             }
             const u8 *record = c.pair(DS4_IQ2_PAIR);
@@ -130,7 +140,7 @@ template <int R> DS4_DEV void gate_up(Block<R> &k, Consumer &c, const Ds4DecodeL
 #pragma unroll 2
             for (u32 tile = DS4_EXPERIMENT(2) ? 4 : 0; tile < 4; tile++) { // gate rows 0, 16, up rows 0, 16
                 float v0 = 0, v1 = 0;
-                add_iq2(record + tile * DS4_IQ2_TILE, lut, lane, x0, x1, sa, sb, v0, v1);
+                add_iq2(record + tile * DS4_IQ2_TILE, table, lane, xs, sa, sb, v0, v1);
                 // Over the quarters: lane t has row g + 8 (t & 1).
                 float v = (t & 1 ? v1 : v0) + xor_f(t & 1 ? v0 : v1, 1);
                 v += xor_f(v, 2);

@@ -18,45 +18,46 @@ DS4_DEV void gram_pair(u32 e, u32 &i, u32 &j) {
     j = e < 4 ? e : e < 7 ? e - 3 : e < 9 ? e - 5 : 3;
 }
 
-struct MixRows {
-    uint2 v[3];
-    // Rows of `fn` for this block's channels, four values a lane.
-    DS4_DEV void load(const void *fn, u32 n_mix, u32 b, u32 w, u32 lane) {
-#pragma unroll
-        for (u32 z = 0; z < 3; z++) {
-            const int m = mix_row(w + 16 * z);
-            v[z].x = v[z].y = 0;
-            if (m >= 0 && m < (int)n_mix) v[z] = load_const8((const u8 *)fn + (((size_t)b * n_mix + m) * HC * 32 + lane * 4) * 2);
-        }
-    }
-};
+// Fetches the rows of `fn` for this block's channels, f16 [n_mix][HC][32], into shared memory where
+// attention keeps its rows; an async_wait and a consumer_sync are to follow.
+template <int R> DS4_DEV void fetch_mix(const Block<R> &k, const void *fn, u32 n_mix) {
+    if (k.tid < n_mix * (HC * 4)) async_copy16(smem_addr(shared_memory()) + Block<R>::S::kv + k.tid * 16, (const u8 *)fn + ((size_t)k.b * n_mix * (HC * 4) + k.tid) * 16);
+}
 
 // Parts of the mixing products of the streams in shared memory.
-template <int R> DS4_DEV void mix_out(Block<R> &k, MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
+template <int R> DS4_DEV void mix_out(Block<R> &k, u32 n_mix, u32 turn, u32 tag) {
     using B = Block<R>;
+    const u32 n_tasks = N_CRIT + (n_mix > HC ? N_REST : 0);
 #pragma unroll 1
-    for (u32 task = k.w; task < N_CRIT + (n_mix > HC ? N_REST : 0); task += 16) {
-        const int m = mix_row(task);
-#pragma unroll 1
-        for (u32 r = 0; r < R; r++) {
-            const float *x = k.f(B::S::streams) + r * HC * 32;
-            float v;
+    for (u32 r = 0; r < R; r++) {
+        const float *x = k.f(B::S::streams) + r * HC * 32;
+        const float4 p = *(const float4 *)(x + k.lane * 4);
+        float v[3];
+#pragma unroll
+        for (u32 z = 0; z < 3; z++) {
+            const u32 task = k.w + 16 * z;
+            const int m = mix_row(task);
+            v[z] = 0;
             if (m >= 0) {
-                const float *p = x + k.lane * 4;
-                v = (half_lo(rows.v[0].x) * p[0] + half_hi(rows.v[0].x) * p[1]) + (half_lo(rows.v[0].y) * p[2] + half_hi(rows.v[0].y) * p[3]);
-            } else {
+                const uint2 h = *(const uint2 *)(shared_memory() + B::S::kv + (u32)m * (HC * 64) + k.lane * 8);
+                v[z] = (half_lo(h.x) * p.x + half_hi(h.x) * p.y) + (half_lo(h.y) * p.z + half_hi(h.y) * p.w);
+            } else if (z == 0) {
                 u32 i, j;
                 gram_pair(task - HC, i, j);
-                v = x[i * 32 + k.lane] * x[j * 32 + k.lane];
-            }
-            v = warp_sum(v);
-            if (k.lane == 0) {
-                u8 *to = task < N_CRIT ? k.ws + B::X::crit + (((turn * R + r) * N_CRIT + task) * W + k.b) * 4
-                                       : k.ws + B::X::rest + (((turn * R + r) * N_REST + task - N_CRIT) * W + k.b) * 4;
-                store_one(to, stamp(v, tag));
+                v[z] = x[i * 32 + k.lane] * x[j * 32 + k.lane];
             }
         }
-        rows.v[0] = rows.v[1], rows.v[1] = rows.v[2];
+#pragma unroll
+        for (u32 m = 16; m; m >>= 1)
+#pragma unroll
+            for (u32 z = 0; z < 3; z++) v[z] += xor_f(v[z], m);
+        const u32 task = k.w + 16 * k.lane; // lane z stores product z
+        if (k.lane < 3 && task < n_tasks) {
+            u8 *to = task < N_CRIT ? k.ws + B::X::crit + (((turn * R + r) * N_CRIT + task) * W + k.b) * 4
+                                   : k.ws + B::X::rest + (((turn * R + r) * N_REST + task - N_CRIT) * W + k.b) * 4;
+            store_one(to, stamp(k.lane == 0 ? v[0] : k.lane == 1 ? v[1] : v[2], tag));
+        }
+        warp_sync();
     }
 }
 
@@ -70,8 +71,8 @@ template <int R> DS4_DEV void fetch_gates(Block<R> &k, u32 turn, u32 number) {
 }
 
 // hc_post of `y` (of warp r the row r, of a lane its channel; warps below R), then the parts of the next
-// turn's products. The gates are in shared memory; `tag`: of the next turn.
-template <int R> DS4_DEV void turn_out(Block<R> &k, float y, MixRows &rows, u32 n_mix, u32 turn, u32 tag) {
+// turn's products. The gates are in shared memory, the rows of fetch_mix on their way; `tag`: of the next turn.
+template <int R> DS4_DEV void turn_out(Block<R> &k, float y, u32 n_mix, u32 turn, u32 tag) {
     using B = Block<R>;
     if (k.w < R) {
         const u32 r = k.w;
@@ -88,8 +89,9 @@ template <int R> DS4_DEV void turn_out(Block<R> &k, float y, MixRows &rows, u32 
             x[i * 32] = g[i] * y + mixed;
         }
     }
+    async_wait();
     consumer_sync();
-    mix_out(k, rows, n_mix, turn, tag);
+    mix_out(k, n_mix, turn, tag);
 }
 
 // Adds up one value of every block; all lanes get the sum.
@@ -117,6 +119,7 @@ template <int R> DS4_DEV void turn_in(Block<R> &k, u32 turn, const float *base, 
         const float sum = gather(k.ws + B::X::crit + ((turn * R + r) * N_CRIT + v) * W * 4, k.lane, number);
         if (k.lane == 0) totals[r * 64 + v] = sum;
     }
+    async_wait(); // of the next layer's description
     consumer_sync();
     k.mark(turn == TURN_FFN ? 18 : 0);
     if (k.w < R) {

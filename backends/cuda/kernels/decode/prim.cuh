@@ -46,13 +46,30 @@ __constant__ u32 ds4_experiment;
         if (++(n) > DS4_SPIN_LIMIT) __trap();                                                        \
     } while (0)
 
+// The 20 warps of a block share 61,440 registers: 16 that multiply take more of them than 4 that copy.
+#ifndef DS4_CONSUMER_REGISTERS
+#define DS4_CONSUMER_REGISTERS 104
+#define DS4_PRODUCER_REGISTERS 64
+#endif
+
 DS4_DEV u32 tid_x() { return threadIdx.x; }
 DS4_DEV u32 block_x() { return blockIdx.x; }
 extern __shared__ __align__(128) u8 dynamic_shared_memory[];
 DS4_DEV u8 *shared_memory() { return dynamic_shared_memory; }
 DS4_DEV u32 smem_addr(const void *p) { return (u32)__cvta_generic_to_shared(p); }
 
+DS4_DEV u32 load_shared(u32 at) {
+    u32 v;
+    asm("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+    return v;
+}
+
 DS4_DEV u32 clock_now() { return (u32)clock64(); }
+
+// The same value, of which the compiler knows nothing: what is computed from it is computed after this
+// and not kept in registers from before a loop.
+DS4_DEV void renew(u32 &v) { asm volatile("" : "+r"(v)); }
+DS4_DEV void renew(u8 *&v) { asm volatile("" : "+l"(v)); }
 
 // mbarriers ---------------------------------------------------------------------------------------
 DS4_DEV void mbar_init(u32 bar, u32 count) { asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(count)); }
@@ -94,12 +111,19 @@ DS4_DEV void bulk_copy(u32 to, const void *from, u32 bytes, u32 bar, u64 policy)
 DS4_DEV void async_copy16(u32 to, const void *from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+DS4_DEV void async_copy8(u32 to, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
 DS4_DEV void async_wait() { asm volatile("cp.async.commit_group;\ncp.async.wait_group 0;" ::: "memory"); }
 
 // The 512 threads of the consumer warps.
 DS4_DEV void consumer_sync() { asm volatile("bar.sync 1, 512;" ::: "memory"); }
 
 DS4_DEV void block_sync() { __syncthreads(); }
+
+// Registers of a thread from here on, of all warps of a group of four.
+DS4_DEV void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(DS4_CONSUMER_REGISTERS)); }
+DS4_DEV void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(DS4_PRODUCER_REGISTERS)); }
 
 // Warps -------------------------------------------------------------------------------------------
 DS4_DEV u32 shfl_u(u32 v, u32 lane) { return __shfl_sync(DS4_FULL, v, lane); }
@@ -134,7 +158,11 @@ DS4_DEV u32 pack_bf16(float lo, float hi) {
     return v;
 }
 DS4_DEV int round_i(float x) { return __float2int_rn(x); }
-DS4_DEV u32 prmt(u32 a, u32 b, u32 sel) { return __byte_perm(a, b, sel); }
+DS4_DEV u32 prmt(u32 a, u32 b, u32 sel) { // not __byte_perm, which clears bit 3 of every nibble of `sel` first
+    u32 v;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(sel));
+    return v;
+}
 DS4_DEV int dot4(u32 a, u32 b, int c) { return __dp4a((int)a, (int)b, c); }
 // Short forms, good to a few units in the last place: code size matters more than that here, since a step
 // runs through all of it once a layer.

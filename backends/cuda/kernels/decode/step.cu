@@ -1,6 +1,7 @@
 // The decode step (step.h). Blocks 0 .. 128 are workers: each streams its share of every matrix through
 // a ring (stream.cuh) and multiplies; blocks 128 .. 132 are services. What they tell each other is
-// exchange.cuh. A block's 18 warps are 16 consumers and 2 producers.
+// exchange.cuh. A block's 20 warps are 16 consumers, 2 producers
+// and 2 that fill a group of four, whose registers the consumers take.
 //
 // Phases of a layer, and what a worker does in each:
 //  0 turn        its 32 channels of the normed input (hyper.cuh); service 128: gates
@@ -65,7 +66,7 @@ DS4_DEV u32 out_a_tile(u32 b, u32 i) { return b / SPLITS * (OUT_RANK / 16) + 2 *
 DS4_DEV u32 head_tile(u32 b) { return VOCAB / 16 * b / W; }
 
 // What a worker does after a turn, in order.
-enum Op { Q8_IN = 0, F_IN, Q8_QUERY, F_QUERY, INDEX_OP, SCORE_OP, ATTEND_OP, COMBINE_OP, Q8_OUT_A, Q8_OUT_B, F_ROUTER, Q8_SHARED, GATE_UP_OP, Q8_DOWN, DOWN_OP, Q8_HEAD };
+enum Op { Q8_IN = 0, F_IN, Q8_QUERY, F_QUERY, INDEX_OP, SCORE_OP, ATTEND_OP, COMBINE_OP, Q8_OUT_A, Q8_OUT_B, F_ROUTER, Q8_SHARED, GATE_UP_OP, Q8_DOWN, DOWN_OP, Q8_HEAD, OPS };
 DS4_DEV u32 phase_of(u32 op) { // Q8_HEAD: DOWN + 1
     constexpr u64 PHASES = 0xdccbaa8765432211ull; // nibble i: phase of op i
     return (u32)(PHASES >> (4 * op)) & 15;
@@ -129,8 +130,8 @@ template <int R> DS4_DEV void produce(Block<R> &k, Producer &p) {
 // layer and the head's one as well.
 
 // The Q8 products of one op. Returns y of an output channel (Q8_OUT_B, warps below R); the partials of
-// Q8_DOWN stay in `shared`.
-template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 op, u32 number, float *&shared) {
+// Q8_DOWN stay at `shared`.
+template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLayer &l, u32 op, u32 number, u32 &shared) {
     using B = Block<R>;
     constexpr u32 BATCH = R >= 4 ? 2 : 4; // units of 16 (16, 8 or 4 parts) or 64 rows in a buffer of partials
     const u8 *from = k.ws;
@@ -184,7 +185,7 @@ template <int R> DS4_DEV float q8_op(Block<R> &k, Consumer &c, const Ds4DecodeLa
             s.store(red + (i * 16 + k.w) * R * 16, k.lane);
         }
         if (op == Q8_DOWN) {
-            shared = red;
+            shared = B::S::red + k.flip * RED * 4;
             return 0;
         }
         consumer_sync();
@@ -235,83 +236,100 @@ template <int R> DS4_DEV void float_op(Block<R> &k, Consumer &c, const Ds4Decode
     }
 }
 
+// Where a worker is: turn `i` leads into the attention of layer i / 2, into its experts, or (the last) into
+// the head. Made anew for every op: what is kept over an op takes registers from it.
+template <int R> struct Place {
+    u32 i, layer, first, number, n_layers;
+    bool ffn, last, to_head; // to_head: what follows the ops of this turn is the head's turn
+    DS4_DEV Place(const Block<R> &k, u32 turn) : i(turn) {
+        renew(i);
+        n_layers = k.s->n_layers;
+        layer = i >> 1, ffn = i & 1, first = 1 + DS4_PHASES_PER_LAYER * layer;
+        last = layer == n_layers, to_head = ffn && layer + 1 == n_layers;
+        number = last ? k.epoch : k.number(layer);
+    }
+};
+
 template <int R> DS4_DEV void work(Block<R> &k, Consumer &c) {
     using B = Block<R>;
     const Ds4Step &s = *k.s;
-    float *streams = k.f(B::S::streams), *kept = (float *)(k.ws + B::X::streams) + k.b * R * HC * 32, *shared = nullptr;
-    const u32 head = DS4_PHASES_PER_LAYER * s.n_layers + 1;
-    MixRows mix;
+    u32 shared = 0, csa = 0;
+    auto kept = [&] { return (float *)(k.ws + B::X::streams) + k.b * R * HC * 32; };
     if (s.first) {
-        if (k.tid < R * 128) streams[k.tid] = kept[k.tid];
+        if (k.tid < R * 128) k.f(B::S::streams)[k.tid] = kept()[k.tid];
     } else if (k.tid < R * 128) {
         const u32 r = k.tid / 128;
-        streams[k.tid] = half_lo(*(const u16 *)((const u8 *)s.embedding + ((size_t)(k.slot(r) == PAD ? 0 : s.rows.token[r]) * E + k.b * 32 + k.lane) * 2));
+        k.f(B::S::streams)[k.tid] = half_lo(*(const u16 *)((const u8 *)s.embedding + ((size_t)(k.slot(r) == PAD ? 0 : s.rows.token[r]) * E + k.b * 32 + k.lane) * 2));
     }
-    u32 csa = 0;
-    // Turn `i`: into the attention of layer i / 2, into its experts, or (the last) into the head. What
-    // comes before turn 0 is the embedding.
+    // What comes before turn 0 is the embedding.
 #pragma unroll 1
     for (u32 i = 0; i <= 2 * s.n_layers; i++) {
-        const u32 layer = i >> 1, ffn = i & 1, first = 1 + DS4_PHASES_PER_LAYER * layer, number = k.number(layer);
-        const bool last = layer == s.n_layers;
-        if (first + (ffn ? DOWN : OUT_B) < s.first) {
-            csa += !ffn && s.layers[layer].kind == DS4_CSA; // of a launch of some phases only
-            continue;
-        }
-        if ((first >= s.end && i) || (last && !s.head)) break;
-        const Ds4DecodeLayer &l = k.weights(layer);
-        const Ds4DecodeCache &cache = k.caches(layer);
-        const u32 kind = (u32)l.kind, tag = last ? k.epoch : number, turn = last ? TURN_HEAD : ffn;
-        const bool selects = kind == DS4_CSA && s.selects;
-        if (!last && !ffn) csa += kind == DS4_CSA;
+        k.renew_all();
+        {
+            const Place<R> p(k, i);
+            if (p.first + (p.ffn ? DOWN : OUT_B) < s.first) {
+                csa += !p.ffn && s.layers[p.layer].kind == DS4_CSA; // of a launch of some phases only
+                continue;
+            }
+            if ((p.first >= s.end && i) || (p.last && !s.head)) break;
+            const Ds4DecodeLayer &l = k.weights(p.layer);
+            if (!p.last && !p.ffn) csa += l.kind == DS4_CSA;
 #ifdef DS4_STAMPS
-        k.layer = layer;
+            k.layer = p.layer;
 #endif
-        // Of the next turn, and of the next layer: fetched early.
-        const bool to_head = ffn && layer + 1 == s.n_layers;
-        const void *fn = to_head || last ? s.head_fn : ffn ? s.layers[layer + 1].fn_attn : l.fn_ffn;
-        const u32 word = ffn && !to_head ? k.fetch_layer(layer + 1) : 0;
-        float y = 0;
-        if (i == 0 && k.runs(0)) {
-            mix.load(l.fn_attn, N_MIX, k.b, k.w, k.lane);
-            consumer_sync();
-            mix_out(k, mix, N_MIX, TURN_ATTN, tag);
+            if (p.ffn && !p.to_head) k.fetch_layer(p.layer + 1);
+            if (i == 0 && k.runs(0)) {
+                fetch_mix(k, l.fn_attn, N_MIX);
+                async_wait();
+                consumer_sync();
+                mix_out(k, N_MIX, TURN_ATTN, p.number);
+            }
+            if (k.runs(p.first + (p.ffn ? TURN_F : TURN_A)))
+                turn_in(k, p.last ? (u32)TURN_HEAD : (u32)p.ffn, p.last ? s.head_base : p.ffn ? l.base_ffn : l.base_attn,
+                        p.last ? s.head_scale : p.ffn ? l.scale_ffn : l.scale_attn, p.last ? s.head_norm : p.ffn ? l.norm_ffn : l.norm_attn, p.number);
+            else { // of a launch of some phases only
+                async_wait();
+                consumer_sync();
+            }
+            k.mark(p.ffn ? 19 : 1);
         }
-        if (k.runs(last ? head : ffn ? first + TURN_F : first + TURN_A))
-            turn_in(k, turn, last ? s.head_base : ffn ? l.base_ffn : l.base_attn, last ? s.head_scale : ffn ? l.scale_ffn : l.scale_attn,
-                    last ? s.head_norm : ffn ? l.norm_ffn : l.norm_attn, tag);
-        k.mark(ffn ? 19 : 1);
-        const u32 end = last ? Q8_HEAD : ffn ? DOWN_OP : Q8_OUT_B;
+        float y = 0;
         bool went = false;
 #pragma unroll 1
-        for (u32 op = last ? Q8_HEAD : ffn ? F_ROUTER : Q8_IN; op <= end; op = op == Q8_QUERY && !selects ? (u32)ATTEND_OP : op + 1) {
-            const u32 phase = phase_of(op);
-            if (!k.runs(last ? head + 1 : first + phase)) continue;
+        for (u32 op = i == 2 * s.n_layers ? Q8_HEAD : i & 1 ? F_ROUTER : Q8_IN; op < OPS; op = op == Q8_OUT_B || op == DOWN_OP ? (u32)OPS : op + 1) {
+            k.renew_all();
+            c.w = k.w, c.lane = k.lane;
+            const Place<R> p(k, i);
+            const u32 phase = phase_of(op), first = p.first, number = p.number;
+            if (!k.runs(p.last ? first + 1 : first + phase)) continue;
+            const Ds4DecodeLayer &l = k.weights(p.layer);
+            const bool selects = l.kind == DS4_CSA && s.selects;
             if (op == Q8_OUT_B || op == DOWN_OP) { // what the next turn's products need, fetched ahead
-                mix.load(fn, to_head ? HC : N_MIX, k.b, k.w, k.lane);
+                fetch_mix(k, p.to_head ? s.head_fn : p.ffn ? k.weights(p.layer + 1).fn_attn : l.fn_ffn, p.to_head ? HC : N_MIX);
                 went = true;
-                if (k.w == 8 && !k.runs(first + (ffn ? GATE_UP : COMBINE))) fetch_gates(k, ffn, tag); // of a launch of some phases only
+                if (k.w == 8 && !k.runs(first + (p.ffn ? GATE_UP : COMBINE))) fetch_gates(k, p.ffn, number); // of a launch of some phases only
             }
             if (op == Q8_IN || op == Q8_QUERY || op == Q8_OUT_A || op == Q8_OUT_B || op == Q8_SHARED || op == Q8_DOWN || op == Q8_HEAD)
-                y = q8_op(k, c, l, op, tag, shared);
-            else if (op == F_IN || op == F_ROUTER || (op == F_QUERY && selects)) float_op(k, c, l, op, tag);
+                y = q8_op(k, c, l, op, number, shared);
+            else if (op == F_IN || op == F_ROUTER || (op == F_QUERY && selects)) float_op(k, c, l, op, number);
             else if (op == INDEX_OP) {
-                if (selects) index_query(k, tag);
+                if (selects) index_query(k, number);
             } else if (op == SCORE_OP) {
-                if (selects) index_scores(k, cache, tag);
-            } else if (op == ATTEND_OP) attend(k, kind, cache, csa - 1, tag);
-            else if (op == COMBINE_OP) combine(k, kind, l.sinks, tag);
-            else if (op == GATE_UP_OP) gate_up(k, c, l, layer, tag);
-            else if (op == DOWN_OP) y = down(k, c, shared, tag);
-            k.mark(2 * phase + 1);
+                if (selects) index_scores(k, k.caches(p.layer), number);
+            } else if (op == ATTEND_OP) attend(k, (u32)l.kind, k.caches(p.layer), csa - 1, number);
+            else if (op == COMBINE_OP) combine(k, (u32)l.kind, l.sinks, number);
+            else if (op == GATE_UP_OP) gate_up(k, c, l, p.layer, number);
+            else if (op == DOWN_OP) y = down(k, c, k.f(shared), number);
+            if ((op != INDEX_OP && op != SCORE_OP) || selects) k.mark(2 * phase + 1);
         }
-        if (ffn && !to_head) k.keep_layer(layer + 1, word);
         if (went) {
-            turn_out(k, y, mix, to_head ? HC : N_MIX, to_head ? TURN_HEAD : ffn ^ 1, to_head ? k.epoch : number + ffn);
+            k.renew_all();
+            const Place<R> p(k, i);
+            turn_out(k, y, p.to_head ? HC : N_MIX, p.to_head ? (u32)TURN_HEAD : (u32)!p.ffn, p.to_head ? k.epoch : p.number + p.ffn);
         }
     }
     consumer_sync();
-    if (s.end < head + 2 && k.tid < R * 128) kept[k.tid] = streams[k.tid];
+    if (s.end < DS4_PHASES_PER_LAYER * s.n_layers + 3 && k.tid < R * 128) kept()[k.tid] = k.f(B::S::streams)[k.tid];
 }
 
 template <int R> DS4_DEV void serve(Block<R> &k) {
@@ -365,15 +383,18 @@ template <int R> DS4_DEV void step(const Ds4Step &s) {
         row[0] = slot, row[1] = pad ? 0 : s.rows.position[k.tid], row[2] = pad ? 0 : s.rows.base[k.tid], row[3] = pad ? 0 : slot;
     }
     const u32 first = s.first ? (s.first - 1) / DS4_PHASES_PER_LAYER : 0;
-    if (first < s.n_layers && k.tid < 128) k.keep_layer(first, k.fetch_layer(first));
-    fill_grid((u32 *)(shared_memory() + S::lut), k.tid, DS4_DECODE_THREADS, IQ2_GRID);
+    if (first < s.n_layers) k.fetch_layer(first);
+    async_wait();
+    if (k.tid < 256) ((u32 *)(shared_memory() + S::lut))[k.tid] = IQ2_GRID[k.tid];
     block_sync();
-    if (k.b >= W) {
-        if (k.w < 16) serve(k);
-    } else if (k.w >= 16) {
+    if (k.w >= 16) {
+        fewer_registers();
+        if (k.b >= W || k.w >= 16 + PRODUCERS) return;
         Producer p = {0, 0, k.w - 16, k.lane, s.in_flight < SLOTS / PRODUCERS ? s.in_flight : SLOTS / PRODUCERS, stream_policy()};
         produce(k, p);
     } else {
+        more_registers();
+        if (k.b >= W) return serve(k);
         Consumer c = {0, k.w, k.lane};
         work(k, c);
     }

@@ -2,7 +2,7 @@
 //
 //   kernel                    grid  threads  dynamic shared        per step
 //   ds4_decode_epoch          1     1        0                     first: begins a step of one workspace
-//   ds4_decode_step_r1        132   576      ds4_decode_smem()     phases 0 .. n_phases
+//   ds4_decode_step_r1        132   640      ds4_decode_smem()     phases 0 .. n_phases
 //   ds4_decode_step_r2, _r4   same
 //
 // The 132 blocks wait for each other, so all of them must be resident: one block on each of at least
@@ -26,7 +26,7 @@
 
 #define DS4_DECODE_WORKERS 128
 #define DS4_DECODE_BLOCKS 132
-#define DS4_DECODE_THREADS 576
+#define DS4_DECODE_THREADS 640
 #define DS4_PHASES_PER_LAYER 13
 
 enum Ds4LayerKind { DS4_SLIDING = 0, DS4_CSA = 1, DS4_HCA = 2 };
@@ -99,4 +99,4 @@ DS4_BOTH uint32_t ds4_decode_phases(uint32_t n_layers) { return 1 + DS4_PHASES_P
 DS4_BOTH uint64_t ds4_decode_exchange(uint64_t n_rows) { return 4096 + n_rows * 2583296; }
 DS4_BOTH uint64_t ds4_decode_workspace(uint64_t n_rows, uint64_t score_stride) { return ds4_decode_exchange(n_rows) + n_rows * score_stride * 4; }
 // Dynamic shared memory of the step kernel.
-DS4_BOTH uint32_t ds4_decode_smem(uint32_t n_rows) { return 226816 + n_rows * 880; }
+DS4_BOTH uint32_t ds4_decode_smem(uint32_t n_rows) { return 219648 + n_rows * 880; }

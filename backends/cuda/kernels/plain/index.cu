@@ -22,6 +22,27 @@ extern "C" __global__ void __launch_bounds__(128) index_scores(
     }
 }
 
+// The bin in which the k-th falls: counts from the top, 8 bins a lane of the first warp. In whole blocks.
+__device__ __forceinline__ void choose_bin(const u32* bins, u32 prefix, int shift, u32 left, u32* state) {
+    if (threadIdx.x < 32) {
+        u32 top = 255 - 8 * threadIdx.x, sum = 0;
+        for (u32 i = 0; i < 8; ++i) sum += bins[top - i];
+        u32 before = sum;
+        for (u32 step = 1; step < 32; step *= 2) {
+            u32 other = __shfl_up_sync(FULL_WARP, before, step);
+            if (threadIdx.x >= step) before += other;
+        }
+        before -= sum;
+        if (before < left && before + sum >= left) {
+            u32 bin = top, rest = left - before;
+            while (bins[bin] < rest) rest -= bins[bin--];
+            state[0] = prefix | bin << shift;
+            state[1] = rest;
+        }
+    }
+    __syncthreads();
+}
+
 // The `k` largest of `n` keys of 32 bits: the key of the k-th and how many equal
 // to it belong to them. Four rounds of a histogram of 8 bits. `bins` has 256 counts.
 __device__ void kth_key(const float* values, u32 n, u32 k, u32* bins, u32* state) {
@@ -38,24 +59,7 @@ __device__ void kth_key(const float* values, u32 n, u32 k, u32* bins, u32* state
             if (counts && (peers & ((1u << threadIdx.x % 32) - 1)) == 0) atomicAdd(&bins[bin], (u32)__popc(peers));
         }
         __syncthreads();
-        // The bin in which the k-th falls: counts from the top, 8 bins a lane of the first warp.
-        if (threadIdx.x < 32) {
-            u32 top = 255 - 8 * threadIdx.x, sum = 0;
-            for (u32 i = 0; i < 8; ++i) sum += bins[top - i];
-            u32 before = sum;
-            for (u32 step = 1; step < 32; step *= 2) {
-                u32 other = __shfl_up_sync(FULL_WARP, before, step);
-                if (threadIdx.x >= step) before += other;
-            }
-            before -= sum;
-            if (before < left && before + sum >= left) {
-                u32 bin = top, rest = left - before;
-                while (bins[bin] < rest) rest -= bins[bin--];
-                state[0] = prefix | bin << shift;
-                state[1] = rest;
-            }
-        }
-        __syncthreads();
+        choose_bin(bins, prefix, shift, left, state);
         prefix = state[0];
         left = state[1];
         __syncthreads();
@@ -115,6 +119,58 @@ extern "C" __global__ void __launch_bounds__(1024) top_k(
     for_largest(values, n, k, bins, state, counts, [&](u32 place, u32 i) { out[place] = i; });
 }
 
+// Values of a choice that a thread holds in registers.
+constexpr u32 HELD = 8;
+
+// As `for_largest` for keys that a block holds: thread t has those of the values HELD * t on, `n_held` of them.
+// Calls `take(place, j)` for the j-th of the thread. In whole blocks; k is at most the number of all.
+template <typename Take>
+__device__ void for_largest_held(const u32 (&keys)[HELD], u32 n_held, u32 k, u32* bins, u32* state, u32* counts, Take take) {
+    u32 prefix = 0, left = k, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        for (u32 b = threadIdx.x; b < 256; b += blockDim.x) bins[b] = 0;
+        __syncthreads();
+#pragma unroll
+        for (u32 j = 0; j < HELD; ++j) {
+            bool counted = j < n_held && (shift == 24 || keys[j] >> (shift + 8) == prefix >> (shift + 8));
+            u32 bin = counted ? (keys[j] >> shift) & 255 : 256;
+            u32 peers = __match_any_sync(FULL_WARP, bin);
+            if (counted && (peers & ((1u << lane) - 1)) == 0) atomicAdd(&bins[bin], (u32)__popc(peers));
+        }
+        __syncthreads();
+        choose_bin(bins, prefix, shift, left, state);
+        prefix = state[0];
+        left = state[1];
+        __syncthreads();
+    }
+    // Those above the threshold in the lower half, those equal to it in the upper: at most 8,192 of each.
+    u32 mine = 0;
+#pragma unroll
+    for (u32 j = 0; j < HELD; ++j) {
+        if (j < n_held) mine += keys[j] > prefix ? 1u : keys[j] == prefix ? 1u << 16 : 0u;
+    }
+    u32 before = mine;
+    for (u32 step = 1; step < 32; step *= 2) {
+        u32 other = __shfl_up_sync(FULL_WARP, before, step);
+        if (lane >= step) before += other;
+    }
+    if (lane == 31) counts[warp] = before;
+    __syncthreads();
+    before -= mine;
+    for (u32 w = 0; w < warp; ++w) before += counts[w];
+    u32 above = before & 0xffff, equal = before >> 16;
+#pragma unroll
+    for (u32 j = 0; j < HELD; ++j) {
+        if (j >= n_held) continue;
+        if (keys[j] > prefix) {
+            take(above++ + min(equal, left), j);
+        } else if (keys[j] == prefix) {
+            if (equal < left) take(above + equal, j);
+            ++equal;
+        }
+    }
+}
+
 // What a share of a row's logits has: its largest, and sums of exponentials relative to its maximum.
 struct Share {
     float most;
@@ -135,18 +191,34 @@ extern "C" __global__ void __launch_bounds__(512) choose_shares(
     if (rows.slot[r] == PAD_SLOT) return;
     u32 each = (n + gridDim.x - 1) / gridDim.x, start = min(blockIdx.x * each, n), m = min(each, n - start);
     const float* z = logits + (u64)r * n + start;
+    // What a thread holds of a share that the block can hold; longer ones are read again and again.
+    u32 held_from = HELD * threadIdx.x, n_held = m > HELD * blockDim.x || held_from >= m ? 0 : min(HELD, m - held_from);
+    bool is_held = m <= HELD * blockDim.x;
+    float held[HELD];
+#pragma unroll
+    for (u32 j = 0; j < HELD; ++j) held[j] = j < n_held ? z[held_from + j] : 0.0f;
     float most = -__int_as_float(0x7f800000), wrong = 0.0f;
-    for (u32 i = threadIdx.x; i < m; i += blockDim.x) {
-        most = fmaxf(most, z[i]);
-        if (!isfinite(z[i])) wrong = 1.0f;
-    }
+    auto each_value = [&](auto use) {
+        if (is_held) {
+#pragma unroll
+            for (u32 j = 0; j < HELD; ++j) {
+                if (j < n_held) use(held[j]);
+            }
+        } else {
+            for (u32 i = threadIdx.x; i < m; i += blockDim.x) use(z[i]);
+        }
+    };
+    each_value([&](float x) {
+        most = fmaxf(most, x);
+        if (!isfinite(x)) wrong = 1.0f;
+    });
     most = block_max(most, scratch);
     wrong = block_max(wrong, scratch);
     float t = rows.inv_temperature[r], one = 0.0f, own = 0.0f;
-    for (u32 i = threadIdx.x; i < m; i += blockDim.x) {
-        one += expf(z[i] - most);
-        own += expf((z[i] - most) * t);
-    }
+    each_value([&](float x) {
+        one += expf(x - most);
+        own += expf((x - most) * t);
+    });
     one = block_sum(one, scratch);
     own = block_sum(own, scratch);
     u64 share = (u64)r * gridDim.x + blockIdx.x;
@@ -159,6 +231,16 @@ extern "C" __global__ void __launch_bounds__(512) choose_shares(
         ids[i] = PAD_SLOT;
     }
     if (taken == 0) return;
+    if (is_held) {
+        u32 keys[HELD];
+#pragma unroll
+        for (u32 j = 0; j < HELD; ++j) keys[j] = order_key(held[j]);
+        for_largest_held(keys, n_held, taken, bins, state, counts, [&](u32 place, u32 j) {
+            values[place] = z[held_from + j];
+            ids[place] = start + held_from + j;
+        });
+        return;
+    }
     for_largest(z, m, taken, bins, state, counts, [&](u32 place, u32 i) {
         values[place] = z[i];
         ids[place] = start + i;
@@ -168,15 +250,15 @@ extern "C" __global__ void __launch_bounds__(512) choose_shares(
 // The `k` largest logits of a row in descending order, of equal ones the lowest
 // id first, from those of its shares, and the log-sum-exp of the logits at
 // temperature 1 and at the row's own, NaN when a logit is not finite. k <= 256,
-// no more than the row has. Grid (outputs).
+// no more than the row has; n_shares * k <= HELD * 1024. Grid (outputs), 1024 threads.
 extern "C" __global__ void __launch_bounds__(1024) choose(
     Rows rows, const Share* shares, const float* share_values, const u32* share_ids, u32 n_shares, u32 k,
     u32* ids, float* values, float* lse) {
     __shared__ u32 bins[256];
     __shared__ u32 state[2];
     __shared__ u32 counts[32];
-    __shared__ float chosen[256];
-    __shared__ u32 chosen_ids[256];
+    __shared__ u32 chosen[256];
+    __shared__ u32 chosen_at[256];
     u32 r = blockIdx.x;
     if (rows.slot[r] == PAD_SLOT) return;
     shares += (u64)r * n_shares;
@@ -209,19 +291,23 @@ extern "C" __global__ void __launch_bounds__(1024) choose(
     bool is_wrong = state[0];
     __syncthreads();
     if (is_wrong) return;
-    for_largest(share_values, n_shares * k, k, bins, state, counts, [&](u32 place, u32 i) {
-        chosen[place] = share_values[i];
-        chosen_ids[place] = share_ids[i];
+    u32 first = HELD * threadIdx.x, n = n_shares * k, n_held = first >= n ? 0 : min(HELD, n - first);
+    u32 keys[HELD];
+#pragma unroll
+    for (u32 j = 0; j < HELD; ++j) keys[j] = j < n_held ? order_key(share_values[first + j]) : 0;
+    for_largest_held(keys, n_held, k, bins, state, counts, [&](u32 place, u32 j) {
+        chosen[place] = keys[j];
+        chosen_at[place] = first + j;
     });
     __syncthreads();
-    // The rank of each among the chosen, which are in order of id.
-    for (u32 i = threadIdx.x; i < k; i += blockDim.x) {
-        u32 key = order_key(chosen[i]), rank = 0;
-        for (u32 j = 0; j < k; ++j) {
-            u32 other = order_key(chosen[j]);
-            rank += other > key || (other == key && j < i);
-        }
-        ids[(u64)r * k + rank] = chosen_ids[i];
-        values[(u64)r * k + rank] = chosen[i];
+    // The rank of each among the chosen, which are in order of id: four threads count for one.
+    u32 i = threadIdx.x / 4, rank = 0;
+    u32 key = i < k ? chosen[i] : 0;
+    for (u32 j = threadIdx.x % 4; j < k; j += 4) rank += chosen[j] > key || (chosen[j] == key && j < i);
+    rank += __shfl_xor_sync(FULL_WARP, rank, 1);
+    rank += __shfl_xor_sync(FULL_WARP, rank, 2);
+    if (i < k && threadIdx.x % 4 == 0) {
+        ids[(u64)r * k + rank] = share_ids[chosen_at[i]];
+        values[(u64)r * k + rank] = share_values[chosen_at[i]];
     }
 }

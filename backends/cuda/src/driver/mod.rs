@@ -1,6 +1,7 @@
 //! A thin layer over the driver: the calls this backend makes, each checked, with its name in the
 //! error. Nothing here knows the network.
 
+mod find;
 mod memory;
 mod module;
 mod stream;
@@ -20,10 +21,12 @@ pub(crate) use stream::{Argument, Event, Graph, Launch, Parameter, Stream, param
 
 /// Oldest driver that has every call made here: CUDA 12.0.
 const MIN_DRIVER: i32 = 12_000;
+/// Oldest major compute capability that the kernels are compiled for.
+const MIN_CAPABILITY: u32 = 8;
 
 /// A call of the driver that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{call}: {name} ({text}){}", if *.lost { LOST } else { "" })]
+#[error("{call}: {name} ({text})")]
 pub struct DriverError {
     /// The call, such as `cuLaunchKernel (rms_norm)`.
     pub call: String,
@@ -36,9 +39,6 @@ pub struct DriverError {
     /// Whether nothing on the device can be used any more.
     pub lost: bool,
 }
-
-/// What a lost device means for whoever reads of it.
-const LOST: &str = "; the device is lost to this program with the slots on it; files are as they were: start it again";
 
 /// Whether a failure ends the context: faults of kernels and of the device itself.
 fn is_lost(result: sys::CUresult) -> bool {
@@ -85,7 +85,10 @@ pub enum DeviceError {
         count: usize,
     },
     /// The device is older than the kernels.
-    #[error("{name} has compute capability {major}.{minor}, the kernels need 8.0")]
+    #[error(
+        "{name} has compute capability {major}.{minor}, the kernels need {}.0",
+        MIN_CAPABILITY
+    )]
     OldDevice {
         /// Its name.
         name: String,
@@ -187,63 +190,10 @@ static N_CONTEXTS: AtomicU64 = AtomicU64::new(0);
 impl Context {
     /// The context of a device, by number.
     pub(crate) fn new(ordinal: usize) -> std::result::Result<Arc<Context>, DeviceError> {
-        // SAFETY: loads the library by its usual names, and its initialisers are NVIDIA's.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(DeviceError::NoDriver);
-        }
-        let mut driver = 0;
-        let mut count = 0;
-        // SAFETY: the library is there, and the calls write one integer each.
-        unsafe {
-            check(sys::cuDriverGetVersion(&mut driver), || {
-                "cuDriverGetVersion".into()
-            })?;
-            if driver < MIN_DRIVER {
-                return Err(DeviceError::OldDriver { found: driver });
-            }
-            let started = sys::cuInit(0);
-            if started == sys::CUresult::CUDA_ERROR_NO_DEVICE {
-                return Err(DeviceError::NoDevice { ordinal, count: 0 });
-            }
-            check(started, || "cuInit".into())?;
-            check(sys::cuDeviceGetCount(&mut count), || {
-                "cuDeviceGetCount".into()
-            })?;
-        }
-        if ordinal >= count as usize {
-            return Err(DeviceError::NoDevice {
-                ordinal,
-                count: count as usize,
-            });
-        }
-        let mut device = 0;
-        let mut name = [0; 256];
-        // SAFETY: `ordinal` is one of the devices, and the buffer has the length that is said.
-        unsafe {
-            check(sys::cuDeviceGet(&mut device, ordinal as i32), || {
-                "cuDeviceGet".into()
-            })?;
-            check(
-                sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as i32 - 1, device),
-                || "cuDeviceGetName".into(),
-            )?;
-        }
-        // SAFETY: the buffer was zero, and its last byte was not given to the driver.
-        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
-        let name = name.to_string_lossy().into_owned();
-        let attribute = |what: sys::CUdevice_attribute| -> Result<u32> {
-            let mut value = 0;
-            // SAFETY: a known attribute of a device that is there.
-            let result = unsafe { sys::cuDeviceGetAttribute(&mut value, what, device) };
-            check(result, || "cuDeviceGetAttribute".into())?;
-            Ok(value.max(0) as u32)
-        };
+        let found = find::find(&find::Nvidia, ordinal)?;
+        let device = find::handle(ordinal)?;
+        let attribute = |what| find::attribute(device, what);
         use sys::CUdevice_attribute_enum as A;
-        let major = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-        let minor = attribute(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-        if major < 8 {
-            return Err(DeviceError::OldDevice { name, major, minor });
-        }
         let mut context = ptr::null_mut();
         // SAFETY: released when this value is dropped.
         let retained = unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) };
@@ -253,9 +203,9 @@ impl Context {
             context,
             number: N_CONTEXTS.fetch_add(1, Ordering::Relaxed) + 1,
             facts: DeviceFacts {
-                name,
-                major,
-                minor,
+                name: found.name,
+                major: found.major,
+                minor: found.minor,
                 n_processors: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
                 block_shared_bytes: attribute(
                     A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
@@ -265,7 +215,7 @@ impl Context {
                     attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?,
                     attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?,
                 ),
-                driver,
+                driver: found.driver,
             },
         };
         made.facts.memory_bytes = made.memory()?.1;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fmt;
 use std::ptr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::sys;
 
@@ -84,27 +84,10 @@ impl Module {
         }
         Ok(Kernel {
             name: name.to_owned(),
-            parameters: parameter_sizes(&self.context, function),
+            tells_parameters: self.context.facts.driver >= PARAMETER_DRIVER,
+            is_checked: OnceLock::new(),
             function,
         })
-    }
-}
-
-/// Sizes of a kernel's parameters, where the driver says them.
-fn parameter_sizes(context: &Context, function: sys::CUfunction) -> Option<Vec<usize>> {
-    if context.facts.driver < PARAMETER_DRIVER {
-        return None;
-    }
-    let mut sizes = Vec::new();
-    loop {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: a kernel of a live module; past the last parameter it returns an error.
-        let found =
-            unsafe { sys::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) };
-        if found != sys::CUresult::CUDA_SUCCESS {
-            return Some(sizes);
-        }
-        sizes.push(size);
     }
 }
 
@@ -121,7 +104,37 @@ impl Drop for Module {
 pub(crate) struct Kernel {
     pub(crate) name: String,
     pub(super) function: sys::CUfunction,
-    pub(super) parameters: Option<Vec<usize>>,
+    /// Whether the driver says the sizes of parameters.
+    tells_parameters: bool,
+    /// Set when the parameters of a launch were compared with the kernel's.
+    is_checked: OnceLock<()>,
+}
+
+impl Kernel {
+    /// Compares the sizes of parameters with the kernel's, at its first launch. The driver calls a
+    /// question for a parameter beyond the last an error, which tools that watch its calls report: only
+    /// builds with debug assertions ask it.
+    ///
+    /// # Panics
+    /// When they differ.
+    pub(super) fn check_parameters(&self, found: &[usize]) {
+        if !self.tells_parameters {
+            return;
+        }
+        self.is_checked.get_or_init(|| {
+            let size = |index| {
+                let (mut offset, mut size) = (0, 0);
+                // SAFETY: a kernel of a live module; past the last parameter it returns an error.
+                let told = unsafe {
+                    sys::cuFuncGetParamInfo(self.function, index, &mut offset, &mut size)
+                };
+                (told == sys::CUresult::CUDA_SUCCESS).then_some(size)
+            };
+            let asked = found.len() + usize::from(cfg!(debug_assertions));
+            let sizes: Vec<usize> = (0..asked).map_while(size).collect();
+            assert_eq!(found, sizes, "bytes of the parameters of {}", self.name);
+        });
+    }
 }
 
 // SAFETY: a handle of the driver, usable from any thread of its context.

@@ -176,10 +176,8 @@ impl Stream {
             return Ok(());
         }
         self.context.enter()?;
-        if let Some(sizes) = &kernel.parameters {
-            let found: Vec<usize> = parameters.iter().map(|p| p.n_bytes).collect();
-            assert_eq!(&found, sizes, "bytes of the parameters of {}", kernel.name);
-        }
+        let sizes: Vec<usize> = parameters.iter().map(|p| p.n_bytes).collect();
+        kernel.check_parameters(&sizes);
         let mut pointers: Vec<*mut c_void> = parameters.iter().map(|p| p.at).collect();
         use sys::CUlaunchAttributeID_enum as Id;
         let mut attributes = [sys::CUlaunchAttribute {

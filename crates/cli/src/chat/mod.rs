@@ -19,6 +19,7 @@ use crate::options::{AskOptions, sampling};
 use crate::prompt_input::read_text_file;
 use crate::reply_writer::{ReasoningStyle, ReplyWriter, printable};
 use crate::units;
+use crate::word_wrap::wrapped;
 
 use command::{Command, Sampling};
 use input::{Entry, Input};
@@ -462,6 +463,7 @@ impl Chat<'_> {
 
     /// The answer to a command: always shown, since it was asked for.
     fn tell(&self, text: &str) -> Result<()> {
+        let text = wrapped(text, self.console.width());
         Ok(writeln!(io::stdout().lock(), "{text}")?)
     }
 }

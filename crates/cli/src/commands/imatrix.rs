@@ -14,11 +14,9 @@ use crate::console::Console;
 use crate::model::{name_of, open_file, open_tokenizer};
 use crate::options::EngineOptions;
 use crate::prompt_input::read_text_file;
-use crate::sums::write_whole;
+use crate::sums::{check_writable, write_whole};
 use crate::{interrupt, units};
 
-/// Time between two writings of what is counted so far.
-const SAVE_INTERVAL: Duration = Duration::from_secs(30);
 /// Matrices that are listed with experts that were never reached.
 const MAX_LISTED: usize = 10;
 
@@ -31,6 +29,7 @@ pub(crate) fn run(args: &ImatrixArgs, console: &Console, out: &mut dyn Write) ->
     let dataset = args.text.display().to_string();
     let text = read_text_file(&args.text)?;
     let kept = kept(args, &dataset)?;
+    check_writable(&args.out)?;
     let tokenizer = open_tokenizer(&options.model)?;
     let tokens = tokenizer.encode_ordinary(&text);
     // Every piece begins as a prompt does.
@@ -51,6 +50,7 @@ pub(crate) fn run(args: &ImatrixArgs, console: &Console, out: &mut dyn Write) ->
     let gguf = open_file(&options.model)?;
     let mut reader = Importance::open(&gguf, &open, args.chunk_tokens.max(2), kept)?;
     interrupt::watch()?;
+    let save_interval = Duration::from_secs(args.save_seconds);
     let start = Instant::now();
     let mut last_save = Instant::now();
     let mut stopped = false;
@@ -60,7 +60,7 @@ pub(crate) fn run(args: &ImatrixArgs, console: &Console, out: &mut dyn Write) ->
         piece.extend_from_slice(chunk);
         reader.read(&piece)?;
         stopped = interrupt::requested();
-        if stopped || last_save.elapsed() >= SAVE_INTERVAL {
+        if stopped || last_save.elapsed() >= save_interval {
             save(args, reader.imatrix())?;
             last_save = Instant::now();
         }

@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{Identity, Order};
-use crate::sums::write_whole;
+use crate::sums::{seal, unseal, write_whole};
 
 const FORMAT: &str = "ds4-part";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What `.NAME.part.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl Part {
         let n_pieces = identity.n_bytes.div_ceil(order.piece_bytes) as usize;
         let kept = fs::read(&record_path)
             .ok()
-            .and_then(|text| serde_json::from_slice::<Record>(&text).ok())
+            .and_then(|bytes| unseal::<Record>(&bytes))
             .filter(|record| {
                 record.format == FORMAT
                     && record.version == VERSION
@@ -136,7 +136,7 @@ impl Part {
             .sync_data()
             .with_context(|| format!("cannot write {}", self.path.display()))?;
         self.record.done = done;
-        let text = serde_json::to_vec(&self.record)?;
+        let text = seal(&self.record)?;
         write_whole(&self.record_path, &text)
             .with_context(|| format!("cannot write {}", self.record_path.display()))
     }
@@ -268,23 +268,48 @@ mod tests {
         assert_eq!(left.len(), 1, "{left:?}");
     }
 
+    /// The record of a file of 25 bytes of which 17 are there, as it lies on disk.
+    const GOLDEN: &str = "{\"format\":\"ds4-part\",\"version\":2,\"n_bytes\":25,\"etag\":\"a\",\
+        \"piece_bytes\":10,\"done\":[10,3,4]}\na90a75d1bcb76321\n";
+
+    fn done_after(record: &[u8]) -> u64 {
+        let dir = tempfile::tempdir().unwrap();
+        let order = order(dir.path());
+        fs::write(dir.path().join(".m.gguf.part"), [7; 25]).unwrap();
+        fs::write(dir.path().join(".m.gguf.part.json"), record).unwrap();
+        Part::open(&order, &identity(25, "a")).unwrap().n_done()
+    }
+
+    #[test]
+    fn a_record_is_read_and_written_as_it_lies_on_disk() {
+        assert_eq!(done_after(GOLDEN.as_bytes()), 17);
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(&order(dir.path()), &identity(25, "a")).unwrap();
+        part.save(vec![10, 3, 4]).unwrap();
+        let written = fs::read_to_string(dir.path().join(".m.gguf.part.json")).unwrap();
+        assert_eq!(written, GOLDEN);
+    }
+
     #[test]
     fn a_damaged_record_begins_anew() {
-        for damage in [
-            "",
-            "{",
-            "{}",
-            r#"{"format":"ds4-part","version":1,"n_bytes":25,"etag":"a","piece_bytes":0,"done":[]}"#,
-            r#"{"format":"ds4-part","version":1,"n_bytes":25,"etag":"a","piece_bytes":10,"done":[10,10,10]}"#,
-            r#"{"format":"ds4-part","version":1,"n_bytes":25,"etag":"a","piece_bytes":10,"done":[10]}"#,
+        let golden = GOLDEN.as_bytes();
+        for n in 0..golden.len() {
+            assert_eq!(done_after(&golden[..n]), 0, "cut at {n}");
+            for bit in [1, 4, 64] {
+                let mut damaged = golden.to_vec();
+                damaged[n] ^= bit;
+                assert_eq!(done_after(&damaged), 0, "byte {n}, bit {bit}");
+            }
+        }
+        // Whole records that fit no file of 25 bytes.
+        for record in [
+            r#"{"format":"ds4-part","version":2,"n_bytes":25,"etag":"a","piece_bytes":0,"done":[]}"#,
+            r#"{"format":"ds4-part","version":2,"n_bytes":25,"etag":"a","piece_bytes":10,"done":[10,10,10]}"#,
+            r#"{"format":"ds4-part","version":2,"n_bytes":25,"etag":"a","piece_bytes":10,"done":[10]}"#,
             r#"{"format":"ds4-part","version":9,"n_bytes":25,"etag":"a","piece_bytes":10,"done":[1,1,1]}"#,
         ] {
-            let dir = tempfile::tempdir().unwrap();
-            let order = order(dir.path());
-            drop(Part::open(&order, &identity(25, "a")).unwrap());
-            fs::write(dir.path().join(".m.gguf.part.json"), damage).unwrap();
-            let part = Part::open(&order, &identity(25, "a")).unwrap();
-            assert_eq!(part.n_done(), 0, "{damage}");
+            let value: serde_json::Value = serde_json::from_str(record).unwrap();
+            assert_eq!(done_after(&seal(&value).unwrap()), 0, "{record}");
         }
     }
 }

@@ -28,7 +28,7 @@ use xxhash_rust::xxh3::xxh3_64;
 pub(crate) use mix::{Mix, Override};
 use source::{Source, Wanted};
 
-use crate::sums::{Sums, write_at, write_whole};
+use crate::sums::{Sums, seal, unseal, write_at, write_whole};
 
 /// Numbers that a thread takes at once.
 const TASK_VALUES: u64 = 1 << 20;
@@ -109,7 +109,7 @@ struct Record {
 }
 
 const FORMAT: &str = "ds4-quantize";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Makes the file; `on` is told how far it is and says whether to go on.
 ///
@@ -290,7 +290,7 @@ impl Part {
         let is_whole = file.metadata()?.len() == n_bytes;
         let kept = fs::read(&record_path)
             .ok()
-            .and_then(|text| serde_json::from_slice::<Record>(&text).ok())
+            .and_then(|bytes| unseal::<Record>(&bytes))
             .filter(|r| is_whole && r.format == FORMAT && r.version == VERSION && r.plan == plan);
         let record = kept.unwrap_or_else(|| Record {
             format: FORMAT.to_owned(),
@@ -298,17 +298,20 @@ impl Part {
             plan: plan.to_owned(),
             n_done: 0,
         });
-        if record.n_done == 0 {
-            let _ = fs::remove_file(&record_path);
-            file.set_len(0)?;
-            file.set_len(n_bytes)?;
-        }
-        Ok(Part {
+        let part = Part {
             file,
             path,
             record_path,
             record,
-        })
+        };
+        if part.record.n_done == 0 {
+            let _ = fs::remove_file(&part.record_path);
+            let emptied = part.file.set_len(0);
+            emptied
+                .and_then(|()| part.file.set_len(n_bytes))
+                .with_context(|| part.failed())?;
+        }
+        Ok(part)
     }
 
     fn failed(&self) -> String {
@@ -322,8 +325,7 @@ impl Part {
     fn save(&mut self, n_done: usize) -> Result<()> {
         self.file.sync_data().with_context(|| self.failed())?;
         self.record.n_done = n_done;
-        write_whole(&self.record_path, &serde_json::to_vec(&self.record)?)
-            .with_context(|| self.failed())
+        write_whole(&self.record_path, &seal(&self.record)?).with_context(|| self.failed())
     }
 
     /// Opens what was made as a reader would, and sums it.
@@ -440,4 +442,63 @@ fn write_tensor(
         return Err(error);
     }
     stopped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The record of three finished tensors, as it lies on disk.
+    const GOLDEN: &str = "{\"format\":\"ds4-quantize\",\"version\":2,\"plan\":\"0123456789abcdef\",\
+        \"n_done\":3}\ndd13612989ca7e71\n";
+    const PLAN: &str = "0123456789abcdef";
+
+    fn order(dir: &Path) -> Order {
+        Order {
+            source: dir.join("in.gguf"),
+            out: dir.join("o.gguf"),
+            mix: Mix::Keep,
+            overrides: Vec::new(),
+            imatrix: None,
+            drafts: false,
+            n_threads: 1,
+        }
+    }
+
+    /// Tensors that are believed to be there, for a record and a part of so many bytes.
+    fn kept(record: &[u8], plan: &str, n_bytes: usize) -> usize {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".o.gguf.part"), vec![7; n_bytes]).unwrap();
+        fs::write(dir.path().join(".o.gguf.part.json"), record).unwrap();
+        Part::open(&order(dir.path()), plan, 40)
+            .unwrap()
+            .record
+            .n_done
+    }
+
+    #[test]
+    fn a_record_is_read_and_written_as_it_lies_on_disk() {
+        let golden = GOLDEN.as_bytes();
+        assert_eq!(kept(golden, PLAN, 40), 3);
+        assert_eq!(kept(golden, "another", 40), 0);
+        assert_eq!(kept(golden, PLAN, 39), 0);
+        let dir = tempfile::tempdir().unwrap();
+        let mut part = Part::open(&order(dir.path()), PLAN, 40).unwrap();
+        part.save(3).unwrap();
+        let written = fs::read_to_string(dir.path().join(".o.gguf.part.json")).unwrap();
+        assert_eq!(written, GOLDEN);
+    }
+
+    #[test]
+    fn a_damaged_record_begins_anew() {
+        let golden = GOLDEN.as_bytes();
+        for n in 0..golden.len() {
+            assert_eq!(kept(&golden[..n], PLAN, 40), 0, "cut at {n}");
+            for bit in [1, 4, 64] {
+                let mut damaged = golden.to_vec();
+                damaged[n] ^= bit;
+                assert_eq!(kept(&damaged, PLAN, 40), 0, "byte {n}, bit {bit}");
+            }
+        }
+    }
 }

@@ -253,3 +253,14 @@ fn flags_that_contradict_each_other_are_usage_errors() {
         assert!(ran.stderr.starts_with("error: "), "{args:?}: {ran:?}");
     }
 }
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_model_is_refused_and_not_waited_for() {
+    let ds4 = Ds4::new();
+    let pipe = ds4.home().join("pipe.gguf");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    let ran = ds4.run(["-m", "pipe.gguf", "-p", "hi"]);
+    ran.refused(&["pipe.gguf", "found a pipe or a device, expected a file"]);
+}

@@ -81,4 +81,30 @@ fn as_json_the_same_is_one_document_with_the_model() {
         (&16.into(), &8.into())
     );
     assert!(rows[0]["decode_tps"].as_f64().expect("a number") > 0.0);
+    // Later contexts read more rows beside the same weights.
+    let number = |value: &serde_json::Value| value.as_f64().expect("a number");
+    let of_weights = number(&report["weight_bytes_per_token"]);
+    let bytes: Vec<f64> = rows.iter().map(|r| number(&r["bytes_per_token"])).collect();
+    assert!(of_weights < bytes[0] && bytes[0] < bytes[1], "{bytes:?}");
+    assert!(number(&report["first_token_ms"]) > number(&report["load_ms"]));
+    assert!(
+        ran.stderr.contains("to the first token of a prompt of") && ran.stderr.contains("GB/s"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn random_weights_and_files_are_not_mixed() {
+    let ds4 = Ds4::new();
+    for (args, expected) in [
+        (&["--layers", "3"][..], "add --weights random"),
+        (&["--weights", "random", "-m", "x.gguf"], "leave out -m"),
+        (
+            &["--weights", "random", "--layers", "44"],
+            "the model has 43",
+        ),
+    ] {
+        ds4.run(["bench"].iter().chain(args)).refused(&[expected]);
+    }
 }

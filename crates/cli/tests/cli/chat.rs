@@ -6,7 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use nix::pty::openpty;
+use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 
 use crate::program::Ds4;
@@ -37,7 +37,18 @@ impl Terminal {
     }
 
     fn running(ds4: Ds4, args: &[&str]) -> Terminal {
-        let pty = openpty(None, None).expect("a terminal");
+        Terminal::of_columns(0, ds4, args)
+    }
+
+    /// One that says how wide it is, unless that is 0.
+    fn of_columns(columns: u16, ds4: Ds4, args: &[&str]) -> Terminal {
+        let size = Winsize {
+            ws_col: columns,
+            ws_row: 24,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(Some(&size), None).expect("a terminal");
         let stdio = || Stdio::from(pty.slave.try_clone().expect("another handle"));
         let mut command = ds4.command(args);
         command
@@ -397,6 +408,45 @@ fn what_takes_long_says_from_the_beginning_how_far_it_is() {
 }
 
 #[test]
+fn no_word_is_broken_at_the_end_of_a_narrow_terminals_line() {
+    let ds4 = Ds4::new();
+    speaking_model::write(ds4.home());
+    let long = "-m speaking.gguf --ctx 100000 -n 1 --nothink -v --cpu -ngl 99 -p x";
+    let args: Vec<&str> = long.split(' ').collect();
+    let mut terminal = Terminal::of_columns(32, ds4, &args);
+    let shown = terminal.see("limit of -n") + &terminal.see("\n");
+    terminal.ends();
+    let mut lines = Vec::new();
+    for line in shown.lines() {
+        // Without styles, and of a line that was replaced the last state.
+        let line = line
+            .trim_end_matches('\r')
+            .rsplit('\r')
+            .next()
+            .unwrap_or_default();
+        let mut text = String::new();
+        let mut parts = line.split("\x1b[");
+        text.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            text.push_str(
+                part.split_once(char::is_alphabetic)
+                    .map_or("", |(_, text)| text),
+            );
+        }
+        assert!(text.chars().count() <= 32, "{text:?} in {shown:?}");
+        lines.push(text);
+    }
+    let whole = lines.join(" ");
+    for words in [
+        "-ngl is without effect: --backend says what computes, and takes all layers",
+        "is longer than that of a random speaker: opened with 4,096 tokens",
+        "decode 1 token at",
+    ] {
+        assert!(whole.contains(words), "{words:?} is not in {whole:?}");
+    }
+}
+
+#[test]
 fn ctrl_c_stops_the_reading_of_a_prompt_and_what_was_read_counts() {
     // On a machine that runs the test late the prompt may be read before the key is pressed; not
     // twenty times.
@@ -462,4 +512,21 @@ fn ctrl_c_stops_a_reply_and_keeps_what_was_said() {
         }
     }
     panic!("no reply was stopped");
+}
+
+#[test]
+fn a_byte_that_is_no_utf_8_costs_the_line_and_not_the_conversation() {
+    let mut terminal = Terminal::new(&SHORT);
+    terminal.see("> ");
+    terminal
+        .keyboard
+        .write_all(b"caf\xe9 au lait")
+        .expect("the keys are taken");
+    terminal.see("that was not UTF-8");
+    terminal.see("> ");
+    // What was behind the byte is still to be read.
+    terminal.press("\x15first\r");
+    terminal.see("prefill 9 tokens");
+    terminal.enter("/quit");
+    terminal.ends();
 }

@@ -9,6 +9,7 @@ mod checkpoint;
 mod definitions;
 mod documents;
 mod eval;
+mod files;
 mod imatrix;
 mod inspect;
 mod kv;

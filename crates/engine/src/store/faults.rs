@@ -20,6 +20,9 @@ struct Failing {
 /// Stands for a volume with no space left but for a reserve.
 const NEARLY_FULL: u32 = 9999;
 
+/// EROFS.
+const READ_ONLY: u32 = 30;
+
 /// Stands for a bug.
 const BUG: u32 = 9998;
 
@@ -37,6 +40,10 @@ impl Volume for Failing {
             NEARLY_FULL => Some((1 << 20, 1 << 40)),
             _ => Some((1 << 40, 1 << 41)),
         }
+    }
+
+    fn takes_files(&self, _dir: &Path) -> bool {
+        self.errno.load(Ordering::SeqCst) != READ_ONLY
     }
 }
 
@@ -184,4 +191,62 @@ fn a_volume_that_takes_no_more_pauses_writing_and_nothing_else() {
         let prompt: Vec<u32> = (first..first + 21).collect();
         assert_eq!(store.find(&prompt, None).len(), 1, "errno {code}");
     }
+}
+
+#[test]
+fn a_folder_that_takes_no_files_is_read_and_stays_as_it_is() {
+    let (geometry, layout, key) = model();
+    let dir = tempfile::tempdir().unwrap();
+    let errno = Arc::new(AtomicU32::new(0));
+    let open = |errno: &Arc<AtomicU32>| {
+        let volume = Failing {
+            errno: Arc::clone(errno),
+            local: LocalVolume::default(),
+        };
+        let options = StoreOptions {
+            min_tokens: 1,
+            ..StoreOptions::default()
+        };
+        Store::open_on(dir.path(), options, key, layout.clone(), Box::new(volume))
+    };
+    let save = |store: &Store, first: u32| {
+        let tokens: Vec<u32> = (first..first + 20).collect();
+        let save = SaveOptions {
+            reason: Reason::Anchor,
+            text_keys: &[],
+            wait: true,
+        };
+        let saved = store.save(&tokens, &mut Zeros(geometry.clone()), &save);
+        store.flush();
+        saved.expect("readable").point
+    };
+    let mut store = open(&errno).expect("opens");
+    assert_eq!(save(&store, 0), PointSaved::Queued);
+    let mut log = store
+        .open_turn_log(TurnLogOptions::default())
+        .expect("a log");
+    log.append(1, &[b"call"], b"turn").expect("taken");
+    drop(log);
+    drop(store);
+    let files = || {
+        let mut files: Vec<_> = super::volume::list_deep(dir.path())
+            .expect("a folder")
+            .into_iter()
+            .map(|file| (file.path, file.n_bytes, file.modified))
+            .collect();
+        files.sort();
+        files
+    };
+    let before = files();
+
+    errno.store(READ_ONLY, Ordering::SeqCst);
+    store = open(&errno).expect("opens");
+    assert!(store.is_read_only());
+    assert_eq!(store.take_notices(), [Notice::ReadOnly]);
+    let prompt: Vec<u32> = (0..21).collect();
+    let found = store.find(&prompt, None);
+    assert_eq!(store.load(&found[0]).expect("it is there").tokens.len(), 20);
+    assert_eq!(save(&store, 500), PointSaved::Paused);
+    drop(store);
+    assert_eq!(files(), before);
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fs::{File, TryLockError};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -70,21 +70,28 @@ impl Store {
         layout: SlotLayout,
         volume: Box<dyn Volume>,
     ) -> Result<Store, StoreError> {
-        volume::create_dir(dir).map_err(StoreError::io(dir))?;
-        let lock = lock_folder(dir, options.exclusive)?;
-        write_format(dir, &*volume)?;
         let compat = CompatDir::new(dir, &key.folder());
-        compat.create().map_err(StoreError::io(&compat.path))?;
-
+        compat.check().map_err(StoreError::io(&compat.path))?;
         let now = (options.now)();
-        compat
-            .remove_temporaries(now)
-            .map_err(StoreError::io(&compat.path))?;
+        // One that can be read and not written, such as a backup, serves what it has.
+        let is_read_only = read_format(dir)?.is_some() && !volume.takes_files(dir);
+        let lock = match is_read_only {
+            true => lock_read_only(dir, options.exclusive)?,
+            false => {
+                volume::create_dir(dir).map_err(StoreError::io(dir))?;
+                let lock = lock_folder(dir, options.exclusive)?;
+                write_format(dir, &*volume)?;
+                compat.create().map_err(StoreError::io(&compat.path))?;
+                let removed = compat.remove_temporaries(now);
+                removed.map_err(StoreError::io(&compat.path))?;
+                lock
+            }
+        };
         let points_seen = compat.points().metadata().and_then(|m| m.modified()).ok();
         let mut index = Index::new(ChainHash::root(key), layout.block_tokens());
         let report = scan(&compat, key, Some(layout.block_tokens()), &mut index)
             .map_err(StoreError::io(&compat.path))?;
-        for path in &report.incomplete {
+        for path in report.incomplete.iter().filter(|_| !is_read_only) {
             volume::remove(path).map_err(StoreError::io(path))?;
         }
         journal::read(&compat.journal(), &mut index);
@@ -103,6 +110,8 @@ impl Store {
             counts: StoreCounts::default(),
             notices: VecDeque::new(),
             paused_until: None,
+            is_read_only,
+            told_too_large: false,
             n_failures: 0,
             allowance: (per_day, now),
             points_seen,
@@ -121,6 +130,9 @@ impl Store {
             work: Condvar::new(),
             done: Condvar::new(),
         });
+        if is_read_only {
+            shared.state().notice(Notice::ReadOnly);
+        }
         for (path, damage) in report.damaged {
             shared.quarantine(&path, damage.to_string());
         }
@@ -141,6 +153,11 @@ impl Store {
     /// Its folder.
     pub fn dir(&self) -> &Path {
         &self.shared.dir
+    }
+
+    /// Whether nothing is written, because the folder takes no files.
+    pub fn is_read_only(&self) -> bool {
+        self.shared.state().is_read_only
     }
 
     /// Points that a prompt can start from, most tokens first, those matched by
@@ -312,6 +329,13 @@ impl Store {
         let n_needed = (missing.len() * layout.block_bytes() + point_bytes) as u64;
         if wants_point && n_needed > options.budget_bytes {
             saved.point = PointSaved::TooLarge;
+            if !std::mem::replace(&mut state.told_too_large, true) {
+                state.notice(Notice::TooLarge {
+                    n_tokens: tokens.len(),
+                    n_bytes: n_needed,
+                    budget_bytes: options.budget_bytes,
+                });
+            }
             return Ok(saved);
         }
         drop(state);
@@ -477,12 +501,33 @@ impl Drop for Store {
 
 /// Checks that a folder is private and tells other processes that it is used.
 pub(crate) fn lock_folder(dir: &Path, exclusive: bool) -> Result<File, StoreError> {
-    if let Some(why) = volume::insecure(dir).map_err(StoreError::io(dir))? {
-        let path = dir.to_owned();
-        return Err(StoreError::Insecure { path, why });
-    }
+    check_owner(dir)?;
     let path = dir.join(LOCK_FILE);
     let lock = volume::open_private(&path).map_err(StoreError::io(&path))?;
+    lock_file(dir, path, lock, exclusive)
+}
+
+/// The same of a folder that takes no files: one that was never locked locks itself.
+fn lock_read_only(dir: &Path, exclusive: bool) -> Result<File, StoreError> {
+    check_owner(dir)?;
+    let path = dir.join(LOCK_FILE);
+    volume::expect_file(&path).map_err(StoreError::io(&path))?;
+    let lock = File::open(&path).or_else(|_| File::open(dir));
+    let lock = lock.map_err(StoreError::io(&path))?;
+    lock_file(dir, path, lock, exclusive)
+}
+
+fn check_owner(dir: &Path) -> Result<(), StoreError> {
+    match volume::insecure(dir).map_err(StoreError::io(dir))? {
+        Some(why) => Err(StoreError::Insecure {
+            path: dir.to_owned(),
+            why,
+        }),
+        None => Ok(()),
+    }
+}
+
+fn lock_file(dir: &Path, path: PathBuf, lock: File, exclusive: bool) -> Result<File, StoreError> {
     let locked = match exclusive {
         true => lock.try_lock(),
         false => lock.try_lock_shared(),
@@ -500,6 +545,7 @@ pub(crate) fn lock_folder(dir: &Path, exclusive: bool) -> Result<File, StoreErro
 /// Whether a folder is a store; `None` when nothing says what it is.
 pub(crate) fn read_format(dir: &Path) -> Result<Option<()>, StoreError> {
     let path = dir.join(FORMAT_FILE);
+    volume::expect_file(&path).map_err(StoreError::io(&path))?;
     match volume::read_limited(&path, FORMAT_TEXT.len() as u64) {
         Ok(Some(bytes)) if bytes == FORMAT_TEXT.as_bytes() => Ok(Some(())),
         Ok(found) => {

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::index::{Index, Uses};
 use super::key::FileId;
-use super::volume::read_limited;
+use super::volume::{expect_file, read_limited};
 
 const MAGIC: &[u8; 4] = b"DSJ2";
 const ENTRY_BYTES: usize = 32;
@@ -37,7 +37,8 @@ pub(crate) fn bytes(index: &Index) -> Vec<u8> {
 /// Enters the uses of a journal into an index. One that cannot be read changes
 /// nothing.
 pub(crate) fn read(path: &Path, index: &mut Index) {
-    let Ok(Some(bytes)) = read_limited(path, MAX_JOURNAL_BYTES) else {
+    let bytes = expect_file(path).and_then(|()| read_limited(path, MAX_JOURNAL_BYTES));
+    let Ok(Some(bytes)) = bytes else {
         return;
     };
     for (id, uses) in parse(&bytes).unwrap_or_default() {

@@ -1,5 +1,6 @@
 //! What a store is asked, and what it answers.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 
@@ -100,6 +101,17 @@ pub enum Notice {
         /// The error.
         why: String,
     },
+    /// The folder takes no files: what it has is read, and nothing is written.
+    ReadOnly,
+    /// A state takes more than the whole budget; told of the first one.
+    TooLarge {
+        /// Its tokens.
+        n_tokens: usize,
+        /// Bytes that storing it takes.
+        n_bytes: u64,
+        /// Bytes that there are.
+        budget_bytes: u64,
+    },
     /// A file was not written because of a bug.
     Failed,
     /// A damaged file was moved to the quarantine.
@@ -109,6 +121,37 @@ pub enum Notice {
         /// What is wrong with it.
         why: String,
     },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Notice::Paused { why } => {
+                let seconds = super::PAUSE.as_secs();
+                write!(f, "nothing is stored for {seconds} s: {why}")
+            }
+            Notice::ReadOnly => f.write_str("the store's folder takes no files: it is only read"),
+            Notice::TooLarge {
+                n_tokens,
+                n_bytes,
+                budget_bytes,
+            } => write!(
+                f,
+                "a state of {n_tokens} tokens takes {} MiB, more than the {} MiB of the store's limit: \
+                 states of this length are not stored",
+                n_bytes.div_ceil(1 << 20),
+                budget_bytes >> 20
+            ),
+            Notice::Failed => f.write_str("a state was not stored, because of a bug"),
+            Notice::Quarantined { path, why } => {
+                write!(
+                    f,
+                    "{}: {why}; the file was moved to the quarantine",
+                    path.display()
+                )
+            }
+        }
+    }
 }
 
 /// Numbers since the store was opened.

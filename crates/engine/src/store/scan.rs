@@ -79,6 +79,14 @@ impl CompatDir {
         volume::create_dir(&self.path.join(BLOCKS_DIR))
     }
 
+    /// Checks that it and what is always in it are folders, if they are there, and no links to
+    /// somewhere else.
+    pub(crate) fn check(&self) -> io::Result<()> {
+        volume::expect_folder(&self.path)?;
+        volume::expect_folder(&self.points())?;
+        volume::expect_folder(&self.path.join(BLOCKS_DIR))
+    }
+
     /// All block files, by name.
     pub(crate) fn list_blocks(&self) -> io::Result<Vec<(FileId, Listed)>> {
         let mut found = Vec::new();
@@ -114,7 +122,7 @@ fn named(listed: Vec<Listed>, suffix: &str) -> Vec<(FileId, Listed)> {
     let id = |name: &str| FileId::from_hex(name.strip_suffix(suffix)?);
     listed
         .into_iter()
-        .filter(|file| !file.is_dir)
+        .filter(|file| file.is_file)
         .filter_map(|file| Some((id(&file.name)?, file)))
         .collect()
 }

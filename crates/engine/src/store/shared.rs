@@ -48,6 +48,10 @@ pub(crate) struct State {
     pub(crate) counts: StoreCounts,
     pub(crate) notices: VecDeque<Notice>,
     pub(crate) paused_until: Option<SystemTime>,
+    /// Whether nothing is ever written.
+    pub(crate) is_read_only: bool,
+    /// Whether the log was told of a state larger than all room there is.
+    pub(crate) told_too_large: bool,
     pub(crate) n_failures: u32,
     /// Bytes that may be written now, and when that was computed.
     pub(crate) allowance: (f64, SystemTime),
@@ -85,7 +89,7 @@ impl State {
     }
 
     pub(crate) fn is_paused(&self, now: SystemTime) -> bool {
-        self.paused_until.is_some_and(|until| now < until)
+        self.is_read_only || self.paused_until.is_some_and(|until| now < until)
     }
 
     /// Refills the day's allowance.

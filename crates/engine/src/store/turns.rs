@@ -103,6 +103,8 @@ struct Entry {
 pub struct TurnLog {
     path: PathBuf,
     file: File,
+    /// Whether the file can be read and not written.
+    is_read_only: bool,
     options: TurnLogOptions,
     /// Records by number.
     records: HashMap<u64, Entry>,
@@ -118,13 +120,19 @@ pub struct TurnLog {
 impl TurnLog {
     /// Opens or creates a log and reads its keys. A torn or damaged record and
     /// what follows it are cut off. A log over its limits is made smaller by the
-    /// first [`TurnLog::append`], so that one that cannot be is still read.
+    /// first [`TurnLog::append`], so that one that cannot be is still read; one
+    /// that may only be read takes no records.
     pub fn open(path: impl AsRef<Path>, options: TurnLogOptions) -> Result<TurnLog, TurnLogError> {
         let path = path.as_ref();
-        let file = volume::open_private(path).map_err(io_error(path))?;
+        let opened = match volume::open_private(path) {
+            Err(error) if is_read_only(&error) => open_to_read(path).map(|file| (file, true)),
+            opened => opened.map(|file| (file, false)),
+        };
+        let (file, is_read_only) = opened.map_err(io_error(path))?;
         let mut log = TurnLog {
             path: path.to_owned(),
             file,
+            is_read_only,
             options,
             records: HashMap::new(),
             by_key: HashMap::new(),
@@ -158,6 +166,9 @@ impl TurnLog {
     /// it is twice as large as it should be.
     pub fn append(&mut self, kind: u8, keys: &[&[u8]], payload: &[u8]) -> Result<(), TurnLogError> {
         let record = record(kind, keys, payload)?;
+        if self.is_read_only {
+            return Ok(());
+        }
         let path = self.path.clone();
         self.lock_current()?;
         let appended = self.catch_up().and_then(|()| {
@@ -234,8 +245,12 @@ impl TurnLog {
     fn lock_current(&mut self) -> Result<(), TurnLogError> {
         let path = self.path.clone();
         loop {
-            self.file.lock().map_err(io_error(&path))?;
-            let current = volume::open_private(&path).map_err(io_error(&path))?;
+            let (locked, current) = match self.is_read_only {
+                true => (self.file.lock_shared(), open_to_read(&path)),
+                false => (self.file.lock(), volume::open_private(&path)),
+            };
+            locked.map_err(io_error(&path))?;
+            let current = current.map_err(io_error(&path))?;
             if same_file(&self.file, &current).map_err(io_error(&path))? {
                 return Ok(());
             }
@@ -262,6 +277,9 @@ impl TurnLog {
                 .read_to_end(&mut magic)
                 .map_err(error())?;
             if magic.len() < MAGIC.len() && MAGIC.starts_with(&magic) {
+                if self.is_read_only {
+                    return Ok(());
+                }
                 self.file.set_len(0).map_err(error())?;
                 self.file.seek(SeekFrom::Start(0)).map_err(error())?;
                 self.file.write_all(MAGIC).map_err(error())?;
@@ -283,7 +301,8 @@ impl TurnLog {
             self.insert(self.end, bytes.len() as u64, keys.into_iter());
             self.end += bytes.len() as u64;
         }
-        if self.file.metadata().map_err(error())?.len() > self.end {
+        let length = self.file.metadata().map_err(error())?.len();
+        if length > self.end && !self.is_read_only {
             self.file.set_len(self.end).map_err(error())?;
         }
         Ok(())
@@ -331,7 +350,8 @@ impl TurnLog {
     fn compact_if_full(&mut self) -> Result<(), TurnLogError> {
         let options = self.options;
         let (max_bytes, max_keys) = self.retry.unwrap_or((options.max_bytes, options.max_keys));
-        if self.end <= max_bytes && self.by_key.len() <= max_keys {
+        let fits = self.end <= max_bytes && self.by_key.len() <= max_keys;
+        if fits || self.is_read_only {
             return Ok(());
         }
         self.retry = Some((
@@ -394,6 +414,16 @@ impl TurnLog {
         self.end = 0;
         self.catch_up()
     }
+}
+
+fn is_read_only(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
+}
+
+fn open_to_read(path: &Path) -> io::Result<File> {
+    volume::expect_file(path)?;
+    File::open(path)
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> TurnLogError {

@@ -19,6 +19,9 @@ pub(crate) trait Volume: Send + Sync {
 
     /// Bytes free for this user, and bytes in all; `None` when unknown.
     fn space(&self, dir: &Path) -> Option<(u64, u64)>;
+
+    /// Whether files can be made in a folder that is there.
+    fn takes_files(&self, dir: &Path) -> bool;
 }
 
 /// The real one.
@@ -70,6 +73,17 @@ impl Volume for LocalVolume {
     fn space(&self, _dir: &Path) -> Option<(u64, u64)> {
         None
     }
+
+    #[cfg(unix)]
+    fn takes_files(&self, dir: &Path) -> bool {
+        use rustix::fs::Access;
+        rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    }
+
+    #[cfg(not(unix))]
+    fn takes_files(&self, dir: &Path) -> bool {
+        fs::metadata(dir).is_ok_and(|found| !found.permissions().readonly())
+    }
 }
 
 #[cfg(unix)]
@@ -89,6 +103,7 @@ pub(crate) fn create_private(path: &Path) -> io::Result<File> {
 
 /// Opens or creates a file that only its owner can read.
 pub(crate) fn open_private(path: &Path) -> io::Result<File> {
+    expect_file(path)?;
     let mut options = OpenOptions::new();
     private(options.read(true).write(true).create(true).truncate(false)).open(path)
 }
@@ -100,6 +115,29 @@ fn private(options: &mut OpenOptions) -> &mut OpenOptions {
         options.mode(0o600);
     }
     options
+}
+
+/// Refuses what is in the place of a file and is none: a link, which may lead anywhere, or a pipe,
+/// whose reader waits for a writer.
+pub(crate) fn expect_file(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_file() => Err(io::Error::other(
+            "found a link, a folder or a pipe, expected a file",
+        )),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses a link in the place of a folder.
+pub(crate) fn expect_folder(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.is_dir() => Err(io::Error::other(
+            "found a link or a file, expected a folder",
+        )),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Creates a folder, and those above it, that only its owner can enter.
@@ -159,6 +197,8 @@ pub(crate) struct Listed {
     pub(crate) path: PathBuf,
     pub(crate) name: String,
     pub(crate) is_dir: bool,
+    /// Neither a folder nor a link nor a pipe.
+    pub(crate) is_file: bool,
     pub(crate) n_bytes: u64,
     pub(crate) modified: SystemTime,
 }
@@ -181,6 +221,7 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<Listed>> {
             path: entry.path(),
             name,
             is_dir: metadata.is_dir(),
+            is_file: metadata.is_file(),
             n_bytes: metadata.len(),
             modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
         });

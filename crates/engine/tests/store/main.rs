@@ -3,6 +3,8 @@
 mod continuation;
 mod crash;
 mod damage;
+mod doors;
+mod folder;
 mod golden_files;
 mod lookup;
 mod maintenance;

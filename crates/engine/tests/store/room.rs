@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use ds4_engine::store::{NotStored, Reason, Store, StoreOptions};
+use ds4_engine::store::{NotStored, Notice, PointSaved, Reason, Store, StoreOptions};
 
 use crate::lookup::{lengths, save, save_as};
 use crate::synthetic::{
@@ -153,4 +153,32 @@ fn what_is_used_outlives_what_is_not() {
         save(&store, &tokens(number, 40));
     }
     assert_eq!(lengths(&store.find(&used, None)), [40]);
+}
+
+#[test]
+fn a_limit_that_is_too_small_for_a_state_is_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), options(2000));
+    for conversation in 1..4 {
+        let prompt = tokens(conversation, 60);
+        let saved = save_as(&store, &prompt, Reason::Anchor, &[]);
+        assert_eq!(saved, PointSaved::TooLarge);
+    }
+    let notices = store.take_notices();
+    let [
+        Notice::TooLarge {
+            n_tokens: 60,
+            n_bytes,
+            budget_bytes: 2000,
+        },
+    ] = notices[..]
+    else {
+        panic!("{notices:?}");
+    };
+    assert!(n_bytes > 2000);
+    let told = notices[0].to_string();
+    assert!(
+        told.contains("a state of 60 tokens takes 1 MiB, more than"),
+        "{told}"
+    );
 }

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Quote, optional};
@@ -179,6 +178,50 @@ impl Gguf {
         })
     }
 
+    /// A model in buffers of this program, each a shard, in which tensors may share bytes.
+    ///
+    /// # Errors
+    /// A tensor lies outside its buffer or is there twice.
+    pub fn over(
+        metadata: Metadata,
+        buffers: Vec<Bytes>,
+        tensors: Vec<TensorSpec>,
+    ) -> Result<Gguf, Error> {
+        let mut by_name = HashMap::new();
+        for (at, tensor) in tensors.iter().enumerate() {
+            let &TensorSpec {
+                offset, n_bytes, ..
+            } = tensor;
+            let available = buffers.get(tensor.shard).map_or(0, |b| b.len() as u64);
+            if offset
+                .checked_add(n_bytes)
+                .is_none_or(|end| end > available)
+            {
+                return Err(Error::TensorRange {
+                    tensor: tensor.name.as_str().into(),
+                    offset,
+                    n_bytes,
+                    available,
+                });
+            }
+            insert_name(&mut by_name, &tensor.name, at)?;
+        }
+        let shards = buffers.into_iter().enumerate().map(|(shard, bytes)| Shard {
+            path: None,
+            bytes,
+            version: 3,
+            data_start: 0,
+            n_tensors: tensors.iter().filter(|t| t.shard == shard).count(),
+        });
+        Ok(Gguf {
+            alignment: alignment(&metadata)?,
+            metadata,
+            by_name,
+            shards: shards.collect(),
+            tensors,
+        })
+    }
+
     /// The metadata; of a split model, that of the first file.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
@@ -271,7 +314,7 @@ impl Gguf {
 
 fn open_one(path: &Path) -> Result<Gguf, Error> {
     let open = || {
-        let bytes = Bytes::map(&File::open(path)?)?;
+        let bytes = Bytes::open(path)?;
         Gguf::parse(bytes)
     };
     let mut gguf = open().map_err(|e| e.in_file(path))?;

@@ -40,6 +40,13 @@ pub enum StepError {
     Backend(#[from] BackendError),
 }
 
+impl StepError {
+    /// Whether no later step can succeed either: the device is gone.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, StepError::Backend(BackendError::Lost(_)))
+    }
+}
+
 /// Why a slot could not be cut back. Nothing was changed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RewindError {

@@ -5,7 +5,7 @@ use ds4_engine::SamplingOptions;
 use serde_json::{Map, Value, json};
 
 use crate::api::fields::Fields;
-use crate::api::{Frame, Ping, RequestContext, error, wishes};
+use crate::api::{Document, Frame, Ping, RequestContext, error, wishes};
 use crate::generation::{Failure, Finish, Outcome, OutputSchema, ReplyEvent, Usage};
 
 /// Most likely tokens that may be asked for.
@@ -493,8 +493,13 @@ fn response_format(format: &Fields) -> Result<OutputFormat, Failure> {
 pub(crate) fn schema(owner: &Fields, name: &str) -> Result<Option<OutputSchema>, Failure> {
     let schema = match owner.get(name) {
         None => return Ok(None),
-        Some(Value::String(text)) => ds4_text::json::parse(text).ok(),
-        Some(other) => Some(other.clone()),
+        Some(schema) => match schema.as_text() {
+            Some(text) => match Document::read(&text) {
+                Ok(text) => Some(schema.beside(text.json().raw()).value()?),
+                Err(_) => None,
+            },
+            None => Some(schema.value()?),
+        },
     };
     match schema {
         Some(schema @ Value::Object(_)) => Ok(Some(OutputSchema {

@@ -8,8 +8,9 @@ use serde_json::{Map, Value, json};
 
 use crate::api::choices::{self, Chunks, Envelope, MAX_TOP_LOGPROBS, UsageReport};
 use crate::api::fields::{Fields, PathStyle};
+use crate::api::json::{Json, Kind};
 use crate::api::logprobs::{Logprobs, finite};
-use crate::api::{CompletionsPrompt, Frame, Ping, RequestContext, wishes};
+use crate::api::{CompletionsPrompt, Document, Frame, Ping, RequestContext, wishes};
 use crate::generation::{
     Endpoint, Failure, Finish, Generation, Outcome, PromptSource, ReplyEvent, Thinking,
     TokenLogprob, ToolChoice,
@@ -77,18 +78,22 @@ impl ReplyShape {
 ///
 /// # Errors
 /// A member of another shape, or a wish that is not granted; members we do not know are ignored.
-pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+pub fn parse<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+) -> Result<Parsed, Failure> {
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
     let n_choices = choices::n_choices(&fields)?;
     let (mut prompts, mut echoes): (Vec<PromptSource>, Vec<String>) =
         prompts(&fields, context)?.into_iter().unzip();
     let more_prompts = prompts.split_off(1);
-    let n_top_logprobs = match fields.get("logprobs") {
-        Some(Value::Bool(false)) => None,
-        Some(Value::Bool(true)) => Some(0),
-        _ => fields.count("logprobs")?,
+    let n_top_logprobs = match fields.get("logprobs").and_then(Json::as_bool) {
+        Some(false) => None,
+        Some(true) => Some(0),
+        None => fields.count("logprobs")?,
     };
     if n_top_logprobs.is_some_and(|n| n > MAX_TOP_LOGPROBS) {
         return Err(fields.mismatch("logprobs", "an integer from 0 to 20"));
@@ -206,31 +211,53 @@ enum RawPrompt {
 /// The prompts of a request, one or more: a string, token ids, or a list of these.
 fn raw_prompts(fields: &Fields) -> Result<Vec<RawPrompt>, Failure> {
     let expected = "a string, an array of token ids, or an array of these";
-    let one = |value: &Value| match value {
-        Value::String(text) => Some(RawPrompt::Text(text.clone())),
-        Value::Array(items) => token_ids(items),
-        _ => None,
+    let mismatch = || fields.mismatch("prompt", expected);
+    let one = |value: Json<'_>| -> Result<RawPrompt, Failure> {
+        let prompt = match value.kind() {
+            Kind::Text => value
+                .as_text()
+                .map(|text| RawPrompt::Text(text.into_owned())),
+            Kind::Array => token_ids(value)?.map(RawPrompt::Tokens),
+            _ => None,
+        };
+        prompt.ok_or_else(mismatch)
     };
-    let prompts = match fields.get("prompt") {
-        Some(Value::Array(items))
-            if matches!(items.first(), Some(Value::String(_) | Value::Array(_))) =>
-        {
-            if items.len() > MAX_PROMPTS {
-                return Err(fields.mismatch("prompt", &format!("at most {MAX_PROMPTS} prompts")));
+    let found = fields.get("prompt").ok_or_else(mismatch)?;
+    // The first item of a list tells one of prompts from one of ids.
+    let (mut first, mut n_items) = (Kind::Nothing, 0);
+    if found.kind() == Kind::Array {
+        found.each(|item| {
+            if n_items == 0 {
+                first = item.kind();
             }
-            items.iter().map(one).collect()
-        }
-        Some(lone) => one(lone).map(|prompt| vec![prompt]),
-        None => None,
-    };
-    prompts.ok_or_else(|| fields.mismatch("prompt", expected))
+            n_items += 1;
+            Ok(())
+        })?;
+    }
+    if !matches!(first, Kind::Text | Kind::Array) {
+        return Ok(vec![one(found)?]);
+    }
+    if n_items > MAX_PROMPTS {
+        return Err(fields.mismatch("prompt", &format!("at most {MAX_PROMPTS} prompts")));
+    }
+    let mut prompts = Vec::new();
+    found.each(|item| {
+        prompts.push(one(item)?);
+        Ok(())
+    })?;
+    Ok(prompts)
 }
 
 /// `None` for what is no list of ids, or an empty one.
-fn token_ids(items: &[Value]) -> Option<RawPrompt> {
-    let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
-    let ids: Option<Vec<u32>> = items.iter().map(id).collect();
-    ids.filter(|ids| !ids.is_empty()).map(RawPrompt::Tokens)
+fn token_ids(list: Json<'_>) -> Result<Option<Vec<u32>>, Failure> {
+    let (mut ids, mut all) = (Vec::new(), true);
+    list.each(|item| {
+        let id = item.as_u64().and_then(|id| u32::try_from(id).ok());
+        all &= id.is_some();
+        ids.extend(id);
+        Ok(())
+    })?;
+    Ok((all && !ids.is_empty()).then_some(ids))
 }
 
 /// The body of a reply that is not streamed.

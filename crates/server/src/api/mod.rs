@@ -22,6 +22,7 @@ pub mod utility;
 mod call_pieces;
 mod choices;
 mod fields;
+mod json;
 mod logprobs;
 mod normalise;
 mod preferences;
@@ -31,6 +32,7 @@ mod wishes;
 pub use call_pieces::CallWriter;
 pub(crate) use choices::join;
 pub use choices::{Envelope, UsageReport, together};
+pub use json::{Allowance, Document, checked};
 pub use logprobs::Logprobs;
 pub use preferences::{CallPieces, CompletionsPrompt, Media, Ping, Preferences};
 
@@ -108,36 +110,5 @@ pub fn unsupported(param: &str, message: impl Into<String>) -> Failure {
         kind: FailureKind::Unsupported,
         message: message.into(),
         param: Some(param.to_owned()),
-    }
-}
-
-/// A field that must be of one JSON type when it is there. `null` counts as
-/// absent, as the vendors' own servers have it.
-pub fn optional<'a, T>(
-    object: &'a Value,
-    name: &str,
-    expected: &str,
-    read: impl FnOnce(&'a Value) -> Option<T>,
-) -> Result<Option<T>, Failure> {
-    match object.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => read(value).map(Some).ok_or_else(|| {
-            invalid(
-                name,
-                format!("{name} must be {expected}, found {}", kind(value)),
-            )
-        }),
-    }
-}
-
-/// The JSON type of a value, for messages.
-pub fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }

@@ -2,12 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::api::RequestContext;
 use crate::api::chat;
 use crate::api::fields::{Fields, PathStyle};
+use crate::api::json::{Json, Kind};
+use crate::api::{Document, RequestContext};
 use crate::generation::{Failure, Generation};
 
-/// Bytes of a text to tokenize: several times what the longest context holds.
+/// Bytes of a text to tokenize, as it is spelt: several times what the longest context holds.
 const MAX_TEXT_BYTES: usize = 16 << 20;
 
 /// Which server's form a request has, and its answer gets.
@@ -50,41 +51,42 @@ pub struct Tokenize {
 ///
 /// # Errors
 /// A member of another shape, or no text.
-pub fn parse_tokenize(body: &Value, context: &RequestContext) -> Result<Tokenize, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+pub fn parse_tokenize<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+) -> Result<Tokenize, Failure> {
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     let with_pieces = fields.flag("with_pieces", false)?;
     if fields.get("messages").is_some() {
-        let parsed = chat::parse(body, context)?;
+        let parsed = chat::parse(body.clone(), context)?;
         return Ok(Tokenize {
             source: Source::Chat(Box::new(parsed.generation)),
             with_pieces,
             dialect: Dialect::Vllm,
         });
     }
-    let (dialect, text, add_special) = match fields.optional_str("prompt")? {
-        Some(text) => (
-            Dialect::Vllm,
-            text,
-            fields.flag("add_special_tokens", true)?,
-        ),
-        None => (
+    let (dialect, name, add_special) = match fields.kind("prompt") {
+        Kind::Nothing => (
             Dialect::LlamaCpp,
-            fields.str("content")?,
+            "content",
             fields.flag("add_special", false)?,
         ),
+        _ => (
+            Dialect::Vllm,
+            "prompt",
+            fields.flag("add_special_tokens", true)?,
+        ),
     };
-    if text.len() > MAX_TEXT_BYTES {
-        let name = if dialect == Dialect::Vllm {
-            "prompt"
-        } else {
-            "content"
-        };
+    let spelt = fields.get(name).map_or("", Json::raw);
+    if spelt.len() > MAX_TEXT_BYTES {
         let expected = format!("at most {} MiB of text", MAX_TEXT_BYTES >> 20);
         return Err(fields.mismatch(name, &expected));
     }
+    let text = fields.text(name)?;
     Ok(Tokenize {
         source: Source::Text {
-            text: text.to_owned(),
+            text,
             add_special,
             parse_special: fields.flag("parse_special", true)?,
         },
@@ -133,8 +135,9 @@ pub fn tokenized<'a>(
 ///
 /// # Errors
 /// No id, or another action.
-pub fn parse_control(body: &Value) -> Result<String, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+pub fn parse_control<'a>(body: impl Into<Document<'a>>) -> Result<String, Failure> {
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     match fields.str("action")? {
         "reasoning_end" => Ok(fields.str("id")?.to_owned()),
         other => Err(fields.unknown_word("action", other, "reasoning_end")),
@@ -145,21 +148,27 @@ pub fn parse_control(body: &Value) -> Result<String, Failure> {
 ///
 /// # Errors
 /// Anything but a list of such ids.
-pub fn parse_detokenize(body: &Value, n_vocab: usize) -> Result<Vec<u32>, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+pub fn parse_detokenize<'a>(
+    body: impl Into<Document<'a>>,
+    n_vocab: usize,
+) -> Result<Vec<u32>, Failure> {
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     let expected = format!(
         "an array of token ids from 0 to {}",
         n_vocab.saturating_sub(1)
     );
-    let Some(items) = fields.array("tokens")? else {
+    let Some(items) = fields.list("tokens")? else {
         return Err(fields.mismatch("tokens", &expected));
     };
-    let id = |item: &Value| -> Option<u32> {
-        let id = item.as_u64().filter(|id| *id < n_vocab as u64)?;
-        u32::try_from(id).ok()
-    };
-    let ids: Option<Vec<u32>> = items.iter().map(id).collect();
-    ids.ok_or_else(|| fields.mismatch("tokens", &expected))
+    let mut ids = Vec::new();
+    items.each(|item| {
+        let id = item.as_u64().filter(|id| *id < n_vocab as u64);
+        let id = id.and_then(|id| u32::try_from(id).ok());
+        ids.push(id.ok_or_else(|| fields.mismatch("tokens", &expected))?);
+        Ok(())
+    })?;
+    Ok(ids)
 }
 
 /// The answer to `/detokenize`, under both servers' names.

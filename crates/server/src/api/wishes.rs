@@ -2,9 +2,9 @@
 
 use ds4_engine::SamplingOptions;
 use ds4_text::{Effort, Mode};
-use serde_json::Value;
 
 use crate::api::fields::Fields;
+use crate::api::json::Kind;
 use crate::api::{RequestContext, invalid};
 use crate::generation::{Failure, FailureKind, Thinking};
 
@@ -170,7 +170,7 @@ pub(crate) fn sampling(fields: &Fields) -> Result<SamplingOptions, Failure> {
 pub(crate) fn stop_strings(fields: &Fields, name: &str) -> Result<Vec<String>, Failure> {
     let expected = "up to 16 strings of 1 to 256 bytes";
     let items = match fields.get(name) {
-        Some(lone @ Value::String(_)) => std::slice::from_ref(lone),
+        Some(lone) if lone.kind() == Kind::Text => vec![lone],
         _ => fields.array(name)?.unwrap_or_default(),
     };
     if items.len() > MAX_STOP_STRINGS {
@@ -178,8 +178,8 @@ pub(crate) fn stop_strings(fields: &Fields, name: &str) -> Result<Vec<String>, F
     }
     items
         .iter()
-        .map(|item| match item.as_str() {
-            Some(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => Ok(text.to_owned()),
+        .map(|item| match item.as_text() {
+            Some(text) if (1..=MAX_STOP_BYTES).contains(&text.len()) => Ok(text.into_owned()),
             _ => Err(fields.mismatch(name, expected)),
         })
         .collect()

@@ -6,14 +6,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 use super::options::MAX_HEADER_BYTES;
+use super::places::{Place, Places};
 use super::routes::Server;
 use super::socket::Socket;
 
@@ -59,7 +58,7 @@ impl BoundServer {
     pub async fn serve(self, server: Arc<Server>, shutdown: impl Future<Output = ()>) {
         let options = server.options();
         let (read_timeout, write_stall) = (options.read_timeout, options.write_stall);
-        let room = Arc::new(Semaphore::new(options.max_connections));
+        let places = Places::new(options.max_connections, options.yields_after);
         let graceful = GracefulShutdown::new();
         let half_close = !options.half_close_cancels;
         let mut shutdown = std::pin::pin!(shutdown);
@@ -75,32 +74,55 @@ impl BoundServer {
             // Events are small and must not wait for each other.
             let _ = stream.set_nodelay(true);
             let socket = Socket::new(stream, write_stall);
-            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-                tokio::spawn(turn_away(socket));
-                continue;
-            };
-            let server = Arc::clone(&server);
-            let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
-                let server = Arc::clone(&server);
-                async move { Ok::<_, io::Error>(server.answer(request.map(Body::new)).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new())
                 .half_close(half_close)
                 .header_read_timeout(read_timeout)
                 // More than is accepted, so that the refusal can say why.
-                .max_buf_size(2 * MAX_HEADER_BYTES)
-                .serve_connection(TokioIo::new(socket), service);
-            let connection = graceful.watch(connection);
-            tokio::spawn(async move {
-                // What goes wrong on a connection is the client's to notice.
-                let _ = connection.await;
-                drop(place);
-            });
+                .max_buf_size(2 * MAX_HEADER_BYTES);
+            let (server, watcher) = (Arc::clone(&server), graceful.watcher());
+            match places.try_take() {
+                Some(place) => {
+                    tokio::spawn(serve_one(server, http, socket, place, watcher));
+                }
+                None => {
+                    let places = Arc::clone(&places);
+                    tokio::spawn(async move {
+                        match places.take_over().await {
+                            Some(place) => serve_one(server, http, socket, place, watcher).await,
+                            None => turn_away(socket).await,
+                        }
+                    });
+                }
+            }
         }
         drop(self.listener);
         let grace = server.shut_down();
         let _ = tokio::time::timeout(grace.saturating_add(DRAIN), graceful.shutdown()).await;
+    }
+}
+
+/// Serves a connection for as long as it may stay.
+async fn serve_one(
+    server: Arc<Server>,
+    http: hyper::server::conn::http1::Builder,
+    socket: Socket<TcpStream>,
+    place: Place,
+    watcher: Watcher,
+) {
+    let line = Arc::clone(&place.line);
+    let service = hyper::service::service_fn(move |request: hyper::Request<_>| {
+        let (server, line) = (Arc::clone(&server), Arc::clone(&line));
+        async move {
+            let answer = server.answer(request.map(|body| line.sent(body))).await;
+            Ok::<_, io::Error>(answer.map(|body| line.answered(body)))
+        }
+    });
+    let connection = watcher.watch(http.serve_connection(TokioIo::new(socket), service));
+    // What goes wrong on a connection is the client's to notice.
+    tokio::select! {
+        _ = connection => {}
+        () = place.line.ends() => {}
     }
 }
 

@@ -10,7 +10,9 @@ use axum::response::Response;
 use ds4_text::Prompt;
 use serde_json::{Value, json};
 
-use crate::api::{RequestContext, chat, completions, messages, models, responses, utility};
+use crate::api::{
+    Document, RequestContext, chat, completions, messages, models, responses, utility,
+};
 use crate::generation::{Failure, FailureKind};
 use crate::log::endpoint_name;
 use crate::worker::{Health, SlotRequest};
@@ -70,6 +72,7 @@ pub(super) async fn health(
     let (status, code) = match ready.worker.health() {
         Health::Well => ("ok", StatusCode::OK),
         Health::Stalled => ("stalled", StatusCode::SERVICE_UNAVAILABLE),
+        Health::Lost => ("device lost", StatusCode::SERVICE_UNAVAILABLE),
         Health::Ended => ("engine stopped", StatusCode::SERVICE_UNAVAILABLE),
     };
     let mut body = json!({"status": status});
@@ -193,7 +196,7 @@ struct Asked<T> {
 async fn asked<T>(
     (State(server), wire, headers): &Call,
     body: Body,
-    parse: impl FnOnce(&Value, &RequestContext, &Ready) -> Result<T, Failure>,
+    parse: impl FnOnce(Document<'_>, &RequestContext, &Ready) -> Result<T, Failure>,
 ) -> Result<Asked<T>, HttpError> {
     let ready = server.ready()?;
     let body = server.bodies.json(body).await?;
@@ -208,7 +211,7 @@ async fn asked<T>(
 
 pub(super) async fn tokenize(call: Call, body: Body) -> Response {
     let answer = async {
-        let parse = |body: &Value, context: &RequestContext, _: &Ready| {
+        let parse = |body: Document<'_>, context: &RequestContext, _: &Ready| {
             utility::parse_tokenize(body, context)
         };
         let Asked {
@@ -261,7 +264,7 @@ pub(super) fn token_ids(ready: &Ready, source: &utility::Source) -> Result<Vec<u
 
 pub(super) async fn detokenize(call: Call, body: Body) -> Response {
     let answer = async {
-        let parse = |body: &Value, _: &RequestContext, ready: &Ready| {
+        let parse = |body: Document<'_>, _: &RequestContext, ready: &Ready| {
             utility::parse_detokenize(body, ready.prompter.tokenizer().n_vocab())
         };
         let Asked {
@@ -413,7 +416,7 @@ pub(super) async fn post_messages(call: Call, body: Body) -> Response {
 }
 
 fn parse_messages(
-    body: &Value,
+    body: Document<'_>,
     context: &RequestContext,
     ready: &Ready,
 ) -> Result<messages::Parsed, Failure> {
@@ -458,11 +461,11 @@ pub(super) async fn post_responses(call: Call, body: Body) -> Response {
 }
 
 fn parse_responses(
-    body: &Value,
+    body: Document<'_>,
     context: &RequestContext,
     ready: &Ready,
 ) -> Result<responses::Parsed, Failure> {
-    responses::parse_with_store(body, context, &*ready.stored())
+    responses::parse_with_store(body, context, ready)
 }
 
 pub(super) async fn count_responses(call: Call, body: Body) -> Response {
@@ -517,7 +520,8 @@ pub(super) async fn get_response(
             Some(_) => return Err(missing("stream", "true or false")),
         };
         if !streams {
-            return Ok(json_response(&found.response));
+            let write = || json_response(&found.response);
+            return Ok(tokio::task::block_in_place(write));
         }
         let after = query
             .get("starting_after")

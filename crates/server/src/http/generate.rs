@@ -53,7 +53,7 @@ pub(super) enum Shape {
     Responses {
         shape: Box<responses::ReplyShape>,
         /// What to keep beside the response, if it is kept.
-        input: Option<Vec<Arc<Value>>>,
+        input: Option<Vec<Arc<str>>>,
         /// Whether to drop the oldest turns of a prompt that is too long.
         truncate: bool,
     },
@@ -233,6 +233,8 @@ pub(super) async fn answer(
     let mut warnings = constraints
         .first_mut()
         .map_or_else(Vec::new, |(_, _, warnings)| std::mem::take(warnings));
+    let least = server.options().prompt.max_effort_min_context;
+    let found = ready.facts.n_context;
     let preparer = Arc::clone(&ready);
     let prepared = tokio::task::spawn_blocking(move || {
         // Until the prompt is known to fit, it takes as much as the body that it came from.
@@ -241,7 +243,16 @@ pub(super) async fn answer(
         for (i, mut generation) in generation.into_single().into_iter().enumerate() {
             let prompt = match all.last() {
                 Some((_, prompt)) if i % n_choices != 0 => prompt.clone(),
-                _ => preparer.prompt(&mut generation, truncates, &mut warnings)?,
+                _ => {
+                    let prompt = preparer.prompt(&mut generation, truncates, &mut warnings)?;
+                    if prompt.effort != generation.thinking.effort {
+                        warnings.push(format!(
+                            "effort: max needs a context of {least} tokens and this one has \
+                             {found}, so high is used"
+                        ));
+                    }
+                    prompt
+                }
             };
             all.push((generation, prompt));
         }
@@ -256,10 +267,7 @@ pub(super) async fn answer(
     // They may name parts of a schema, which is prompt text, so the log has their number only.
     let warned = warnings_header(&warnings);
     if warned.is_some() {
-        let note = format!(
-            "{} parts of schemas and tools are not enforced",
-            warnings.len()
-        );
+        let note = format!("{} wishes of the request are not met", warnings.len());
         server.note(wire, &note);
     }
     shape.warn(warnings);

@@ -20,6 +20,7 @@ mod metrics;
 mod notices;
 mod options;
 mod page;
+mod places;
 mod replies;
 mod routes;
 mod several;
@@ -31,5 +32,6 @@ pub use connection::{BoundServer, bind};
 pub use options::{
     Cors, DEFAULT_MAX_BODY_BYTES, DEFAULT_MAX_CONNECTIONS, DEFAULT_MAX_QUEUE, DEFAULT_MAX_TOKENS,
     DEFAULT_MODEL_ID, MAX_HEADER_BYTES, ModelFacts, READ_TIMEOUT, ServerOptions, WRITE_STALL,
+    YIELDS_AFTER,
 };
 pub use routes::Server;

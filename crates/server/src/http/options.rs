@@ -26,6 +26,9 @@ pub const MAX_HEADER_BYTES: usize = 64 << 10;
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time that a client may take nothing of its answer, unless said otherwise.
 pub const WRITE_STALL: Duration = Duration::from_secs(10);
+/// Time that a connection may wait for a request, or for the rest of one, while all places are taken,
+/// unless said otherwise. Whoever waits longer makes room for the next that comes.
+pub const YIELDS_AFTER: Duration = Duration::from_secs(1);
 /// Connections at once unless said otherwise: half of the files that systems let a program open.
 pub const DEFAULT_MAX_CONNECTIONS: usize = 512;
 
@@ -92,6 +95,8 @@ pub struct ServerOptions {
     pub write_stall: Duration,
     /// Connections at once.
     pub max_connections: usize,
+    /// Time after which a connection that waits for a request makes room for another.
+    pub yields_after: Duration,
     /// Requests that can wait for a slot.
     pub max_queue: usize,
     /// Silence after which a stream says that it is alive; zero for never.
@@ -147,6 +152,7 @@ impl Default for ServerOptions {
             read_timeout: READ_TIMEOUT,
             write_stall: WRITE_STALL,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            yields_after: YIELDS_AFTER,
             max_queue: DEFAULT_MAX_QUEUE,
             ping_interval: Duration::from_secs(5),
             nonstream_keepalive: false,

@@ -150,11 +150,26 @@ impl Ready {
     }
 
     /// Keeps a response for clients that refer to it.
-    pub(super) fn keep(&self, input: &[Arc<Value>], response: &Value) {
+    pub(super) fn keep(&self, input: &[Arc<str>], response: &Value) {
         self.stored().put(responses::StoredResponse {
             input: input.to_vec(),
             response: response.clone(),
         });
+    }
+}
+
+/// What is stored, held by nobody for as long as a request is read.
+impl responses::ResponseStore for Ready {
+    fn response(&self, id: &str) -> Option<Arc<responses::StoredResponse>> {
+        self.stored().response(id)
+    }
+
+    fn response_with_item(&self, item_id: &str) -> Option<Arc<responses::StoredResponse>> {
+        self.stored().response_with_item(item_id)
+    }
+
+    fn response_with_call(&self, call_id: &str) -> Option<Arc<responses::StoredResponse>> {
+        self.stored().response_with_call(call_id)
     }
 }
 

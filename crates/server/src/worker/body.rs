@@ -8,13 +8,13 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, PoisonError, mpsc};
 use std::time::Instant;
 
-use ds4_engine::{Constraint, Event, FinishReason, Request, RequestError, SequenceId};
+use ds4_engine::{Constraint, Event, FinishReason, Request, RequestError, SequenceId, StepError};
 use ds4_text::Tokenizer;
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::source::TokenSource;
-use super::{Command, Job, Pending, Shared, SlotRequest, SlotView, WorkerOptions, internal};
+use super::{Command, Job, Pending, Shared, SlotRequest, SlotView, WorkerOptions, internal, lost};
 use crate::bookkeeper::Bookkeeper;
 use crate::generation::{Failure, FailureKind, ReplyEvent, Usage};
 use crate::log::rate;
@@ -72,6 +72,8 @@ pub(super) struct Body<S> {
     /// For every slot, its last request that ended.
     pub(super) last: Vec<Option<SlotRequest>>,
     pub(super) deadline: Option<Instant>,
+    /// What every request fails with, once the device is lost.
+    pub(super) lost: Option<Failure>,
 }
 
 impl<S: TokenSource> Body<S> {
@@ -184,6 +186,9 @@ impl<S: TokenSource> Body<S> {
             events,
             submitted,
         } = pending;
+        if let Some(failure) = &self.lost {
+            return self.refuse(&job, &events, failure.clone());
+        }
         let mut reply = ReplyInProgress::new(
             Arc::clone(&job.generation),
             Arc::clone(&self.tokenizer),
@@ -281,6 +286,7 @@ impl<S: TokenSource> Body<S> {
                     }
                 }
             }
+            Ok(Err(error)) if error.is_lost() => self.lose_device(&error),
             Ok(Err(error)) => {
                 let lost: Vec<SequenceId> = self
                     .running
@@ -298,6 +304,18 @@ impl<S: TokenSource> Body<S> {
             }
         }
         self.shared.counters.n_steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Ends all replies, now and later: nothing can be computed any more. What is on disk stays as it
+    /// is, and the thread goes on to say so.
+    fn lose_device(&mut self, error: &StepError) {
+        let failure = lost();
+        self.shared.is_lost.store(true, Ordering::Release);
+        self.lost = Some(failure.clone());
+        self.books.note(format!("{error}; restart the program"));
+        // What the slots held was on the device; forgetting it needs no device.
+        self.source.reset();
+        self.fail_all(&failure);
     }
 
     /// Passes on what a step that began then did.

@@ -101,3 +101,34 @@ async fn axe_core_finds_nothing_serious() {
         }
     }
 }
+
+/// The longest paragraph whose emphasis is looked for, the deepest quotation, and the longest line
+/// that is coloured, as `markup.js` has them, are exceeded here.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_would_take_long_to_lay_out_is_shown_as_it_is_written() {
+    let emphasis = "_a".repeat(2000);
+    let quoted = format!("{}deep", "> ".repeat(40));
+    let code = format!("```javascript\n{} = 1\n```", "a".repeat(600));
+    let much = format!("</think>{emphasis}\n\n{quoted}\n\n{code}\n");
+    let deepest = format!("</think>{}deepest", "> ".repeat(6000));
+    let (much, deepest): (&'static str, &'static str) = (much.leak(), deepest.leak());
+    let web = Web::start(
+        Behaviour::default(),
+        ServerOptions::default(),
+        [much, deepest],
+    )
+    .await;
+    let Some(browser) = Browser::open(web.address) else {
+        return;
+    };
+    browser.send("show me");
+    browser.wait_for_reply(1);
+    let counts = "return ['.reply em', '.reply blockquote', '.reply .token'] \
+        .map((css) => document.querySelectorAll(css).length)";
+    assert_eq!(browser.run(counts), json!([0, 25, 0]));
+    assert!(browser.text(".reply .text > p").starts_with("_a_a_a"));
+    assert!(browser.text(".reply pre").ends_with(" = 1"));
+    browser.send("and deeper");
+    browser.wait_for_reply(2);
+    browser.wait("[...document.querySelectorAll('.reply')].at(-1).textContent.includes('deepest')");
+}

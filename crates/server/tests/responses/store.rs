@@ -42,8 +42,9 @@ fn a_stored_response_is_continued_as_if_all_had_been_sent_again() {
     for body in [&by_id, &by_call, &by_reference] {
         let parsed = parse_with_store(body, &common::context(), &store).expect("it is stored");
         assert_eq!(messages(&parsed), messages(&expected), "{body}");
-        let input: Vec<&Value> = parsed.input.iter().map(|item| &**item).collect();
-        assert_eq!(input, whole.iter().collect::<Vec<_>>(), "{body}");
+        let input = parsed.input.iter().map(|item| serde_json::from_str(item));
+        let input: Vec<Value> = input.collect::<Result<_, _>>().expect("JSON");
+        assert_eq!(input, whole, "{body}");
     }
     let parsed = parse_with_store(&by_id, &common::context(), &store).unwrap();
     assert_eq!(parsed.reply.echo["previous_response_id"], response["id"]);
@@ -94,13 +95,14 @@ fn what_responses_share_counts_once_and_as_long_as_one_of_them_is_kept() {
 fn store_of_one() -> usize {
     let mut store = MemoryStore::new(1, 1 << 20);
     let (parsed, response) = answer_and_keep(&json!({"input": "Hi 0"}), &mut store);
-    let input: usize = parsed.input.iter().map(|item| memory::of(item)).sum();
+    let input = parsed.input.iter().map(|item| memory::of_shared_text(item));
+    let input: usize = input.sum();
     let bytes = memory::of(&response) + input;
     assert!(
         bytes > 4 * response.to_string().len(),
         "text is the least of it"
     );
-    bytes + parsed.input.len() * size_of::<Arc<Value>>()
+    bytes + parsed.input.len() * size_of::<Arc<str>>()
 }
 
 #[test]

@@ -490,6 +490,45 @@ fn content_can_be_ended_wherever_it_stands() {
 }
 
 #[test]
+fn a_map_gives_no_name_twice() {
+    for tokenizer in [tokenizer(), tokenizer_with_long_tokens()] {
+        let parameters = json!({"type": "object", "properties": {"a": {"type": "null"}},
+                                "additionalProperties": {"type": "string"}});
+        let tools = [("f".to_owned(), parameters)];
+        let schemas = Schemas::new(&tokenizer).expect("a vocabulary");
+        let wanted = generation(&tools, ToolChoice::Auto);
+        let one = |name: &str| {
+            format!("<｜DSML｜parameter name=\"{name}\" string=\"true\">x</｜DSML｜parameter>\n")
+        };
+        let end = "</｜DSML｜invoke>\n</｜DSML｜tool_calls>";
+        let invoke = "<｜DSML｜invoke name=\"f\">\n";
+        for (parts, taken) in [
+            (vec![one("b"), one("c"), end.to_owned()], true),
+            (vec![one("b"), one("bb"), one("b/"), end.to_owned()], true),
+            (vec![one("b"), one("c"), one("b"), end.to_owned()], false),
+            (
+                vec![
+                    one("b"),
+                    format!("</｜DSML｜invoke>\n{invoke}{}", one("b")),
+                    end.to_owned(),
+                ],
+                true,
+            ),
+        ] {
+            let text = format!("tool_calls>\n{invoke}{}", parts.concat());
+            let (reader, _) = schemas.calls(&wanted).expect("schemas");
+            let mut reader = reader.expect("tools");
+            let read = tokenizer.encode(&text).into_iter().all(|token| {
+                let admitted = reader.admitted().expect("within the limits");
+                let admitted = admitted.is_none_or(|set| set.contains(token));
+                admitted && reader.push(token)
+            });
+            assert_eq!(read, taken, "{text}");
+        }
+    }
+}
+
+#[test]
 fn without_tools_that_may_be_called_there_is_nothing_to_keep() {
     let schemas = Schemas::new(&tokenizer()).expect("a vocabulary");
     let tools = [("f".to_owned(), json!({}))];
@@ -578,6 +617,31 @@ fn what_is_inside_a_value_follows_its_schema_and_all_that_it_refers_to() {
         "f".to_owned(),
         json!({"properties": {"input": {"$ref": "#/$defs/kind"}}, "$defs": defs}),
     )];
+    for (format, value, taken) in [
+        ("ipv6", "2001:db8::1", true),
+        ("ipv6", "::", true),
+        ("ipv6", "1:2:3:4:5:6:7:8", true),
+        ("ipv6", "1:2:3", false),
+        ("ipv6", "1::2::3", false),
+        ("uri", "https://example.org/a%20b?c=/d#e", true),
+        ("uri", "urn:isbn:0", true),
+        ("uri", "no uri", false),
+        ("uri", "//example.org", false),
+        ("duration", "P1DT2H", true),
+        ("duration", "P3W", true),
+        ("duration", "P", false),
+        ("duration", "PT", false),
+    ] {
+        let parameters = json!({"properties": {"input": {"type": "string", "format": format}}});
+        let tools = [("f".to_owned(), parameters)];
+        let mut reader = reader(&tokenizer, &generation(&tools, ToolChoice::Auto));
+        assert!(reader.push_text(open("true").as_bytes()));
+        assert_eq!(
+            takes(&mut reader, &tokenizer, value),
+            taken,
+            "{format} {value}"
+        );
+    }
     for (value, taken) in [("file", true), ("fil", false), ("other", false)] {
         let mut reader = reader(&tokenizer, &generation(&tools, ToolChoice::Auto));
         assert!(reader.push_text(open("true").as_bytes()));
@@ -751,11 +815,29 @@ fn strict_tools_are_refused_by_their_pointer_and_others_relaxed_with_a_line() {
             Some("/properties/a/pattern"),
         ),
         (
+            json!({"properties": {"a": {"type": "string", "format": "iri"}}}),
+            Some("/properties/a/format"),
+        ),
+        (
+            json!({"properties": {"a": {"type": "string", "not": {"const": "x"}}}}),
+            Some("/properties/a/not"),
+        ),
+        (
+            json!({"properties": {"a": {"anyOf": [false, false]}}, "required": ["a"]}),
+            Some("/properties/a/anyOf"),
+        ),
+        (
             json!({"properties": {"a": {}}, "anyOf": [{"required": ["a"]}]}),
             Some("/anyOf"),
         ),
         (
             json!({"properties": {"a": {"type": "integer", "minimum": 1}}}),
+            None,
+        ),
+        (
+            json!({"properties": {"a": {"type": "string", "format": "ipv6"},
+                                  "b": {"type": "string", "format": "uri"},
+                                  "c": {"type": "string", "format": "duration"}}}),
             None,
         ),
     ] {
@@ -766,7 +848,7 @@ fn strict_tools_are_refused_by_their_pointer_and_others_relaxed_with_a_line() {
         let mut wanted = generation(&tools, ToolChoice::Auto);
         let (reader, warnings) = schemas.calls(&wanted).expect("relaxed");
         assert!(reader.is_some());
-        if let Some(pointer) = pointer.filter(|pointer| !pointer.ends_with("uniqueItems")) {
+        if let Some(pointer) = pointer {
             assert!(
                 warnings.iter().any(|line| line.contains(pointer)),
                 "{warnings:?}"

@@ -19,6 +19,7 @@ fn options(read_timeout: Duration, write_stall: Duration) -> ServerOptions {
         read_timeout,
         write_stall,
         max_body_bytes: 1 << 20,
+        yields_after: NEVER,
         ping_interval: Duration::ZERO,
         ..ServerOptions::default()
     }
@@ -356,4 +357,59 @@ async fn a_connection_too_many_is_told_so() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     works(&web).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_send_slowly_make_room_for_those_who_ask() {
+    let few = ServerOptions {
+        max_connections: 3,
+        yields_after: Duration::ZERO,
+        ..options(NEVER, NEVER)
+    };
+    let (behaviour, endless, body) = flood();
+    let endless = vec![
+        endless,
+        Script::from("a</think>b"),
+        Script::from("a</think>b"),
+    ];
+    let behaviour = Behaviour {
+        n_slots: 2,
+        ..behaviour
+    };
+    let web = Web::start(behaviour, few, endless).await;
+    // One whose answer is being made, and many that have begun a request or said nothing.
+    let mut running = web.open("POST", CHAT, &[], &body.to_string()).await;
+    read_until(&mut running, "data: ").await;
+    let begun = post(&web, CHAT, "content-length: 100\r\n", "{\"messages\": [");
+    let mut slow = Vec::new();
+    for said in [&*begun, "", "POST /v1/mess", &*begun, &*begun] {
+        let mut stream = connect(&web).await;
+        stream.write_all(said.as_bytes()).await.expect("sent");
+        slow.push(stream);
+    }
+    for _ in 0..2 {
+        works(&web).await;
+        assert_eq!(web.get("/health").await.status, 200);
+    }
+    // Those that made room are closed, and told why if they had asked for something.
+    let mut first = slow.swap_remove(0);
+    let told = String::from_utf8(rest(&mut first).await).expect("text");
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+    assert!(told.contains("its place went to another"), "{told}");
+    read_until(&mut running, "data: ").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_every_answer_is_being_made_a_newcomer_is_told_so() {
+    let one = ServerOptions {
+        max_connections: 1,
+        yields_after: Duration::ZERO,
+        ..options(NEVER, NEVER)
+    };
+    let (behaviour, endless, body) = flood();
+    let web = Web::start(behaviour, one, [endless]).await;
+    let mut running = web.open("POST", CHAT, &[], &body.to_string()).await;
+    read_until(&mut running, "data: ").await;
+    assert_eq!(web.get("/health").await.status, 503);
+    read_until(&mut running, "data: ").await;
 }

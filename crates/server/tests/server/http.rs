@@ -235,7 +235,7 @@ async fn bad_requests_are_refused_in_the_clients_own_shape() {
                 "deep JSON",
                 format!("{{\"messages\": {deep}}}"),
                 400,
-                "recursion",
+                "nested deeper than 127 levels",
             ),
             (
                 "a number",

@@ -56,7 +56,7 @@ async fn compressed_bodies_are_read_within_the_limit_and_others_refused_by_name(
         max_body_bytes: 1 << 16,
         ..options()
     };
-    let web = Web::start(Behaviour::default(), limited, vec![ANSWER; 4]).await;
+    let web = Web::start(Behaviour::default(), limited, vec![ANSWER; 7]).await;
     let gzip = |text: &str| {
         let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         writer.write_all(text.as_bytes()).expect("memory");
@@ -73,6 +73,32 @@ async fn compressed_bodies_are_read_within_the_limit_and_others_refused_by_name(
     assert_eq!(answer.status, 413, "{answer:?}");
     let answer = web.ask("POST", path, &encoded, &body).await;
     assert_eq!(answer.status, 400, "{answer:?}");
+    // `{"messages":[{"role":"user","content":"hi"}]}`, by the tools of Python.
+    let others: [(&str, &[u8]); 3] = [
+        (
+            "deflate",
+            b"\x78\x9c\xab\x56\xca\x4d\x2d\x2e\x4e\x4c\x4f\x2d\x56\xb2\x8a\xae\x56\x2a\xca\xcf\
+              \x49\x55\xb2\x52\x2a\x2d\x4e\x2d\x52\xd2\x51\x4a\xce\xcf\x2b\x49\xcd\x2b\x01\x0a\x64\
+              \x64\x2a\xd5\xc6\xd6\x02\x00\x67\xc4\x0f\x6c",
+        ),
+        (
+            "br",
+            b"\x1b\x2c\x00\xd8\x8c\xd3\x15\xf3\x23\x84\x75\xaf\x45\xf6\xd2\xb6\x36\x8b\x4e\x57\
+              \x1f\x98\xc8\x81\x53\xa0\xc1\xb7\x83\xd4\x32\xa6\xa0\x21\xc7\x84\xb8\x94\x91\x1d\x60\
+              \xbc\x77\x37",
+        ),
+        (
+            "zstd",
+            b"\x28\xb5\x2f\xfd\x20\x2d\x69\x01\x00\x7b\x22\x6d\x65\x73\x73\x61\x67\x65\x73\x22\x3a\
+              \x5b\x7b\x22\x72\x6f\x6c\x65\x22\x3a\x22\x75\x73\x65\x72\x22\x2c\x22\x63\x6f\x6e\x74\
+              \x65\x6e\x74\x22\x3a\x22\x68\x69\x22\x7d\x5d\x7d",
+        ),
+    ];
+    for (encoding, bytes) in others {
+        let encoded = [("content-encoding", encoding)];
+        let answer = web.ask("POST", path, &encoded, bytes).await;
+        assert_eq!(answer.status, 200, "{encoding}: {answer:?}");
+    }
     let unknown = [("content-encoding", "compress")];
     let answer = web.ask("POST", path, &unknown, &body).await;
     assert_eq!(answer.status, 415, "{answer:?}");

@@ -306,36 +306,108 @@ async fn beside_tools_content_follows_the_schema_or_a_call_stands_in_its_place()
                 <｜DSML｜parameter name=\"x\" string=\"true\">y</｜DSML｜parameter>\n\
                 </｜DSML｜invoke>\n</｜DSML｜tool_calls>";
     let reply = "t</think>{\"ok\": true}";
-    let web = Web::start(Behaviour::default(), options(), vec![reply, call]).await;
-    let tool = json!({"type": "function", "function": {
-        "name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "string"}}}}});
-    let (path, _, mut body) = with_schema(&schema, json!(true))[0].clone();
-    body["tools"] = json!([tool]);
-    let answer = web.post(path, &body).await.json();
-    let message = &answer["choices"][0]["message"];
-    assert_eq!(message["content"], "{\"ok\": true}", "{answer}");
-    {
-        let seen = web.seen.lock().unwrap();
-        let sets = seen.constraints.iter().filter_map(|c| c.allowed.as_ref());
-        let first = sets
-            .into_iter()
-            .next()
-            .expect("a constraint on the content");
-        let of = |text: &str| tokenizer().encode(text)[0];
-        assert!(first.contains(of("{")), "the schema's beginning");
-        assert!(first.contains(of("<")), "a call's beginning");
-        assert!(
-            !first.contains(of("h")) && !first.contains(of("\"")),
-            "nothing else"
-        );
+    let parameters = json!({"type": "object", "properties": {"x": {"type": "string"}}});
+    for (path, _, mut body) in with_schema(&schema, json!(true)) {
+        let web = Web::start(Behaviour::default(), options(), vec![reply, call]).await;
+        body["tools"] = match path {
+            "/v1/messages" => json!([{"name": "f", "input_schema": parameters}]),
+            "/v1/responses" => json!([{"type": "function", "name": "f", "parameters": parameters}]),
+            _ => json!([{"type": "function", "function": {"name": "f", "parameters": parameters}}]),
+        };
+        body["max_tokens"] = json!(500);
+        let answer = web.post(path, &body).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        assert!(answer.body.contains("{\\\"ok\\\": true}"), "{answer:?}");
+        {
+            let seen = web.seen.lock().unwrap();
+            let mut sets = seen.constraints.iter().filter_map(|c| c.allowed.as_ref());
+            let first = sets.next().expect("a constraint on the content");
+            let of = |text: &str| tokenizer().encode(text)[0];
+            assert!(first.contains(of("{")), "{path}: the schema's beginning");
+            assert!(first.contains(of("<")), "{path}: a call's beginning");
+            assert!(
+                !first.contains(of("h")) && !first.contains(of("\"")),
+                "{path}: nothing else"
+            );
+        }
+        let answer = web.post(path, &body).await.json();
+        let (found, expected) = match path {
+            "/v1/messages" => (&answer["content"][1]["input"], json!({"x": "y"})),
+            "/v1/responses" => (&answer["output"][1]["arguments"], json!("{\"x\": \"y\"}")),
+            _ => (
+                &answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"],
+                json!("{\"x\": \"y\"}"),
+            ),
+        };
+        assert_eq!(*found, expected, "{path}: {answer}");
     }
-    let answer = web.post(path, &body).await.json();
-    let choice = &answer["choices"][0];
-    assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
-    assert_eq!(
-        choice["message"]["tool_calls"][0]["function"]["arguments"], "{\"x\": \"y\"}",
-        "{answer}"
-    );
+}
+
+/// As an agent asks that has reached its limit of steps: what it said last is to be gone on with.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_that_ends_with_what_the_model_said_is_gone_on_with_on_every_api() {
+    let turns = json!([
+        {"role": "user", "content": "count"},
+        {"role": "assistant", "content": "one, two,"},
+    ]);
+    for (path, body) in [
+        ("/v1/chat/completions", json!({"messages": turns})),
+        ("/v1/responses", json!({"input": turns})),
+        (
+            "/v1/messages",
+            json!({"messages": turns, "max_tokens": 100}),
+        ),
+    ] {
+        for stream in [false, true] {
+            let web = Web::start(Behaviour::default(), options(), vec![" three"]).await;
+            let mut body = body.clone();
+            body["stream"] = stream.into();
+            let answer = web.post(path, &body).await;
+            assert_eq!(answer.status, 200, "{path}: {answer:?}");
+            if !stream {
+                assert!(answer.body.contains(" three"), "{path}: {answer:?}");
+            }
+            let prompt = last_prompt(&web);
+            assert!(prompt.ends_with("one, two,"), "{path}: {prompt}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_effort_that_the_context_has_no_room_for_is_told_on_every_api() {
+    let mut short = options();
+    short.prompt.max_effort_min_context = 1 << 20;
+    let web = Web::start(Behaviour::default(), short, vec!["t</think>said"; 6]).await;
+    let messages = json!([{"role": "user", "content": "hi"}]);
+    for (path, asked, body) in [
+        (
+            "/v1/chat/completions",
+            true,
+            json!({"messages": messages, "reasoning_effort": "max"}),
+        ),
+        (
+            "/v1/responses",
+            true,
+            json!({"input": "hi", "reasoning": {"effort": "max"}}),
+        ),
+        (
+            "/v1/messages",
+            true,
+            json!({"messages": messages, "max_tokens": 100, "output_config": {"effort": "max"}}),
+        ),
+        (
+            "/v1/chat/completions",
+            false,
+            json!({"messages": messages, "reasoning_effort": "high"}),
+        ),
+    ] {
+        let answer = web.post(path, &body).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        let header = answer.header("x-ds4-warnings").unwrap_or_default();
+        let told = answer.json()["warnings"][0].clone();
+        assert_eq!(header.contains("1048576"), asked, "{path}: {header}");
+        assert_eq!(told.is_string(), asked, "{path}: {told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,11 +9,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Tokens that are kept of a position.
 pub(super) const N_KEPT: usize = 256;
 const MAGIC: &[u8; 8] = b"DS4LOGP\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: u64 = 32;
 
 /// What is kept of a position.
@@ -79,8 +80,9 @@ impl Kept {
         }
     }
 
+    /// Bytes of a position: ids, log-probabilities, and their sum.
     fn record_bytes(n_kept: usize) -> u64 {
-        n_kept as u64 * 8
+        n_kept as u64 * 8 + 4
     }
 }
 
@@ -179,6 +181,8 @@ impl Store {
         kept.log_p
             .iter()
             .for_each(|p| record.extend(p.to_le_bytes()));
+        let sum = xxh3_64(&record) as u32;
+        record.extend(sum.to_le_bytes());
         self.file
             .write_all(&record)
             .with_context(|| format!("cannot write {}", self.name))
@@ -208,10 +212,13 @@ impl Store {
             )
         })?;
         let words = record.as_chunks::<4>().0;
-        let (ids, log_p) = words.split_at(self.n_kept);
+        let (ids, rest) = words.split_at(self.n_kept);
+        let (log_p, sum) = rest.split_at(self.n_kept);
+        let is_whole = sum == [(xxh3_64(&record[..8 * self.n_kept]) as u32).to_le_bytes()];
         let ids: Vec<u32> = ids.iter().map(|w| u32::from_le_bytes(*w)).collect();
         let log_p: Vec<f32> = log_p.iter().map(|w| f32::from_le_bytes(*w)).collect();
-        let is_sound = ids.iter().all(|id| (*id as usize) < n_vocab)
+        let is_sound = is_whole
+            && ids.iter().all(|id| (*id as usize) < n_vocab)
             && log_p.iter().all(|p| p.is_finite() && *p <= 1e-3);
         if !is_sound {
             bail!("{} is damaged at position {position}", self.name);
@@ -278,6 +285,37 @@ mod tests {
         for n in 0..HEADER_BYTES as usize {
             std::fs::write(&path, &bytes[..n]).unwrap();
             assert!(Store::open(&path, 300, 7).is_err(), "{n}");
+        }
+    }
+    /// A file with one position of a vocabulary of three.
+    const GOLDEN: &str = "4453344c4f475000020000000300000003000000000000000700000000000000010000000000000002000000000080be000000c0000020c074e92238";
+
+    #[test]
+    fn the_bytes_are_those_of_the_table_and_any_other_byte_is_an_error() {
+        let bytes: Vec<u8> = (0..GOLDEN.len())
+            .step_by(2)
+            .map(|i| u8::from_str_radix(&GOLDEN[i..i + 2], 16).unwrap())
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let kept = Kept::of(&[-2.0, -0.25, -2.5]);
+        let mut store = Store::create(&path, 3, 7, 0).unwrap();
+        store.put(&kept).unwrap();
+        drop(store);
+        let found = std::fs::read(&path).unwrap();
+        let hex: String = found.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, GOLDEN);
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Store::open(&path, 3, 7)?.get(0, 3)
+        };
+        assert_eq!(read(&bytes).unwrap(), kept);
+        // Bytes 20 to 24 of the header are not used.
+        for n in (0..bytes.len()).filter(|n| !(20..24).contains(n)) {
+            assert!(read(&bytes[..n]).is_err(), "cut at {n}");
+            let mut damaged = bytes.clone();
+            damaged[n] ^= 1 << (n % 8);
+            assert!(read(&damaged).is_err(), "byte {n}");
         }
     }
 }

@@ -123,7 +123,10 @@ pub(super) fn run(
             };
             let right = u8::from(row.is_right);
             let line = format!("{i},{kind},{right},{},{}\n", row.n_tokens, row.log_p);
-            file.write_all(line.as_bytes())?;
+            file.write_all(line.as_bytes()).with_context(|| {
+                let out = args.out.as_deref().unwrap_or(Path::new("the table"));
+                format!("cannot write {}", out.display())
+            })?;
         }
         rows.push(row);
     }

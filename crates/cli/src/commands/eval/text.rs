@@ -17,7 +17,7 @@ use crate::console::Console;
 use crate::model::{name_of, open_engine, open_tokenizer};
 use crate::options::EngineOptions;
 use crate::prompt_input::read_text_file;
-use crate::sums::write_whole;
+use crate::sums::{check_writable, write_whole};
 use crate::units;
 
 /// Rows of a step, each with all its logits.
@@ -55,6 +55,7 @@ pub(super) fn run(
 ) -> Result<()> {
     let options = EngineOptions::new(&args.engine)?;
     let (pieces, text) = pieces(path, args, &options)?;
+    args.plot.as_deref().map_or(Ok(()), check_writable)?;
     let mut engine = open_engine(&options, console, |open| {
         open.context = Some(args.chunk_tokens);
         open.chunk = Some(STEP_ROWS.min(args.chunk_tokens));
@@ -188,6 +189,7 @@ fn score(
 /// The pieces that are done, in a file where one is wanted: a line of CSV for every part of each.
 struct Table {
     file: Option<fs::File>,
+    name: String,
     rows: Vec<Vec<Sums>>,
 }
 
@@ -198,6 +200,7 @@ impl Table {
         let Some(path) = path else {
             return Ok(Table {
                 file: None,
+                name: String::new(),
                 rows: Vec::new(),
             });
         };
@@ -239,6 +242,7 @@ impl Table {
         std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0))?;
         Ok(Table {
             file: Some(file),
+            name: name(),
             rows,
         })
     }
@@ -250,8 +254,10 @@ impl Table {
                 let piece = self.rows.len();
                 text += &format!("{piece},{i},{},{},{},{}\n", s.n, s.nll, s.kl, s.agrees);
             }
-            file.write_all(text.as_bytes())?;
-            file.sync_data()?;
+            let written = file.write_all(text.as_bytes());
+            written
+                .and_then(|()| file.sync_data())
+                .with_context(|| format!("cannot write {}", self.name))?;
         }
         self.rows.push(parts);
         Ok(())

@@ -1,21 +1,25 @@
-//! `y = scale * v - min`: Q2_K, Q4_K, Q5_K.
+//! `y = scale * v - min`: Q2_K, Q4_K, Q5_K. The `G` groups of `N` are searched side by side.
 
-use super::fit::{Half, LANES, fit_multiples, nearest_within, parts, starts, total};
+use super::fit::{
+    Half, byte, codes, fit_multiples, inverses, nearest_within, plus, side_by_side, starts, times,
+};
 use crate::quant::block::{BlockQ2K, BlockQ4K, BlockQ5K};
 
 /// Starting scales of a group, in steps of a fifth of a code around the whole range.
 const SPREAD: i32 = 5;
+/// Times that a group's scale and min are refitted to the codes of the best so far.
+const REFITS: usize = 2;
 /// Times that the block's scales are refitted to the codes.
 const ROUNDS: usize = 2;
 
-/// A group fitted by itself.
-#[derive(Clone, Copy, Default)]
-struct Group {
-    scale: f32,
-    min: f32,
+/// Groups fitted by themselves.
+struct Fitted<const G: usize> {
+    error: [f32; G],
+    scale: [f32; G],
+    min: [f32; G],
     /// How much the error grows with the square of a change of the scale, the min following.
-    scale_weight: f32,
-    min_weight: f32,
+    scale_weight: [f32; G],
+    min_weight: [f32; G],
 }
 
 /// Codes of a block of `G` groups.
@@ -27,71 +31,143 @@ struct Codes<const G: usize> {
     v: [u8; 256],
 }
 
-/// The best scale and min of a group, min at least 0, `v` from 0 to `top`.
-#[inline(always)]
-fn fit_group<const N: usize>(x: &[f32; N], w: &[f32; N], top: f32) -> Group {
-    let low = x.iter().copied().fold(0.0, f32::min);
-    let high = x.iter().copied().fold(low, f32::max);
-    let sum_w: f32 = w.iter().sum();
-    let mut best = Group {
-        min: -low,
-        min_weight: sum_w,
-        ..Group::default()
-    };
-    if high <= low {
-        return best;
+/// Codes of a block without those of the elements, and what they cost.
+#[derive(Clone, Copy)]
+struct Chosen<const G: usize> {
+    error: f32,
+    d: Half,
+    dmin: Half,
+    scale: [f32; G],
+    min: [f32; G],
+}
+
+/// Sums over each group.
+struct Sums<const G: usize> {
+    low: [f32; G],
+    high: [f32; G],
+    w: [f32; G],
+    wx: [f32; G],
+    wxx: [f32; G],
+}
+
+impl<const G: usize> Sums<G> {
+    #[inline(always)]
+    fn of<const N: usize>(x: &[[f32; G]; N], w: &[[f32; G]; N]) -> Self {
+        let zero = [0.0f32; G];
+        let mut sums = Sums {
+            low: zero,
+            high: zero,
+            w: zero,
+            wx: zero,
+            wxx: zero,
+        };
+        for (x, w) in x.iter().zip(w) {
+            for g in 0..G {
+                sums.low[g] = if x[g] < sums.low[g] {
+                    x[g]
+                } else {
+                    sums.low[g]
+                };
+                sums.high[g] = if x[g] > sums.high[g] {
+                    x[g]
+                } else {
+                    sums.high[g]
+                };
+                let wx = w[g] * x[g];
+                sums.w[g] += w[g];
+                sums.wx[g] += wx;
+                sums.wxx[g] += wx * x[g];
+            }
+        }
+        sums
     }
-    let sum_wx: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-    let sum_wxx: f32 = x.iter().zip(w).map(|(x, w)| x * x * w).sum();
-    let mut least = f32::INFINITY;
-    let mut attempt = |inverse: f32, base: f32| -> Option<(f32, f32)> {
-        let (mut v1, mut v2, mut xv) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-        for (x, w) in parts(x).zip(parts(w)) {
-            for i in 0..LANES {
-                let v = nearest_within(inverse * (x[i] + base), 0.0, top);
-                v1[i] += w[i] * v;
-                v2[i] += w[i] * v * v;
-                xv[i] += w[i] * x[i] * v;
+}
+
+impl<const G: usize> Fitted<G> {
+    /// Tries scales and mins fitted to the codes of `(x + base) * inverse`.
+    #[inline(always)]
+    fn take<const N: usize>(
+        &mut self,
+        x: &[[f32; G]; N],
+        w: &[[f32; G]; N],
+        top: f32,
+        sums: &Sums<G>,
+        inverse: &[f32; G],
+        base: &[f32; G],
+    ) {
+        let (mut v1, mut v2, mut xv) = ([0.0f32; G], [0.0f32; G], [0.0f32; G]);
+        for (x, w) in x.iter().zip(w) {
+            for g in 0..G {
+                let v = nearest_within(inverse[g] * (x[g] + base[g]), 0.0, top);
+                let wv = w[g] * v;
+                v1[g] += wv;
+                v2[g] += wv * v;
+                xv[g] += wv * x[g];
             }
         }
-        let (v1, v2, xv) = (total(v1), total(v2), total(xv));
-        let determinant = sum_w * v2 - v1 * v1;
-        if determinant <= 0.0 {
-            return None;
+        for g in 0..G {
+            let determinant = sums.w[g] * v2[g] - v1[g] * v1[g];
+            let free = (
+                (sums.w[g] * xv[g] - sums.wx[g] * v1[g]) / determinant,
+                (v2[g] * sums.wx[g] - v1[g] * xv[g]) / determinant,
+            );
+            // A min below 0 cannot be said.
+            let scale = if free.1 > 0.0 { xv[g] / v2[g] } else { free.0 };
+            let shift = if free.1 > 0.0 { 0.0 } else { free.1 };
+            let error = sums.wxx[g] - 2.0 * (scale * xv[g] + shift * sums.wx[g])
+                + scale * (scale * v2[g] + 2.0 * shift * v1[g])
+                + shift * shift * sums.w[g];
+            if determinant > 0.0 && scale > 0.0 && error < self.error[g] {
+                self.error[g] = error;
+                self.scale[g] = scale;
+                self.min[g] = -shift;
+                self.scale_weight[g] = v2[g] - v1[g] * v1[g] / sums.w[g];
+            }
         }
-        let mut scale = (sum_w * xv - sum_wx * v1) / determinant;
-        let mut shift = (v2 * sum_wx - v1 * xv) / determinant;
-        if shift > 0.0 {
-            (scale, shift) = (xv / v2, 0.0);
-        }
-        if scale <= 0.0 {
-            return None;
-        }
-        let error = sum_wxx - 2.0 * (scale * xv + shift * sum_wx)
-            + scale * (scale * v2 + 2.0 * shift * v1)
-            + shift * shift * sum_w;
-        if error < least {
-            least = error;
-            best = Group {
-                scale,
-                min: -shift,
-                scale_weight: (v2 - v1 * v1 / sum_w).max(0.0),
-                min_weight: sum_w,
-            };
-        }
-        Some((scale, -shift))
+    }
+}
+
+/// The best scale and min of each group, min at least 0, `v` from 0 to `top`.
+#[inline(always)]
+fn fit_groups<const G: usize, const N: usize>(
+    x: &[[f32; G]; N],
+    w: &[[f32; G]; N],
+    top: f32,
+) -> Fitted<G> {
+    let sums = Sums::of(x, w);
+    let base = times(&sums.low, -1.0);
+    let mut best = Fitted {
+        error: [f32::INFINITY; G],
+        scale: [0.0; G],
+        min: base,
+        scale_weight: [0.0; G],
+        min_weight: sums.w,
     };
+    let mut width = sums.high;
+    for g in 0..G {
+        width[g] -= sums.low[g];
+    }
+    let per_width = inverses(&width);
     for step in -SPREAD..=SPREAD {
-        let inverse = (top + 0.2 * step as f32) / (high - low);
-        let mut at = (inverse, -low);
-        for _ in 0..2 {
-            match attempt(at.0, at.1) {
-                Some((scale, min)) => at = (1.0 / scale, min),
-                None => break,
-            }
-        }
+        let inverse = times(&per_width, top + 0.2 * step as f32);
+        best.take(x, w, top, &sums, &inverse, &base);
+    }
+    for _ in 0..REFITS {
+        let (inverse, base) = (inverses(&best.scale), best.min);
+        best.take(x, w, top, &sums, &inverse, &base);
+    }
+    for weight in &mut best.scale_weight {
+        *weight = weight.max(0.0);
     }
     best
+}
+
+/// The block's scale for the groups' scales, or mins.
+#[inline(always)]
+fn fit_scales<const G: usize>(values: &[f32; G], weights: &[f32; G], code_top: f32) -> f32 {
+    let largest = values.iter().copied().fold(0.0, f32::max);
+    let code = |q: f32| nearest_within(q, 0.0, code_top);
+    fit_multiples(values, weights, starts(largest, code_top), code)
 }
 
 /// Codes of a block whose groups have `N` elements; codes of scales and mins up to `code_top`,
@@ -103,83 +179,79 @@ fn encode<const G: usize, const N: usize>(
     top: f32,
     code_top: f32,
 ) -> Codes<G> {
-    let (x, w) = (x.as_chunks::<N>().0, w.as_chunks::<N>().0);
-    let groups: [Group; G] = std::array::from_fn(|g| fit_group(&x[g], &w[g], top));
-    let fit = |values: [f32; G], weights: [f32; G]| {
-        let largest = values.iter().copied().fold(0.0, f32::max);
-        let code = |q: f32| nearest_within(q, 0.0, code_top);
-        fit_multiples(&values, &weights, starts(largest, code_top), code)
-    };
-    let mut d = fit(groups.map(|g| g.scale), groups.map(|g| g.scale_weight));
-    let mut dmin = fit(groups.map(|g| g.min), groups.map(|g| g.min_weight));
-    let mut best: Option<(f32, Codes<G>)> = None;
-    let mut around: Option<([u8; G], [u8; G])> = None;
+    let (x, w) = (side_by_side::<N, G>(x), side_by_side::<N, G>(w));
+    let fitted = fit_groups(&x, &w, top);
+    let mut d = fit_scales(&fitted.scale, &fitted.scale_weight, code_top);
+    let mut dmin = fit_scales(&fitted.min, &fitted.min_weight, code_top);
+    let mut best: Option<Chosen<G>> = None;
     for _ in 0..ROUNDS {
-        let mut codes = Codes {
-            d: Half::of(d),
-            dmin: Half::of(dmin),
-            scale: [0; G],
-            min: [0; G],
-            v: [0; 256],
+        let (d_half, dmin_half) = (Half::of(d), Half::of(dmin));
+        let (d_now, dmin_now) = (d_half.value(), dmin_half.value());
+        let (middle, middle_min) = match &best {
+            Some(chosen) => (chosen.scale, chosen.min),
+            None => {
+                let inverse = inverses(&[d_now, dmin_now]);
+                (
+                    codes(&fitted.scale, inverse[0], 0.0, code_top),
+                    codes(&fitted.min, inverse[1], 0.0, code_top),
+                )
+            }
         };
-        let mut error = 0.0;
-        // Sums for refitting d and dmin to the codes.
-        let (mut ss, mut sm, mut mm, mut xs, mut xm) = (0.0f32, 0.0f32, 0.0f32, 0.0f32, 0.0f32);
-        let (d_now, dmin_now) = (codes.d.value(), codes.dmin.value());
-        let ratio = |value: f32, d: f32| if d > 0.0 { value / d } else { 0.0 };
-        for g in 0..G {
-            let middle = match around {
-                Some((scale, min)) => (f32::from(scale[g]), f32::from(min[g])),
-                None => (
-                    nearest_within(ratio(groups[g].scale, d_now), 0.0, code_top),
-                    nearest_within(ratio(groups[g].min, dmin_now), 0.0, code_top),
-                ),
-            };
-            let near = |c: f32| {
-                [c, c - 1.0, c + 1.0]
-                    .into_iter()
-                    .filter(move |c| (0.0..=code_top).contains(c))
-            };
-            let mut least = f32::INFINITY;
-            for sc in near(middle.0) {
-                for mn in near(middle.1) {
-                    let (scale, min) = (d_now * sc, dmin_now * mn);
-                    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-                    let mut e = [0.0; LANES];
-                    for (x, w) in parts(&x[g]).zip(parts(&w[g])) {
-                        for i in 0..LANES {
-                            let v = nearest_within((x[i] + min) * inverse, 0.0, top);
-                            let r = scale * v - min - x[i];
-                            e[i] += w[i] * r * r;
-                        }
+        let mut least = [f32::INFINITY; G];
+        let mut chosen = Chosen {
+            error: 0.0,
+            d: d_half,
+            dmin: dmin_half,
+            scale: [0.0; G],
+            min: [0.0; G],
+        };
+        for step in [0.0, -1.0, 1.0] {
+            let c = plus(&middle, step);
+            let scale = times(&c, d_now);
+            let inverse = inverses(&scale);
+            for step in [0.0, -1.0, 1.0] {
+                let m = plus(&middle_min, step);
+                let min = times(&m, dmin_now);
+                let mut e = [0.0f32; G];
+                for (x, w) in x.iter().zip(&w) {
+                    for g in 0..G {
+                        let v = nearest_within((x[g] + min[g]) * inverse[g], 0.0, top);
+                        let r = scale[g] * v - min[g] - x[g];
+                        e[g] += w[g] * r * r;
                     }
-                    let e = total(e);
-                    if e < least {
-                        least = e;
-                        (codes.scale[g], codes.min[g]) = (sc as u8, mn as u8);
+                }
+                for g in 0..G {
+                    let is_code =
+                        c[g] >= 0.0 && c[g] <= code_top && m[g] >= 0.0 && m[g] <= code_top;
+                    if is_code && e[g] < least[g] {
+                        least[g] = e[g];
+                        chosen.scale[g] = c[g];
+                        chosen.min[g] = m[g];
                     }
                 }
             }
-            error += least;
-            let (sc, mn) = (f32::from(codes.scale[g]), f32::from(codes.min[g]));
-            let (scale, min) = (d_now * sc, dmin_now * mn);
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            for i in 0..N {
-                let v = nearest_within((x[g][i] + min) * inverse, 0.0, top);
-                codes.v[N * g + i] = v as u8;
-                let (s, wi) = (sc * v, w[g][i]);
-                ss += wi * s * s;
-                sm += wi * s * mn;
-                mm += wi * mn * mn;
-                xs += wi * x[g][i] * s;
-                xm += wi * x[g][i] * mn;
-            }
         }
-        around = Some((codes.scale, codes.min));
-        if best.as_ref().is_none_or(|(least, _)| error < *least) {
-            best = Some((error, codes));
+        chosen.error = least.iter().sum();
+        if best.is_none_or(|best| chosen.error < best.error) {
+            best = Some(chosen);
         }
         // x = d s - dmin m in the least squares.
+        let inverse = inverses(&times(&chosen.scale, d_now));
+        let min = times(&chosen.min, dmin_now);
+        let mut sums = [[0.0f32; G]; 5];
+        for (x, w) in x.iter().zip(&w) {
+            for g in 0..G {
+                let v = nearest_within((x[g] + min[g]) * inverse[g], 0.0, top);
+                let (s, m) = (chosen.scale[g] * v, chosen.min[g]);
+                let (ws, wm) = (w[g] * s, w[g] * m);
+                sums[0][g] += ws * s;
+                sums[1][g] += ws * m;
+                sums[2][g] += wm * m;
+                sums[3][g] += ws * x[g];
+                sums[4][g] += wm * x[g];
+            }
+        }
+        let [ss, sm, mm, xs, xm] = sums.map(|sums| sums.iter().sum::<f32>());
         let determinant = ss * mm - sm * sm;
         if determinant > 0.0 {
             d = (xs * mm - xm * sm) / determinant;
@@ -190,10 +262,24 @@ fn encode<const G: usize, const N: usize>(
         d = d.max(0.0);
         dmin = dmin.max(0.0);
     }
-    match best {
-        Some((_, codes)) => codes,
-        None => unreachable!("there is a first round"),
+    let Some(chosen) = best else {
+        unreachable!("there is a first round")
+    };
+    let inverse = inverses(&times(&chosen.scale, chosen.d.value()));
+    let min = times(&chosen.min, chosen.dmin.value());
+    let mut found = Codes {
+        d: chosen.d,
+        dmin: chosen.dmin,
+        scale: chosen.scale.map(|c| c as u8),
+        min: chosen.min.map(|m| m as u8),
+        v: [0; 256],
+    };
+    for (i, x) in x.iter().enumerate() {
+        for g in 0..G {
+            found.v[N * g + i] = byte(nearest_within((x[g] + min[g]) * inverse[g], 0.0, top));
+        }
     }
+    found
 }
 
 #[inline(always)]

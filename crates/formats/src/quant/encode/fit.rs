@@ -3,12 +3,20 @@
 use half::f16;
 use zerocopy::little_endian::U16;
 
+/// 1.5 * 2^23: what is added to it is rounded to an integer, which its lowest bits then hold.
+const SHIFT: f32 = 12_582_912.0;
+
 /// The nearest integer, ties to even, for magnitudes below 2^22. Unlike [`f32::round`] it becomes
 /// two additions on every machine.
 #[inline(always)]
 pub(super) fn nearest(x: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0;
     (x + SHIFT) - SHIFT
+}
+
+/// The nearest integer as a byte, in two's complement where it is negative.
+#[inline(always)]
+pub(super) fn byte(x: f32) -> u8 {
+    (x + SHIFT).to_bits() as u8
 }
 
 /// Sums are kept in so many parts, so that they are computed side by side and come out the same on
@@ -28,10 +36,78 @@ pub(super) fn total(p: [f32; LANES]) -> f32 {
     ((p[0] + p[4]) + (p[2] + p[6])) + ((p[1] + p[5]) + (p[3] + p[7]))
 }
 
-/// The nearest integer from `low` to `high`.
+/// The largest of the parts.
+#[inline(always)]
+pub(super) fn most(mut p: [f32; LANES]) -> f32 {
+    let mut n = LANES;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            p[i] = if p[i + n] > p[i] { p[i + n] } else { p[i] };
+        }
+    }
+    p[0]
+}
+
+/// The nearest integer from `low` to `high`; `low` for what is no number. Each comparison is one
+/// instruction, which `f32::max` and `f32::min` are not.
 #[inline(always)]
 pub(super) fn nearest_within(x: f32, low: f32, high: f32) -> f32 {
-    nearest(x.max(low).min(high))
+    let x = if x > low { x } else { low };
+    nearest(if x < high { x } else { high })
+}
+
+/// Groups of a block side by side, so that all are searched at once: element `i` of every group,
+/// then element `i + 1`. A block has `G` groups of `N`.
+#[inline(always)]
+pub(super) fn side_by_side<const N: usize, const G: usize>(x: &[f32; 256]) -> [[f32; G]; N] {
+    let mut out = [[0.0; G]; N];
+    for (i, row) in out.iter_mut().enumerate() {
+        for (g, out) in row.iter_mut().enumerate() {
+            *out = x[N * g + i];
+        }
+    }
+    out
+}
+
+/// Each times a number.
+#[inline(always)]
+pub(super) fn times<const G: usize>(values: &[f32; G], by: f32) -> [f32; G] {
+    let mut out = *values;
+    for out in &mut out {
+        *out *= by;
+    }
+    out
+}
+
+/// Each and a number.
+#[inline(always)]
+pub(super) fn plus<const G: usize>(values: &[f32; G], step: f32) -> [f32; G] {
+    let mut out = *values;
+    for out in &mut out {
+        *out += step;
+    }
+    out
+}
+
+/// Each times `by`, rounded and cut to codes from `low` to `high`.
+#[inline(always)]
+pub(super) fn codes<const G: usize>(values: &[f32; G], by: f32, low: f32, high: f32) -> [f32; G] {
+    let mut out = *values;
+    for out in &mut out {
+        *out = nearest_within(*out * by, low, high);
+    }
+    out
+}
+
+/// One over each; 0 for 0.
+#[inline(always)]
+pub(super) fn inverses<const G: usize>(scale: &[f32; G]) -> [f32; G] {
+    let mut out = [0.0; G];
+    for g in 0..G {
+        out[g] = if scale[g] != 0.0 { 1.0 / scale[g] } else { 0.0 };
+    }
+    out
 }
 
 /// A scale as a block stores it.
@@ -40,10 +116,12 @@ pub(super) struct Half(f16);
 
 impl Half {
     /// The nearest finite half.
+    #[inline(always)]
     pub(super) fn of(x: f32) -> Half {
         Half(f16::from_f32(x.clamp(-65504.0, 65504.0)))
     }
 
+    #[inline(always)]
     pub(super) fn value(self) -> f32 {
         self.0.to_f32()
     }

@@ -5,14 +5,16 @@
 
 use zerocopy::little_endian::{U16, U32};
 
-use super::fit::{Half, fit_multiples, nearest_within};
-use super::neighbours::{self, NEAR, Neighbours};
+use super::fit::{Half, most, total};
+use super::neighbours::{self, Neighbours};
+use super::rounds::{Chosen, Found, Search, choose};
 use crate::quant::block::{BlockIq2S, BlockIq2Xs, BlockIq2Xxs, BlockIq3S, BlockIq3Xxs};
 
-/// Times that the block's scale is refitted to the codes.
-const ROUNDS: usize = 2;
-/// Starting scales of a group.
-const STARTS: usize = 9;
+/// Rows of the grid in a group: 2 for 16 elements of rows of 8, 4 for 32, 8 for 32 of rows of 4.
+const MAX_ROWS: usize = 8;
+/// Starting scales of a group, in parts of that at which the largest magnitude is the largest of
+/// the grid.
+const STARTS: [f32; 9] = [0.52, 0.61, 0.70, 0.79, 0.88, 0.97, 1.06, 1.15, 1.24];
 
 /// Codes of a block with `G` groups; `index` has one for each row of the grid.
 struct Codes<const G: usize> {
@@ -23,62 +25,91 @@ struct Codes<const G: usize> {
     signs: [u8; 32],
 }
 
-/// A group at one scale.
-struct Found {
-    error: f32,
-    /// `sum w x y` and `sum w y^2`, `y` before the scale.
-    along: f32,
-    square: f32,
+/// A block's magnitudes, negative where the sign could not be said, and their weights.
+struct Magnitudes<'a, const L: usize, const N: usize, const M: usize> {
+    t: [f32; 256],
+    w: &'a [f32; 256],
+    grid: &'static Neighbours<N, M>,
 }
 
-/// The nearest rows for a group at a scale.
+impl<const L: usize, const N: usize, const M: usize> Search for Magnitudes<'_, L, N, M> {
+    type Codes = [u16; MAX_ROWS];
+
+    #[inline(always)]
+    fn size(&self, g: usize) -> (f32, f32) {
+        let (mut largest, mut sum_xx) = ([0.0f32; 8], [0.0f32; 8]);
+        let (t, w) = (&self.t[L * g..L * (g + 1)], &self.w[L * g..L * (g + 1)]);
+        for (t, w) in t.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0) {
+            for j in 0..8 {
+                largest[j] = if t[j] > largest[j] { t[j] } else { largest[j] };
+                sum_xx[j] += w[j] * t[j] * t[j];
+            }
+        }
+        (most(largest), total(sum_xx))
+    }
+
+    #[inline(always)]
+    fn search(&self, g: usize, scale: f32) -> (Found, [u16; MAX_ROWS]) {
+        let inverse = 1.0 / scale;
+        let mut index = [0; MAX_ROWS];
+        let (mut error, mut along, mut square) = ([0.0f32; N], [0.0f32; N], [0.0f32; N]);
+        let (t, w) = (&self.t[L * g..L * (g + 1)], &self.w[L * g..L * (g + 1)]);
+        let parts = t.as_chunks::<N>().0.iter().zip(w.as_chunks::<N>().0);
+        for ((t, w), index) in parts.zip(&mut index) {
+            let mut u = *t;
+            for u in &mut u {
+                *u *= inverse;
+            }
+            *index = self.grid.find(&u, w);
+            let row = self.grid.row(*index);
+            for j in 0..N {
+                let r = u[j] - row[j];
+                let wy = w[j] * row[j];
+                error[j] += w[j] * r * r;
+                along[j] += wy * t[j];
+                square[j] += wy * row[j];
+            }
+        }
+        let found = Found {
+            error: sum(error) * scale * scale,
+            along: sum(along),
+            square: sum(square),
+        };
+        (found, index)
+    }
+}
+
+/// The sum of 4 or 8 parts.
 #[inline(always)]
-fn search<const N: usize>(
-    grid: &Neighbours<N, NEAR>,
-    x: &[f32],
-    w: &[f32],
-    scale: f32,
-    index: &mut [u16],
-) -> Found {
-    let inverse = 1.0 / scale;
-    let mut found = Found {
-        error: 0.0,
-        along: 0.0,
-        square: 0.0,
-    };
-    let parts = x.as_chunks::<N>().0.iter().zip(w.as_chunks::<N>().0);
-    for ((x, w), index) in parts.zip(index) {
-        let (i, distance) = grid.find(&x.map(|x| x * inverse), w);
-        *index = i as u16;
-        found.error += distance;
-        let row = grid.row(i);
-        for j in 0..N {
-            found.along += w[j] * x[j] * row[j];
-            found.square += w[j] * row[j] * row[j];
+fn sum<const N: usize>(mut parts: [f32; N]) -> f32 {
+    let mut n = N;
+    while n > 1 {
+        n /= 2;
+        for i in 0..n {
+            parts[i] += parts[i + n];
         }
     }
-    found.error *= scale * scale;
-    found
+    parts[0]
 }
 
 /// Codes of a block with groups of `L` elements; `unit` is what a grid value of 1 stands for at
 /// `d = 1` and `2 s + 1 = 1`. With `even` signs each 8 elements have an even number of them.
 #[inline(always)]
-fn encode<const G: usize, const L: usize, const N: usize>(
+fn encode<const G: usize, const L: usize, const N: usize, const M: usize>(
     x: &[f32; 256],
     w: &[f32; 256],
-    grid: &Neighbours<N, NEAR>,
+    grid: &'static Neighbours<N, M>,
     top: f32,
     unit: f32,
     even: bool,
 ) -> Codes<G> {
-    let per_group = L / N;
     let mut signs = [0u8; 32];
-    let mut t = x.map(f32::abs);
+    let mut t = *x;
+    for t in &mut t {
+        *t = t.abs();
+    }
     for (e, x) in x.iter().enumerate() {
-        if *x < 0.0 {
-            signs[e / 8] |= 1 << (e % 8);
-        }
+        signs[e / 8] |= u8::from(*x < 0.0) << (e % 8);
     }
     if even {
         for (g, signs) in signs.iter_mut().enumerate() {
@@ -92,96 +123,19 @@ fn encode<const G: usize, const L: usize, const N: usize>(
             }
         }
     }
-    let mut scales = [0.0; G];
-    let mut weights = [0.0; G];
-    let mut scratch = [0u16; 64];
-    for g in 0..G {
-        let (x, w) = (&t[L * g..L * (g + 1)], &w[L * g..L * (g + 1)]);
-        let largest = x.iter().copied().fold(0.0, f32::max);
-        let mut least = f32::INFINITY;
-        if largest <= 0.0 {
-            continue;
-        }
-        for i in 0..STARTS {
-            let mut scale = largest / top * (0.52 + 0.09 * i as f32);
-            for _ in 0..2 {
-                let found = search(grid, x, w, scale, &mut scratch[..per_group]);
-                if found.along <= 0.0 || found.square <= 0.0 {
-                    break;
-                }
-                // The error where the scale fits the rows that were found.
-                let sum_xx: f32 = x.iter().zip(w).map(|(x, w)| w * x * x).sum();
-                let error = sum_xx - found.along * found.along / found.square;
-                scale = found.along / found.square;
-                if error < least {
-                    least = error;
-                    (scales[g], weights[g]) = (scale, found.square);
-                }
-                // Most starting points lead to where another has been.
-                if error > 1.1 * least {
-                    break;
-                }
-            }
-        }
+    let search = Magnitudes::<L, N, M> { t, w, grid };
+    let chosen: Chosen<_, G> = choose(&search, STARTS.map(|start| start / top), 15.0, unit);
+    let mut codes = Codes {
+        d: chosen.d,
+        s: chosen.s,
+        index: [0; 64],
+        signs,
+    };
+    let groups = codes.index.chunks_exact_mut(L / N);
+    for (out, index) in groups.zip(&chosen.codes) {
+        out.copy_from_slice(&index[..L / N]);
     }
-    let odd = |q: f32| 2.0 * nearest_within((q - 1.0) / 2.0, 0.0, 15.0) + 1.0;
-    let largest = scales.iter().copied().fold(0.0, f32::max);
-    let starts = (0..24).map(|i| largest / (33.0 - 0.5 * i as f32));
-    let mut d = fit_multiples(&scales, &weights, starts, odd);
-    let mut best: Option<(f32, Codes<G>)> = None;
-    let mut around: Option<[u8; G]> = None;
-    for _ in 0..ROUNDS {
-        let half = Half::of(d / unit);
-        let d_now = half.value() * unit;
-        let mut codes = Codes {
-            d: half,
-            s: [0; G],
-            index: [0; 64],
-            signs,
-        };
-        if d_now <= 0.0 {
-            // Nothing but zeros, or too little for a half.
-            return codes;
-        }
-        let (mut error, mut along, mut square) = (0.0, 0.0, 0.0);
-        for g in 0..G {
-            let (x, w) = (&t[L * g..L * (g + 1)], &w[L * g..L * (g + 1)]);
-            let middle = match around {
-                Some(s) => f32::from(s[g]),
-                None => (odd(scales[g] / d_now) - 1.0) / 2.0,
-            };
-            let mut least: Option<(Found, f32)> = None;
-            for s in [middle, middle - 1.0, middle + 1.0] {
-                if !(0.0..=15.0).contains(&s) {
-                    continue;
-                }
-                let scale = d_now * (2.0 * s + 1.0);
-                let found = search(grid, x, w, scale, &mut scratch[..per_group]);
-                if least.as_ref().is_none_or(|(l, _)| found.error < l.error) {
-                    codes.index[per_group * g..per_group * (g + 1)]
-                        .copy_from_slice(&scratch[..per_group]);
-                    codes.s[g] = s as u8;
-                    least = Some((found, 2.0 * s + 1.0));
-                }
-            }
-            if let Some((found, c)) = least {
-                error += found.error;
-                along += c * found.along;
-                square += c * c * found.square;
-            }
-        }
-        around = Some(codes.s);
-        if best.as_ref().is_none_or(|(least, _)| error < *least) {
-            best = Some((error, codes));
-        }
-        if along > 0.0 && square > 0.0 {
-            d = along / square;
-        }
-    }
-    match best {
-        Some((_, codes)) => codes,
-        None => unreachable!("there is a first round"),
-    }
+    codes
 }
 
 /// Four 7-bit sign codes, and `s` above them.
@@ -195,7 +149,7 @@ fn signs_and_scale(signs: &[u8], s: u8) -> U32 {
 
 #[inline(always)]
 pub(super) fn iq2_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xxs {
-    let codes = encode::<8, 32, 8>(x, w, neighbours::iq2_xxs(), 43.0, 0.125, true);
+    let codes = encode::<8, 32, 8, 2>(x, w, neighbours::iq2_xxs(), 43.0, 0.125, true);
     let group = |i: usize| {
         let index: [u8; 4] = std::array::from_fn(|l| codes.index[4 * i + l] as u8);
         let word = signs_and_scale(&codes.signs[4 * i..4 * i + 4], codes.s[i]);
@@ -214,7 +168,7 @@ fn nibbles(s: &[u8; 16]) -> [u8; 8] {
 
 #[inline(always)]
 pub(super) fn iq2_xs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xs {
-    let codes = encode::<16, 16, 8>(x, w, neighbours::iq2_xs(), 43.0, 0.125, true);
+    let codes = encode::<16, 16, 8, 2>(x, w, neighbours::iq2_xs(), 43.0, 0.125, true);
     let code = |g: usize| codes.index[g] | (u16::from(codes.signs[g] & 127) << 9);
     BlockIq2Xs {
         d: codes.d.bits(),
@@ -225,7 +179,7 @@ pub(super) fn iq2_xs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2Xs {
 
 #[inline(always)]
 pub(super) fn iq2_s(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2S {
-    let codes = encode::<16, 16, 8>(x, w, neighbours::iq2_s(), 43.0, 0.125, false);
+    let codes = encode::<16, 16, 8, 2>(x, w, neighbours::iq2_s(), 43.0, 0.125, false);
     let mut qh = [0; 8];
     for g in 0..32 {
         qh[g / 4] |= ((codes.index[g] >> 8) as u8) << (2 * (g % 4));
@@ -241,7 +195,7 @@ pub(super) fn iq2_s(x: &[f32; 256], w: &[f32; 256]) -> BlockIq2S {
 
 #[inline(always)]
 pub(super) fn iq3_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq3Xxs {
-    let codes = encode::<8, 32, 4>(x, w, neighbours::iq3_xxs(), 62.0, 0.25, true);
+    let codes = encode::<8, 32, 4, 7>(x, w, neighbours::iq3_xxs(), 62.0, 0.25, true);
     let word = |i: usize| signs_and_scale(&codes.signs[4 * i..4 * i + 4], codes.s[i]);
     BlockIq3Xxs {
         d: codes.d.bits(),
@@ -252,7 +206,7 @@ pub(super) fn iq3_xxs(x: &[f32; 256], w: &[f32; 256]) -> BlockIq3Xxs {
 
 #[inline(always)]
 pub(super) fn iq3_s(x: &[f32; 256], w: &[f32; 256]) -> BlockIq3S {
-    let codes = encode::<8, 32, 4>(x, w, neighbours::iq3_s(), 15.0, 1.0, false);
+    let codes = encode::<8, 32, 4, 7>(x, w, neighbours::iq3_s(), 15.0, 1.0, false);
     let mut qh = [0; 8];
     for q in 0..64 {
         qh[q / 8] |= ((codes.index[q] >> 8) as u8) << (q % 8);

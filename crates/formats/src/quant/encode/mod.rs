@@ -12,30 +12,54 @@ mod levels;
 mod magnitudes;
 mod neighbours;
 mod plain;
+mod rounds;
 mod signed;
 mod ternary;
 
 pub use plain::{Encoder, encode_bf16, encode_f16, encode_q8_0, encoder};
 
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::check_row;
 use crate::GgmlType;
 
 /// Weights of a block; a block that matters nowhere is encoded as if it mattered evenly.
+#[inline(always)]
 fn block_weights<const LEN: usize>(weights: Option<&[f32]>, first: usize) -> [f32; LEN] {
     let Some(weights) = weights else {
         return [1.0; LEN];
     };
     let mut w = [0.0; LEN];
     w.copy_from_slice(&weights[first..first + LEN]);
-    let sum: f32 = w.iter().sum();
+    let mut sums = [0.0; fit::LANES];
+    for w in fit::parts(&w) {
+        for (sum, w) in sums.iter_mut().zip(w) {
+            *sum += w;
+        }
+    }
+    let sum = fit::total(sums);
     if sum.is_finite() && sum > 0.0 {
         // Sums of squares stay far from the ends of f32.
-        w.map(|w| w * (LEN as f32 / sum))
+        for w in &mut w {
+            *w *= LEN as f32 / sum;
+        }
+        w
     } else {
         [1.0; LEN]
     }
+}
+
+/// Encodes block by block. Not a function that takes the search as an argument: calls of those are
+/// not inlined, and the search would be compiled without the caller's vector instructions.
+macro_rules! blocks {
+    ($len:literal, $encode:path, $x:expr, $weights:expr, $out:expr) => {{
+        let n_bytes = $out.len() / ($x.len() / $len).max(1);
+        let out = $out.chunks_exact_mut(n_bytes.max(1));
+        for (i, (x, out)) in $x.as_chunks::<$len>().0.iter().zip(out).enumerate() {
+            let w = block_weights($weights, i * $len);
+            out.copy_from_slice($encode(x, &w).as_bytes());
+        }
+    }};
 }
 
 /// Encodes a row of values to blocks of type `ty`; `weights` has the importance of each value, and
@@ -62,42 +86,27 @@ pub fn encode_row_inlined(ty: GgmlType, x: &[f32], weights: Option<&[f32]>, out:
         assert_eq!(weights.len(), x.len(), "a weight for every value");
     }
     match ty {
-        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0 => {
+        GgmlType::Q8_0 => plain::q8_0(x, out),
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => {
             if let Some(encode) = encoder(ty) {
                 encode(x, out);
             }
         }
-        GgmlType::Q2_K => blocks(x, weights, out, affine::q2_k),
-        GgmlType::Q4_K => blocks(x, weights, out, affine::q4_k),
-        GgmlType::Q5_K => blocks(x, weights, out, affine::q5_k),
-        GgmlType::Q3_K => blocks(x, weights, out, signed::q3_k),
-        GgmlType::Q6_K => blocks(x, weights, out, signed::q6_k),
-        GgmlType::IQ4_NL => blocks(x, weights, out, levels::iq4_nl),
-        GgmlType::IQ4_XS => blocks(x, weights, out, levels::iq4_xs),
-        GgmlType::MXFP4 => blocks(x, weights, out, levels::mxfp4),
-        GgmlType::IQ2_XXS => blocks(x, weights, out, magnitudes::iq2_xxs),
-        GgmlType::IQ2_XS => blocks(x, weights, out, magnitudes::iq2_xs),
-        GgmlType::IQ2_S => blocks(x, weights, out, magnitudes::iq2_s),
-        GgmlType::IQ3_XXS => blocks(x, weights, out, magnitudes::iq3_xxs),
-        GgmlType::IQ3_S => blocks(x, weights, out, magnitudes::iq3_s),
-        GgmlType::IQ1_S => blocks(x, weights, out, ternary::iq1_s),
-        GgmlType::IQ1_M => blocks(x, weights, out, ternary::iq1_m),
+        GgmlType::Q2_K => blocks!(256, affine::q2_k, x, weights, out),
+        GgmlType::Q4_K => blocks!(256, affine::q4_k, x, weights, out),
+        GgmlType::Q5_K => blocks!(256, affine::q5_k, x, weights, out),
+        GgmlType::Q3_K => blocks!(256, signed::q3_k, x, weights, out),
+        GgmlType::Q6_K => blocks!(256, signed::q6_k, x, weights, out),
+        GgmlType::IQ4_NL => blocks!(32, levels::iq4_nl, x, weights, out),
+        GgmlType::IQ4_XS => blocks!(256, levels::iq4_xs, x, weights, out),
+        GgmlType::MXFP4 => blocks!(32, levels::mxfp4, x, weights, out),
+        GgmlType::IQ2_XXS => blocks!(256, magnitudes::iq2_xxs, x, weights, out),
+        GgmlType::IQ2_XS => blocks!(256, magnitudes::iq2_xs, x, weights, out),
+        GgmlType::IQ2_S => blocks!(256, magnitudes::iq2_s, x, weights, out),
+        GgmlType::IQ3_XXS => blocks!(256, magnitudes::iq3_xxs, x, weights, out),
+        GgmlType::IQ3_S => blocks!(256, magnitudes::iq3_s, x, weights, out),
+        GgmlType::IQ1_S => blocks!(256, ternary::iq1_s, x, weights, out),
+        GgmlType::IQ1_M => blocks!(256, ternary::iq1_m, x, weights, out),
         GgmlType::I32 => panic!("I32 is for tables, not for weights"),
-    }
-}
-
-/// Encodes block by block, compiled with the instructions of whoever calls it; so is every search,
-/// for they are all inlined.
-#[inline(always)]
-fn blocks<const LEN: usize, B: IntoBytes + Immutable>(
-    x: &[f32],
-    weights: Option<&[f32]>,
-    out: &mut [u8],
-    encode: impl Fn(&[f32; LEN], &[f32; LEN]) -> B,
-) {
-    let out = out.chunks_exact_mut(size_of::<B>());
-    for (i, (x, out)) in x.as_chunks::<LEN>().0.iter().zip(out).enumerate() {
-        let w = block_weights(weights, i * LEN);
-        out.copy_from_slice(encode(x, &w).as_bytes());
     }
 }

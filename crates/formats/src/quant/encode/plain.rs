@@ -60,18 +60,34 @@ fn encode_words<const N: usize>(
 /// Unless `x` is whole blocks and `out` exactly their encoded length.
 pub fn encode_q8_0(x: &[f32], out: &mut [u8]) {
     check_row(GgmlType::Q8_0, out, x.len());
+    q8_0(x, out);
+}
+
+/// [`encode_q8_0`] with the caller's instructions.
+#[inline(always)]
+pub(super) fn q8_0(x: &[f32], out: &mut [u8]) {
     for (x, out) in x
         .as_chunks::<32>()
         .0
         .iter()
         .zip(out.as_chunks_mut::<34>().0)
     {
-        let amax = x.iter().fold(0.0f32, |amax, v| amax.max(v.abs()));
+        let mut largest = [0.0f32; 8];
+        for x in x.as_chunks::<8>().0 {
+            for (largest, x) in largest.iter_mut().zip(x) {
+                *largest = largest.max(x.abs());
+            }
+        }
+        let amax = largest.into_iter().fold(0.0, f32::max);
         let d = amax / 127.0;
         let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        let mut qs = [0; 32];
+        for (q, x) in qs.iter_mut().zip(x) {
+            *q = (x * inverse).round() as i8;
+        }
         let block = BlockQ8_0 {
             d: U16::new(f16::from_f32(d).to_bits()),
-            qs: x.map(|v| (v * inverse).round() as i8),
+            qs,
         };
         out.copy_from_slice(block.as_bytes());
     }

@@ -6,14 +6,15 @@
 
 use zerocopy::little_endian::U16;
 
-use super::fit::{Half, fit_multiples, nearest_within};
+use super::fit::{Half, most, total};
 use super::neighbours;
+use super::rounds::{Chosen, Found, Search, choose};
 use crate::quant::block::{BlockIq1M, BlockIq1S};
 
-/// Times that the block's scale is refitted to the codes.
-const ROUNDS: usize = 2;
-/// Starting scales of a group.
-const STARTS: usize = 7;
+/// Rows of the grid in a group of 32.
+const MAX_ROWS: usize = 4;
+/// Starting scales of a group, in parts of its largest magnitude.
+const STARTS: [f32; 4] = [0.24, 0.40, 0.56, 0.74];
 const DELTA: f32 = 0.125;
 
 struct Codes<const G: usize> {
@@ -24,69 +25,101 @@ struct Codes<const G: usize> {
     down: [bool; 32],
 }
 
+/// The codes of a group: for each 8 elements a row, and whether `delta` is negative.
 #[derive(Clone, Copy, Default)]
-struct Found {
-    error: f32,
-    /// `sum w x y` and `sum w y^2`, `y` before the scale.
-    along: f32,
-    square: f32,
+struct Rows {
+    index: [u16; MAX_ROWS],
+    down: [bool; MAX_ROWS],
 }
 
-/// The nearest rows for `D` elements at a scale, with the better `delta`.
-#[inline(always)]
-fn search_part(x: &[f32], w: &[f32], scale: f32, index: &mut [u16], down: &mut [bool]) -> Found {
-    let grid = neighbours::iq1();
-    let inverse = 1.0 / scale;
-    let mut best: Option<Found> = None;
-    for is_down in [false, true] {
-        let delta = if is_down { -DELTA } else { DELTA };
-        let mut found = Found::default();
-        let mut rows = [0u16; 4];
-        let parts = x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0);
-        for (k, (x, w)) in parts.enumerate() {
-            let (i, distance) = grid.find(&x.map(|x| x * inverse - delta), w);
-            rows[k] = i as u16;
-            found.error += distance;
-            for (j, v) in grid.row(i).iter().enumerate() {
-                let y = v + delta;
-                found.along += w[j] * x[j] * y;
-                found.square += w[j] * y * y;
+/// A block and its weights.
+struct Ternary<'a, const L: usize, const D: usize> {
+    x: &'a [f32; 256],
+    w: &'a [f32; 256],
+}
+
+/// Sums in eight parts.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    error: [f32; 8],
+    along: [f32; 8],
+    square: [f32; 8],
+}
+
+impl<const L: usize, const D: usize> Search for Ternary<'_, L, D> {
+    type Codes = Rows;
+
+    #[inline(always)]
+    fn size(&self, g: usize) -> (f32, f32) {
+        let (mut largest, mut sum_xx) = ([0.0f32; 8], [0.0f32; 8]);
+        let (x, w) = (&self.x[L * g..L * (g + 1)], &self.w[L * g..L * (g + 1)]);
+        for (x, w) in x.as_chunks::<8>().0.iter().zip(w.as_chunks::<8>().0) {
+            for j in 0..8 {
+                let magnitude = x[j].abs();
+                largest[j] = if magnitude > largest[j] {
+                    magnitude
+                } else {
+                    largest[j]
+                };
+                sum_xx[j] += w[j] * x[j] * x[j];
             }
         }
-        found.error *= scale * scale;
-        if best.is_none_or(|best| found.error < best.error) {
-            index.copy_from_slice(&rows[..index.len()]);
-            down.fill(is_down);
-            best = Some(found);
-        }
+        (most(largest), total(sum_xx))
     }
-    best.unwrap_or_default()
-}
 
-/// The same for a whole group.
-#[inline(always)]
-fn search<const D: usize>(
-    x: &[f32],
-    w: &[f32],
-    scale: f32,
-    index: &mut [u16],
-    down: &mut [bool],
-) -> Found {
-    let mut found = Found::default();
-    for k in 0..x.len() / D {
-        let (e, r) = (D * k..D * (k + 1), D / 8 * k..D / 8 * (k + 1));
-        let part = search_part(
-            &x[e.clone()],
-            &w[e],
-            scale,
-            &mut index[r.clone()],
-            &mut down[r],
-        );
-        found.error += part.error;
-        found.along += part.along;
-        found.square += part.square;
+    #[inline(always)]
+    fn search(&self, g: usize, scale: f32) -> (Found, Rows) {
+        let grid = neighbours::iq1();
+        let inverse = 1.0 / scale;
+        let mut rows = Rows::default();
+        let mut sums = Sums::default();
+        // Each part with the better of its two deltas.
+        for part in 0..L / D {
+            let mut best: Option<(f32, Sums)> = None;
+            for is_down in [false, true] {
+                let delta = if is_down { -DELTA } else { DELTA };
+                let mut tried = sums;
+                let mut index = [0; MAX_ROWS];
+                for k in 0..D / 8 {
+                    let at = L * g + D * part + 8 * k;
+                    let (x, w) = (&self.x[at..at + 8], &self.w[at..at + 8]);
+                    let (Some(x), Some(w)) = (x.first_chunk::<8>(), w.first_chunk::<8>()) else {
+                        unreachable!("eight elements")
+                    };
+                    let mut u = *x;
+                    for u in &mut u {
+                        *u = *u * inverse - delta;
+                    }
+                    index[k] = grid.find(&u, w);
+                    let row = grid.row(index[k]);
+                    for j in 0..8 {
+                        let r = u[j] - row[j];
+                        let y = row[j] + delta;
+                        let wy = w[j] * y;
+                        tried.error[j] += w[j] * r * r;
+                        tried.along[j] += wy * x[j];
+                        tried.square[j] += wy * y;
+                    }
+                }
+                let error = total(tried.error);
+                if best.as_ref().is_none_or(|(least, _)| error < *least) {
+                    let first = D / 8 * part;
+                    rows.index[first..first + D / 8].copy_from_slice(&index[..D / 8]);
+                    rows.down[first..first + D / 8].fill(is_down);
+                    best = Some((error, tried));
+                }
+            }
+            if let Some((_, better)) = best {
+                sums = better;
+            }
+        }
+        let found = Found {
+            error: total(sums.error) * scale * scale,
+            along: total(sums.along),
+            square: total(sums.square),
+        };
+        (found, rows)
     }
-    found
 }
 
 #[inline(always)]
@@ -94,95 +127,19 @@ fn encode<const G: usize, const L: usize, const D: usize>(
     x: &[f32; 256],
     w: &[f32; 256],
 ) -> Codes<G> {
-    let rows = L / 8;
-    let mut scales = [0.0; G];
-    let mut weights = [0.0; G];
-    let (mut index, mut down) = ([0u16; 32], [false; 32]);
-    for g in 0..G {
-        let (x, w) = (&x[L * g..L * (g + 1)], &w[L * g..L * (g + 1)]);
-        let largest = x.iter().fold(0.0f32, |a, x| a.max(x.abs()));
-        if largest == 0.0 {
-            continue;
-        }
-        let sum_xx: f32 = x.iter().zip(w).map(|(x, w)| w * x * x).sum();
-        let mut least = f32::INFINITY;
-        for i in 0..STARTS {
-            let mut scale = largest * (0.18 + 0.11 * i as f32);
-            for _ in 0..2 {
-                let found = search::<D>(x, w, scale, &mut index[..rows], &mut down[..rows]);
-                if found.along <= 0.0 || found.square <= 0.0 {
-                    break;
-                }
-                let error = sum_xx - found.along * found.along / found.square;
-                scale = found.along / found.square;
-                if error < least {
-                    least = error;
-                    (scales[g], weights[g]) = (scale, found.square);
-                }
-                if error > 1.1 * least {
-                    break;
-                }
-            }
-        }
+    let chosen: Chosen<Rows, G> = choose(&Ternary::<L, D> { x, w }, STARTS, 7.0, 1.0);
+    let mut codes = Codes {
+        d: chosen.d,
+        s: chosen.s,
+        index: [0; 32],
+        down: [false; 32],
+    };
+    for (g, rows) in chosen.codes.iter().enumerate() {
+        let place = L / 8 * g..L / 8 * (g + 1);
+        codes.index[place.clone()].copy_from_slice(&rows.index[..L / 8]);
+        codes.down[place].copy_from_slice(&rows.down[..L / 8]);
     }
-    let odd = |q: f32| 2.0 * nearest_within((q - 1.0) / 2.0, 0.0, 7.0) + 1.0;
-    let largest = scales.iter().copied().fold(0.0, f32::max);
-    let starts = (0..24).map(|i| largest / (16.5 - 0.4 * i as f32));
-    let mut d = fit_multiples(&scales, &weights, starts, odd);
-    let mut best: Option<(f32, Codes<G>)> = None;
-    let mut around: Option<[u8; G]> = None;
-    for _ in 0..ROUNDS {
-        let half = Half::of(d);
-        let d_now = half.value();
-        let mut codes = Codes {
-            d: half,
-            s: [0; G],
-            index: [0; 32],
-            down: [false; 32],
-        };
-        if d_now <= 0.0 {
-            return codes;
-        }
-        let (mut error, mut along, mut square) = (0.0, 0.0, 0.0);
-        for g in 0..G {
-            let (x, w) = (&x[L * g..L * (g + 1)], &w[L * g..L * (g + 1)]);
-            let middle = match around {
-                Some(s) => f32::from(s[g]),
-                None => (odd(scales[g] / d_now) - 1.0) / 2.0,
-            };
-            let mut least: Option<(Found, f32)> = None;
-            for s in [middle, middle - 1.0, middle + 1.0] {
-                if !(0.0..=7.0).contains(&s) {
-                    continue;
-                }
-                let scale = d_now * (2.0 * s + 1.0);
-                let found = search::<D>(x, w, scale, &mut index[..rows], &mut down[..rows]);
-                if least.is_none_or(|(l, _)| found.error < l.error) {
-                    let place = rows * g..rows * (g + 1);
-                    codes.index[place.clone()].copy_from_slice(&index[..rows]);
-                    codes.down[place].copy_from_slice(&down[..rows]);
-                    codes.s[g] = s as u8;
-                    least = Some((found, 2.0 * s + 1.0));
-                }
-            }
-            if let Some((found, c)) = least {
-                error += found.error;
-                along += c * found.along;
-                square += c * c * found.square;
-            }
-        }
-        around = Some(codes.s);
-        if best.as_ref().is_none_or(|(least, _)| error < *least) {
-            best = Some((error, codes));
-        }
-        if along > 0.0 && square > 0.0 {
-            d = along / square;
-        }
-    }
-    match best {
-        Some((_, codes)) => codes,
-        None => unreachable!("there is a first round"),
-    }
+    codes
 }
 
 #[inline(always)]

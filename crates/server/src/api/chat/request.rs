@@ -9,10 +9,11 @@ use serde_json::{Value, json};
 use super::reply::{ReasoningDisplay, ReplyShape};
 use crate::api::choices::{self, Envelope, MAX_TOP_LOGPROBS};
 use crate::api::fields::{Fields, PathStyle};
+use crate::api::json::{Json, Kind};
 use crate::api::normalise::normalise;
 use crate::api::tools::{self, INPUT};
 use crate::api::wishes::{self, ThinkingWish};
-use crate::api::{Media, RequestContext, invalid, unsupported};
+use crate::api::{Document, Media, RequestContext, invalid, unsupported};
 use crate::generation::{Endpoint, Failure, Generation, PromptSource, Thinking, Tool, ToolChoice};
 
 /// Between the parts of a message that is not the model's own.
@@ -33,8 +34,12 @@ pub struct Parsed {
 ///
 /// # Errors
 /// A member of another shape, or a wish that is not granted; members we do not know are ignored.
-pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+pub fn parse<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+) -> Result<Parsed, Failure> {
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
     refuse(&fields)?;
@@ -112,8 +117,11 @@ fn refuse(fields: &Fields) -> Result<(), Failure> {
             return Err(fields.unsupported(name, &why));
         }
     }
-    let modalities = fields.array("modalities")?.unwrap_or_default();
-    if modalities.iter().any(|modality| modality == "audio") {
+    if fields
+        .words("modalities")?
+        .iter()
+        .any(|word| word == "audio")
+    {
         return Err(fields.unsupported("modalities", "this model writes text only, expected text"));
     }
     if fields.get("audio").is_some() {
@@ -153,13 +161,13 @@ fn thinking(fields: &Fields, model: &str, context: &RequestContext) -> Result<Th
         efforts.extend(wishes::effort(&output, "effort")?);
     }
     switches.extend(switch(fields, "enable_thinking")?);
-    match fields.get("think") {
-        Some(Value::String(_)) => efforts.extend(wishes::effort(fields, "think")?),
+    match fields.kind("think") {
+        Kind::Text => efforts.extend(wishes::effort(fields, "think")?),
         _ => switches.extend(switch(fields, "think")?),
     }
-    match fields.get("thinking") {
-        Some(Value::Bool(is_on)) => switches.push(*is_on),
-        _ => {
+    match fields.get("thinking").and_then(Json::as_bool) {
+        Some(is_on) => switches.push(is_on),
+        None => {
             if let Some(thinking) = fields.object("thinking")? {
                 switches.push(wishes::thinking_type(&thinking)?);
                 budgets.extend(thinking.count("budget_tokens")?);
@@ -242,24 +250,24 @@ fn read_tools(
         let (name, function) = match kind {
             "function" => {
                 let function = inner("function")?;
-                if !matches!(function.get("parameters"), None | Some(Value::Object(_))) {
+                if !matches!(function.kind("parameters"), Kind::Nothing | Kind::Object) {
                     return Err(function.mismatch("parameters", "a JSON schema"));
                 }
                 // As it was received, unknown members included: what changes here changes the
                 // prompt, and with it what was cached.
-                (function.str("name")?, function.members().clone().into())
+                (function.str("name")?.to_owned(), function.json().value()?)
             }
             "custom" => {
                 let custom = inner("custom")?;
-                let name = custom.str("name")?;
+                let name = custom.str("name")?.to_owned();
                 let grammar = match custom.object("format")? {
                     Some(format) => format.object("grammar")?.or(Some(format)),
                     None => None,
                 };
                 let description = custom.optional_str("description")?;
-                let function = tools::custom_function(name, description, grammar.as_ref())?;
+                let function = tools::custom_function(&name, description, grammar.as_ref())?;
                 input = tools::input_grammar(grammar.as_ref())?;
-                custom_tools.insert(name.to_owned());
+                custom_tools.insert(name.clone());
                 (name, function)
             }
             // The vendor's servers run these; agents list them whether or not they can.
@@ -274,7 +282,7 @@ fn read_tools(
             }
         };
         declared.push(Tool {
-            name: name.to_owned(),
+            name,
             function,
             input,
             deferred: false,
@@ -287,16 +295,17 @@ fn read_tools(
 
 fn tool_choice(fields: &Fields, declared: &[Tool]) -> Result<ToolChoice, Failure> {
     let expected = "auto, none, required, a tool or allowed_tools";
-    let choice = match fields.get("tool_choice") {
-        None => return Ok(ToolChoice::Auto),
-        Some(Value::String(word)) => {
+    let choice = match fields.kind("tool_choice") {
+        Kind::Nothing => return Ok(ToolChoice::Auto),
+        Kind::Text => {
+            let word = fields.str("tool_choice")?;
             word_choice(word).ok_or_else(|| fields.unknown_word("tool_choice", word, expected))?
         }
-        Some(Value::Object(_)) => match fields.object("tool_choice")? {
+        Kind::Object => match fields.object("tool_choice")? {
             Some(choice) => object_choice(&choice, declared)?,
             None => ToolChoice::Auto,
         },
-        Some(_) => return Err(fields.mismatch("tool_choice", expected)),
+        _ => return Err(fields.mismatch("tool_choice", expected)),
     };
     if declared.is_empty() && !matches!(choice, ToolChoice::Auto | ToolChoice::None) {
         let message = "tool_choice: there are no tools, expected auto or none.";
@@ -439,17 +448,17 @@ impl Reader {
     /// unless the server is to refuse them: refusing ends the session, because the client sends
     /// them again with every turn.
     fn text(&mut self, message: &Fields, part_break: &str) -> Result<String, Failure> {
-        match message.get("content") {
-            None => return Ok(String::new()),
-            Some(Value::String(text)) => return Ok(text.clone()),
-            Some(Value::Array(_)) => {}
-            Some(_) => return Err(message.mismatch("content", "a string or an array of parts")),
+        match message.kind("content") {
+            Kind::Nothing => return Ok(String::new()),
+            Kind::Text => return message.text("content"),
+            Kind::Array => {}
+            _ => return Err(message.mismatch("content", "a string or an array of parts")),
         }
         let mut texts = Vec::new();
         for part in message.objects("content")? {
             let noun = match part.str("type")? {
                 "text" | "input_text" | "output_text" => {
-                    texts.push(part.str("text")?.to_owned());
+                    texts.push(part.text("text")?);
                     continue;
                 }
                 "refusal" => {
@@ -512,11 +521,11 @@ fn tool_call(call: &Fields) -> Result<ToolCall, Failure> {
 
 /// Arguments as JSON text. Some clients send the object itself.
 fn arguments(function: &Fields) -> Result<String, Failure> {
-    match function.get("arguments") {
-        None => Ok("{}".to_owned()),
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(object @ Value::Object(_)) => Ok(json::to_string(object)),
-        Some(_) => Err(function.mismatch("arguments", "a string of JSON text")),
+    match (function.kind("arguments"), function.get("arguments")) {
+        (Kind::Text, _) => function.text("arguments"),
+        (Kind::Object, Some(object)) => Ok(json::to_string(&object.value()?)),
+        (_, None) => Ok("{}".to_owned()),
+        _ => Err(function.mismatch("arguments", "a string of JSON text")),
     }
 }
 

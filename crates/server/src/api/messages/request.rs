@@ -1,5 +1,6 @@
 //! Requests: from system, messages and blocks to a [`Generation`].
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ds4_text::{Message, Mode, Role, ToolCall, json};
@@ -9,10 +10,11 @@ use super::reply::{ReplyShape, ThinkingDisplay, call_id};
 use super::thread::{self, NoThreads, Thread, ThreadStore};
 use crate::api::choices;
 use crate::api::fields::{Fields, PathStyle};
+use crate::api::json::{Json, Kind};
 use crate::api::normalise::normalise;
 use crate::api::tools;
 use crate::api::wishes::{self, ThinkingWish};
-use crate::api::{Media, Preferences, RequestContext, invalid, unsupported};
+use crate::api::{Document, Media, Preferences, RequestContext, invalid, unsupported};
 use crate::generation::{
     Endpoint, Failure, Generation, OutputSchema, PromptSource, Tool, ToolChoice,
 };
@@ -46,7 +48,10 @@ pub struct Parsed {
 ///
 /// # Errors
 /// A member of another shape, or a wish that is not granted; members we do not know are ignored.
-pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
+pub fn parse<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+) -> Result<Parsed, Failure> {
     parse_with_threads(body, context, &NoThreads)
 }
 
@@ -54,22 +59,23 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
 ///
 /// # Errors
 /// As [`parse`], and a conversation that is not kept.
-pub fn parse_with_threads(
-    body: &Value,
+pub fn parse_with_threads<'a>(
+    body: impl Into<Document<'a>>,
     context: &RequestContext,
     threads: &dyn ThreadStore,
 ) -> Result<Parsed, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Dots)?;
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Dots)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
     let mut thread = thread::read(&fields, threads)?;
     // A thread's system text and tools are those that it began with.
     let (head, old) = match &thread {
         Some(Thread { head, messages, .. }) => (Arc::clone(head), messages.clone()),
-        None => Default::default(),
+        None => (Arc::from("{}"), Vec::new()),
     };
     let head = match thread {
-        Some(_) => Fields::of_body(&head, PathStyle::Dots)?,
+        Some(_) => Fields::of_body(body.json().beside(&head), PathStyle::Dots)?,
         None => fields.clone(),
     };
     let mut warnings = Vec::new();
@@ -87,6 +93,7 @@ pub fn parse_with_threads(
     };
     reader.system(&head)?;
     for message in &old {
+        let message = body.json().beside(message);
         reader.message(&Fields::of_body(message, PathStyle::Dots)?)?;
     }
     let received = fields.objects("messages")?;
@@ -97,9 +104,10 @@ pub fn parse_with_threads(
         reader.message(message)?;
     }
     if let Some(thread) = &mut thread {
-        let new = fields.array("messages")?.unwrap_or_default();
-        thread.n_new = new.len();
-        thread.messages.extend(new.iter().cloned().map(Arc::new));
+        for message in &received {
+            thread.messages.push(message.json().raw().into());
+        }
+        thread.n_new = received.len();
     }
     let Reader {
         mut messages,
@@ -228,7 +236,7 @@ fn affinity(fields: &Fields, context: &RequestContext) -> Result<Option<String>,
     }
     let metadata = fields.object("metadata")?;
     let user = metadata.as_ref().and_then(|m| m.get("user_id"));
-    Ok(user.and_then(Value::as_str).map(str::to_owned))
+    Ok(user.and_then(Json::as_text).map(Cow::into_owned))
 }
 
 fn read_tools(
@@ -240,7 +248,7 @@ fn read_tools(
     for tool in fields.objects("tools")? {
         let kind = tool.optional_str("type")?.unwrap_or("custom");
         let function = match tool.get("input_schema") {
-            Some(schema @ Value::Object(_)) => function(&tool, schema)?,
+            Some(schema) if schema.kind() == Kind::Object => function(&tool, schema.value()?)?,
             Some(_) => return Err(tool.mismatch("input_schema", "a JSON schema")),
             None if kind == "custom" => {
                 return Err(tool.mismatch("input_schema", "a JSON schema"));
@@ -273,15 +281,15 @@ fn read_tools(
     Ok(declared)
 }
 
-fn function(tool: &Fields, schema: &Value) -> Result<Value, Failure> {
+fn function(tool: &Fields, schema: Value) -> Result<Value, Failure> {
     let mut function = Map::new();
     function.insert("name".to_owned(), tool.str("name")?.into());
     if let Some(description) = tool.optional_str("description")? {
         function.insert("description".to_owned(), description.into());
     }
-    function.insert("parameters".to_owned(), schema.clone());
-    if let Some(strict) = tool.get("strict") {
-        function.insert("strict".to_owned(), strict.clone());
+    function.insert("parameters".to_owned(), schema);
+    if let Some(strict) = tool.value("strict")? {
+        function.insert("strict".to_owned(), strict);
     }
     Ok(function.into())
 }
@@ -413,17 +421,17 @@ impl Reader<'_> {
     }
 
     fn system_text(&mut self, owner: &Fields, name: &str) -> Result<String, Failure> {
-        let texts = match owner.get(name) {
-            None => Vec::new(),
-            Some(Value::String(text)) => vec![text.clone()],
-            Some(Value::Array(_)) => {
+        let texts = match owner.kind(name) {
+            Kind::Nothing => Vec::new(),
+            Kind::Text => vec![owner.text(name)?],
+            Kind::Array => {
                 let mut texts = Vec::new();
                 for block in owner.objects(name)? {
                     texts.push(self.block_text(&block)?);
                 }
                 texts
             }
-            Some(_) => return Err(owner.mismatch(name, "a string or an array of text blocks")),
+            _ => return Err(owner.mismatch(name, "a string or an array of text blocks")),
         };
         let mut kept = Vec::new();
         for text in &texts {
@@ -460,8 +468,8 @@ impl Reader<'_> {
 
     /// The blocks of a content that is a list, or of one that is a string and so one text block.
     fn user(&mut self, message: &Fields) -> Result<(), Failure> {
-        if let Some(Value::String(text)) = message.get("content") {
-            self.messages.push(Message::user(text));
+        if message.kind("content") == Kind::Text {
+            self.messages.push(Message::user(message.text("content")?));
             return Ok(());
         }
         let mut texts: Vec<String> = Vec::new();
@@ -503,10 +511,10 @@ impl Reader<'_> {
     }
 
     fn result_text(&mut self, result: &Fields) -> Result<String, Failure> {
-        let text = match result.get("content") {
-            None => String::new(),
-            Some(Value::String(text)) => text.clone(),
-            Some(_) => {
+        let text = match result.kind("content") {
+            Kind::Nothing => String::new(),
+            Kind::Text => result.text("content")?,
+            _ => {
                 let mut texts = Vec::new();
                 let mut found: Vec<String> = Vec::new();
                 for block in content_blocks(result)? {
@@ -533,25 +541,25 @@ impl Reader<'_> {
 
     fn assistant(&mut self, message: &Fields) -> Result<(), Failure> {
         let mut turn = Message::assistant("");
-        if let Some(Value::String(text)) = message.get("content") {
-            turn.content.push_str(text);
+        if message.kind("content") == Kind::Text {
+            turn.content = message.text("content")?;
             self.messages.push(turn);
             return Ok(());
         }
-        let mut reasoning: Vec<&str> = Vec::new();
+        let mut reasoning: Vec<String> = Vec::new();
         for block in content_blocks(message)? {
             match block.str("type")? {
                 "thinking" => {
-                    reasoning.extend(block.optional_str("thinking")?);
+                    reasoning.extend(block.optional_str("thinking")?.map(str::to_owned));
                     self.turn_handle(&block, "signature")?;
                 }
                 "redacted_thinking" => self.turn_handle(&block, "data")?,
                 "tool_use" => turn.tool_calls.push(ToolCall {
                     id: call_id(block.str("id")?),
                     name: block.str("name")?.to_owned(),
-                    arguments: match block.get("input") {
+                    arguments: match block.value("input")? {
                         None => "{}".to_owned(),
-                        Some(input) => json::to_string(input),
+                        Some(input) => json::to_string(&input),
                     },
                 }),
                 _ => turn.content.push_str(&self.block_text(&block)?),
@@ -578,7 +586,7 @@ impl Reader<'_> {
     fn block_text(&mut self, block: &Fields) -> Result<String, Failure> {
         let kind = block.str("type")?;
         Ok(match kind {
-            "text" => block.str("text")?.to_owned(),
+            "text" => block.text("text")?,
             "document" => self.document(block)?,
             "search_result" => {
                 let mut texts = Vec::new();
@@ -592,12 +600,13 @@ impl Reader<'_> {
             }
             "server_tool_use" => {
                 let name = block.optional_str("name")?.unwrap_or(kind);
-                let input = block.get("input").map(json::to_string).unwrap_or_default();
+                let input = block.value("input")?.as_ref().map(json::to_string);
+                let input = input.unwrap_or_default();
                 format!("[{name} {input}]")
             }
             "image" => self.omitted(block, "image")?,
-            other => match block.get("text") {
-                Some(Value::String(text)) => text.clone(),
+            other => match block.kind("text") {
+                Kind::Text => block.text("text")?,
                 _ => self.omitted(block, other)?,
             },
         })
@@ -612,9 +621,9 @@ impl Reader<'_> {
             .object("source")?
             .ok_or_else(|| block.mismatch("source", "an object"))?;
         match source.str("type")? {
-            "text" => texts.push(source.str("data")?.to_owned()),
-            "content" => match source.get("content") {
-                Some(Value::String(text)) => texts.push(text.clone()),
+            "text" => texts.push(source.text("data")?),
+            "content" => match source.kind("content") {
+                Kind::Text => texts.push(source.text("content")?),
                 _ => {
                     for part in content_blocks(&source)? {
                         texts.push(self.block_text(&part)?);
@@ -637,10 +646,10 @@ impl Reader<'_> {
 }
 
 fn content_blocks<'a>(message: &Fields<'a>) -> Result<Vec<Fields<'a>>, Failure> {
-    match message.get("content") {
-        None => Ok(Vec::new()),
-        Some(Value::Array(_)) => message.objects("content"),
-        Some(_) => Err(message.mismatch("content", "a string or an array of blocks")),
+    match message.kind("content") {
+        Kind::Nothing => Ok(Vec::new()),
+        Kind::Array => message.objects("content"),
+        _ => Err(message.mismatch("content", "a string or an array of blocks")),
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::api::fields::Fields;
 use crate::api::invalid;
+use crate::api::json::Json;
 use crate::generation::{Failure, FailureKind};
 
 /// Members of a request that a thread keeps from its first one.
@@ -19,10 +20,10 @@ const HEAD: [&str; 2] = ["system", "tools"];
 pub struct Thread {
     /// The message before what is new; `None` when all of it is.
     pub previous: Option<String>,
-    /// An object with the system text and the tools.
-    pub head: Arc<Value>,
-    /// The messages, the model's included.
-    pub messages: Vec<Arc<Value>>,
+    /// The JSON text of an object with the system text and the tools.
+    pub head: Arc<str>,
+    /// The messages, the model's included, as JSON text.
+    pub messages: Vec<Arc<str>>,
     /// How many of them the client has just sent.
     pub n_new: usize,
 }
@@ -48,13 +49,13 @@ pub(super) fn read(fields: &Fields, store: &dyn ThreadStore) -> Result<Option<Th
     let Some(wish) = fields.object("thread")? else {
         return Ok(None);
     };
-    let of_request = |name: &&str| fields.get(name).cloned().unwrap_or_default();
+    let of_request = |name: &&str| fields.get(name).map_or("null", Json::raw);
     match wish.str("type")? {
         "create" => {
             let [system, tools] = HEAD.each_ref().map(of_request);
             Ok(Some(Thread {
                 previous: None,
-                head: Arc::new(json!({"system": system, "tools": tools})),
+                head: format!(r#"{{"system":{system},"tools":{tools}}}"#).into(),
                 messages: Vec::new(),
                 n_new: 0,
             }))
@@ -70,11 +71,9 @@ pub(super) fn read(fields: &Fields, store: &dyn ThreadStore) -> Result<Option<Th
                     param: Some(wish.path_of("previous_message_id")),
                 });
             };
+            let head = value_of(&thread.head);
             for name in HEAD {
-                if fields
-                    .get(name)
-                    .is_some_and(|value| *value != thread.head[name])
-                {
+                if fields.value(name)?.is_some_and(|value| value != head[name]) {
                     return Err(invalid(
                         "thread",
                         format!(
@@ -97,10 +96,11 @@ impl Thread {
     /// What a log keeps of it once the model has said `reply`: what is new.
     pub fn record(&self, reply: &Value) -> Value {
         let n_old = self.messages.len() - self.n_new;
-        let new: Vec<&Value> = self.messages[n_old..].iter().map(|m| &**m).collect();
+        let new = self.messages[n_old..].iter().map(|m| value_of(m));
+        let new: Vec<Value> = new.collect();
         match &self.previous {
             Some(previous) => json!({"previous": previous, "messages": new, "reply": reply}),
-            None => json!({"head": *self.head, "messages": new, "reply": reply}),
+            None => json!({"head": value_of(&self.head), "messages": new, "reply": reply}),
         }
     }
 
@@ -126,11 +126,16 @@ impl Thread {
         let messages = parts.into_iter().rev().flatten();
         Some(Thread {
             previous: None,
-            head: Arc::new(head),
-            messages: messages.map(Arc::new).collect(),
+            head: head.to_string().into(),
+            messages: messages.map(|m| m.to_string().into()).collect(),
             n_new: 0,
         })
     }
+}
+
+/// The value of a text that was read before.
+fn value_of(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 /// Most messages of the model's in a conversation that is put together from records.

@@ -1,11 +1,14 @@
 //! Input items to messages.
 
+use std::borrow::Cow;
+
 use ds4_text::{Message, Role, ToolCall};
 use serde_json::{Value, json};
 
 use super::origin::{self, flat_name};
 use crate::api::Media;
 use crate::api::fields::Fields;
+use crate::api::json::{Json, Kind};
 use crate::api::tools::{self, INPUT};
 use crate::generation::{Failure, Tool};
 
@@ -106,7 +109,8 @@ impl Conversation {
         let mut texts = Vec::new();
         for name in ["content", "summary"] {
             for part in item.objects(name)? {
-                texts.extend(part.optional_str("text")?.filter(|t| !t.trim().is_empty()));
+                let text = part.optional_str("text")?;
+                texts.extend(text.filter(|t| !t.trim().is_empty()).map(str::to_owned));
             }
             if !texts.is_empty() {
                 break;
@@ -130,7 +134,7 @@ impl Conversation {
                 if !text.is_empty() {
                     text.push('\n');
                 }
-                text.push_str(more);
+                text.push_str(&more);
             }
         }
         Ok(())
@@ -148,10 +152,12 @@ impl Conversation {
         }
         let text = match item.get("output") {
             // What a shell gives back has no type by which to tell text from other parts.
-            Some(Value::Array(parts)) if parts.iter().any(|p| p.get("type").is_none()) => {
-                ds4_text::json::to_string(&Value::from(parts.clone()))
+            Some(parts) if parts.kind() == Kind::Array && has_untyped_part(parts)? => {
+                ds4_text::json::to_string(&parts.value()?)
             }
-            Some(other @ Value::Object(_)) => ds4_text::json::to_string(other),
+            Some(other) if other.kind() == Kind::Object => {
+                ds4_text::json::to_string(&other.value()?)
+            }
             _ => self.parts(item, "output")?.join(PART_BREAK),
         };
         self.messages.push(Message::tool(call_id, text));
@@ -162,17 +168,17 @@ impl Conversation {
     /// to refuse them: refusing ends the session, because the client sends them again with every
     /// turn.
     fn parts(&mut self, item: &Fields, name: &str) -> Result<Vec<String>, Failure> {
-        match item.get(name) {
-            None => return Ok(Vec::new()),
-            Some(Value::String(text)) => return Ok(vec![text.clone()]),
-            Some(Value::Array(_)) => {}
-            Some(_) => return Err(item.mismatch(name, "a string or an array of parts")),
+        match item.kind(name) {
+            Kind::Nothing => return Ok(Vec::new()),
+            Kind::Text => return Ok(vec![item.text(name)?]),
+            Kind::Array => {}
+            _ => return Err(item.mismatch(name, "a string or an array of parts")),
         }
         let mut texts = Vec::new();
         for part in item.objects(name)? {
             let noun = match part.str("type")? {
                 "input_text" | "output_text" | "text" | "summary_text" | "reasoning_text" => {
-                    texts.push(part.str("text")?.to_owned());
+                    texts.push(part.text("text")?);
                     continue;
                 }
                 "refusal" => {
@@ -200,8 +206,18 @@ impl Conversation {
     }
 }
 
+/// Whether a list has anything in it that does not say its type.
+fn has_untyped_part(parts: Json<'_>) -> Result<bool, Failure> {
+    let mut found = false;
+    parts.each(|part| {
+        found |= part.kind() != Kind::Object || !part.members()?.iter().any(|m| m.name == "type");
+        Ok(())
+    })?;
+    Ok(found)
+}
+
 /// An item with a role and no type is a message.
-pub(super) fn item_type<'a>(item: &Fields<'a>) -> Result<&'a str, Failure> {
+pub(super) fn item_type<'f>(item: &'f Fields<'_>) -> Result<&'f str, Failure> {
     match item.optional_str("type")? {
         Some(kind) => Ok(kind),
         None if item.get("role").is_some() => Ok("message"),
@@ -224,16 +240,19 @@ fn call(item: &Fields, kind: &str) -> Result<ToolCall, Failure> {
             item.str("name")?,
         ))
     };
-    let action = |name: &str| origin::arguments_of(item.get(name).unwrap_or(&Value::Null));
+    let action = |name: &str| -> Result<String, Failure> {
+        let action = item.value(name)?.unwrap_or(Value::Null);
+        Ok(origin::arguments_of(&action))
+    };
     let (name, arguments) = match kind {
-        "function_call" => (flat()?, item.str("arguments")?.to_owned()),
+        "function_call" => (flat()?, item.text("arguments")?),
         "custom_tool_call" => {
             let input = json!({INPUT: item.str("input")?});
             (flat()?, ds4_text::json::to_string(&input))
         }
-        "local_shell_call" => ("local_shell".to_owned(), action("action")),
-        "shell_call" => ("shell".to_owned(), action("action")),
-        _ => ("apply_patch".to_owned(), action("operation")),
+        "local_shell_call" => ("local_shell".to_owned(), action("action")?),
+        "shell_call" => ("shell".to_owned(), action("action")?),
+        _ => ("apply_patch".to_owned(), action("operation")?),
     };
     Ok(ToolCall {
         id,
@@ -266,18 +285,15 @@ fn hosted_text(item: &Fields) -> Option<String> {
     let texts = ["name", "query", "code", "arguments", "output", "result"];
     let action = item.object("action").ok().flatten();
     let query = action.as_ref().and_then(|a| a.get("query"));
-    let words: Vec<&str> = texts
+    let words: Vec<Cow<'_, str>> = texts
         .iter()
         .filter(|name| {
             // The result of an image generation is the image.
-            **name != "result"
-                || item
-                    .get("type")
-                    .is_none_or(|t| t != "image_generation_call")
+            **name != "result" || item_type(item).is_ok_and(|kind| kind != "image_generation_call")
         })
         .filter_map(|name| item.get(name))
         .chain(query)
-        .filter_map(Value::as_str)
+        .filter_map(Json::as_text)
         .collect();
     (!words.is_empty()).then(|| words.join(" "))
 }

@@ -1,5 +1,7 @@
 //! Requests: from instructions and items to a [`Generation`].
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use ds4_text::{Message, Role};
@@ -11,10 +13,11 @@ use super::reply::{ReasoningDisplay, ReplyShape};
 use super::store::{NoStore, ResponseStore};
 use crate::api::choices;
 use crate::api::fields::{Fields, PathStyle};
+use crate::api::json::{Json, Kind};
 use crate::api::normalise::normalise;
 use crate::api::tools;
 use crate::api::wishes::{self, ThinkingWish};
-use crate::api::{RequestContext, invalid, unsupported};
+use crate::api::{Document, RequestContext, invalid, unsupported};
 use crate::generation::{
     Endpoint, Failure, FailureKind, Generation, OutputSchema, PromptSource, Tool, ToolChoice,
 };
@@ -34,9 +37,9 @@ pub struct Parsed {
     pub turn_handles: Vec<String>,
     /// What was left out of the request, for the log.
     pub warnings: Vec<String>,
-    /// All input items, those of earlier responses included: what a store keeps beside the
-    /// response.
-    pub input: Vec<Arc<Value>>,
+    /// All input items as JSON text, those of earlier responses included: what a store keeps
+    /// beside the response.
+    pub input: Vec<Arc<str>>,
     /// Whether the client wants the response kept.
     pub store: bool,
     /// Whether to drop the oldest turns of a prompt that is too long, rather than refuse it.
@@ -48,7 +51,10 @@ pub struct Parsed {
 ///
 /// # Errors
 /// As [`parse_with_store`].
-pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> {
+pub fn parse<'a>(
+    body: impl Into<Document<'a>>,
+    context: &RequestContext,
+) -> Result<Parsed, Failure> {
     parse_with_store(body, context, &NoStore)
 }
 
@@ -58,19 +64,20 @@ pub fn parse(body: &Value, context: &RequestContext) -> Result<Parsed, Failure> 
 /// # Errors
 /// A member of another shape, a wish that is not granted, a response or call that is not stored;
 /// members we do not know are ignored.
-pub fn parse_with_store(
-    body: &Value,
+pub fn parse_with_store<'a>(
+    body: impl Into<Document<'a>>,
     context: &RequestContext,
     store: &dyn ResponseStore,
 ) -> Result<Parsed, Failure> {
-    let fields = Fields::of_body(body, PathStyle::Brackets)?;
+    let body = body.into();
+    let fields = Fields::of_body(body.json(), PathStyle::Brackets)?;
     refuse(&fields)?;
     let model = fields.optional_str("model")?.unwrap_or(&context.model_id);
     wishes::check_model(model, context)?;
     let input = expand(&fields, store)?;
     let items = input.iter().enumerate();
     let items: Vec<Fields> = items
-        .map(|(i, item)| fields.item("input", i, item))
+        .map(|(i, item)| fields.item("input", i, fields.json().beside(item)))
         .collect::<Result<_, _>>()?;
 
     let mut declared = Vec::new();
@@ -175,7 +182,7 @@ pub fn parse_with_store(
             ("tool_choice", choice_echo),
             ("top_logprobs", top_logprobs.into()),
         ],
-    );
+    )?;
     let digits = format!("{}{}", (context.new_id)(), (context.new_id)());
     let reply = ReplyShape {
         id: format!("resp_{}", digits.get(..48).unwrap_or(&digits)),
@@ -242,57 +249,69 @@ fn refuse(fields: &Fields) -> Result<(), Failure> {
 
 /// All input items: those of the response that is continued, its output, and those of the
 /// request.
-fn expand(fields: &Fields, store: &dyn ResponseStore) -> Result<Vec<Arc<Value>>, Failure> {
-    let new: Vec<Arc<Value>> = match fields.get("input") {
-        None => Vec::new(),
-        Some(Value::String(text)) => {
-            vec![Arc::new(
-                json!({"type": "message", "role": "user", "content": text}),
-            )]
+fn expand(fields: &Fields, store: &dyn ResponseStore) -> Result<Vec<Arc<str>>, Failure> {
+    let body = fields.json();
+    let mut new: Vec<Arc<str>> = Vec::new();
+    match fields.get("input") {
+        None => {}
+        Some(text) if text.kind() == Kind::Text => {
+            let raw = text.raw();
+            new.push(format!(r#"{{"type":"message","role":"user","content":{raw}}}"#).into());
         }
-        Some(Value::Array(items)) => items.iter().cloned().map(Arc::new).collect(),
+        Some(items) if items.kind() == Kind::Array => items.each(|item| {
+            body.take(size_of::<Arc<str>>() + item.raw().len())?;
+            new.push(item.raw().into());
+            Ok(())
+        })?,
         Some(_) => return Err(fields.mismatch("input", "a string or an array of items")),
-    };
-    let mut items = match fields.optional_str("previous_response_id")? {
-        Some(id) => match store.response(id) {
-            Some(previous) => previous.conversation(),
+    }
+    let first = new.first().map(|item| ids_of(body.beside(item)));
+    let previous = match (fields.optional_str("previous_response_id")?, first) {
+        (Some(id), _) => match store.response(id) {
+            Some(previous) => Some(previous),
             None => {
                 let message = "previous_response_id: no response of this id is stored here; send \
                                the full input again.";
                 return Err(invalid("previous_response_id", message));
             }
         },
-        None => match new.first().and_then(|item| output_call_id(item)) {
-            // The results of a stored response's calls are enough to go on with it.
-            Some(call_id) => match store.response_with_call(call_id) {
-                Some(previous) => previous.conversation(),
-                None => Vec::new(),
-            },
-            None => Vec::new(),
-        },
+        // The results of a stored response's calls are enough to go on with it.
+        (None, Some(first)) => {
+            let call_id = first?.output_of;
+            call_id.and_then(|call_id| store.response_with_call(&call_id))
+        }
+        (None, None) => None,
     };
+    let mut items = previous.map_or_else(Vec::new, |previous| previous.conversation());
+    let mut ids = HashSet::new();
+    for item in &items {
+        ids.extend(ids_of(body.beside(item))?.own);
+    }
     for (i, item) in new.into_iter().enumerate() {
-        let Some(id) = reference(&item) else {
+        let named = ids_of(body.beside(&item))?;
+        let (Some(id), true) = (&named.own, named.is_reference) else {
+            ids.extend(named.own);
             items.push(item);
             continue;
         };
         // An item that is there by other means is not repeated.
-        if items.iter().any(|item| item["id"] == id) {
+        if ids.contains(id) {
             continue;
         }
         let owner = store.response_with_item(id);
         let found = owner.as_ref().and_then(|owner| {
             let output = owner.output().iter();
-            output.into_iter().find(|item| item["id"] == id)
+            output.into_iter().find(|item| item["id"] == **id)
         });
         match found {
-            Some(found) => items.push(Arc::new(found.clone())),
+            Some(found) => items.push(found.to_string().into()),
             None => {
                 let place = format!("input[{i}].id");
                 let message = format!("{place}: no item of this id is stored here; send it whole.");
                 return Err(invalid(&place, message));
             }
         }
+        ids.extend(named.own);
     }
     if items.is_empty() {
         return Err(fields.mismatch("input", "a string or at least one item"));
@@ -300,17 +319,36 @@ fn expand(fields: &Fields, store: &dyn ResponseStore) -> Result<Vec<Arc<Value>>,
     Ok(items)
 }
 
-fn reference(item: &Value) -> Option<&str> {
-    let is_reference = item["type"] == "item_reference"
-        || (item.get("type").is_none() && item.get("role").is_none() && item.get("id").is_some());
-    is_reference.then(|| item["id"].as_str()).flatten()
+/// What an input item calls itself and others.
+#[derive(Default)]
+struct ItemIds {
+    own: Option<String>,
+    /// Whether it stands for the item of its id.
+    is_reference: bool,
+    /// The call whose output it is.
+    output_of: Option<String>,
 }
 
-fn output_call_id(item: &Value) -> Option<&str> {
-    let kind = item["type"].as_str()?;
-    kind.ends_with("_call_output")
-        .then(|| item["call_id"].as_str())
-        .flatten()
+fn ids_of(item: Json<'_>) -> Result<ItemIds, Failure> {
+    if item.kind() != Kind::Object {
+        return Ok(ItemIds::default());
+    }
+    let members = item.members()?;
+    let of = |name: &str| members.iter().find(|m| m.name == name).map(|m| m.value);
+    let text = |name: &str| of(name).and_then(Json::as_text);
+    let kind = text("type");
+    let is_output = kind
+        .as_ref()
+        .is_some_and(|kind| kind.ends_with("_call_output"));
+    Ok(ItemIds {
+        own: text("id").map(Cow::into_owned),
+        is_reference: kind.is_some_and(|kind| kind == "item_reference")
+            || (of("type").is_none() && of("role").is_none()),
+        output_of: is_output
+            .then(|| text("call_id"))
+            .flatten()
+            .map(Cow::into_owned),
+    })
 }
 
 struct Reasoning {
@@ -351,7 +389,7 @@ struct Include {
 }
 
 fn include(fields: &Fields) -> Result<Include, Failure> {
-    let wishes = fields.array("include")?.unwrap_or_default();
+    let wishes = fields.words("include")?;
     let has = |name: &str| wishes.iter().any(|wish| wish == name);
     Ok(Include {
         encrypted_content: has("reasoning.encrypted_content"),
@@ -410,50 +448,52 @@ fn number(value: f32) -> Value {
 
 /// The members of the response object that repeat the request. `known` are those that have a
 /// value also where the request says nothing.
-fn echo(fields: &Fields, known: &[(&str, Value)]) -> Map<String, Value> {
-    let or = |name: &str, default: Value| fields.get(name).cloned().unwrap_or(default);
+fn echo(fields: &Fields, known: &[(&str, Value)]) -> Result<Map<String, Value>, Failure> {
+    let or = |name: &str, default: Value| -> Result<Value, Failure> {
+        Ok(fields.value(name)?.unwrap_or(default))
+    };
     let known = |name: &str| {
         let found = known.iter().find(|(n, _)| *n == name);
         found.map_or(Value::Null, |(_, value)| value.clone())
     };
-    let mut text = or("text", json!({}));
+    let mut text = or("text", json!({}))?;
     if let Value::Object(members) = &mut text {
         let format = members.entry("format").or_insert(Value::Null);
         if format.is_null() {
             *format = json!({"type": "text"});
         }
     }
-    let reasoning = or("reasoning", json!({}));
+    let reasoning = or("reasoning", json!({}))?;
     let reasoning = json!({"effort": reasoning["effort"], "summary": reasoning["summary"]});
     let members = [
         ("model", known("model")),
-        ("instructions", or("instructions", Value::Null)),
-        ("max_output_tokens", or("max_output_tokens", Value::Null)),
-        ("max_tool_calls", or("max_tool_calls", Value::Null)),
-        ("metadata", or("metadata", json!({}))),
+        ("instructions", or("instructions", Value::Null)?),
+        ("max_output_tokens", or("max_output_tokens", Value::Null)?),
+        ("max_tool_calls", or("max_tool_calls", Value::Null)?),
+        ("metadata", or("metadata", json!({}))?),
         ("parallel_tool_calls", known("parallel_tool_calls")),
         (
             "previous_response_id",
-            or("previous_response_id", Value::Null),
+            or("previous_response_id", Value::Null)?,
         ),
-        ("prompt_cache_key", or("prompt_cache_key", Value::Null)),
+        ("prompt_cache_key", or("prompt_cache_key", Value::Null)?),
         ("reasoning", reasoning),
-        ("safety_identifier", or("safety_identifier", Value::Null)),
-        ("service_tier", or("service_tier", Value::Null)),
+        ("safety_identifier", or("safety_identifier", Value::Null)?),
+        ("service_tier", or("service_tier", Value::Null)?),
         ("store", known("store")),
         ("temperature", known("temperature")),
         ("text", text),
         ("tool_choice", known("tool_choice")),
-        ("tools", or("tools", json!([]))),
+        ("tools", or("tools", json!([]))?),
         ("top_logprobs", known("top_logprobs")),
         ("top_p", known("top_p")),
-        ("truncation", or("truncation", "disabled".into())),
-        ("user", or("user", Value::Null)),
+        ("truncation", or("truncation", "disabled".into())?),
+        ("user", or("user", Value::Null)?),
     ];
     let members = members
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value));
-    members.collect()
+    Ok(members.collect())
 }
 
 /// The tools of an `additional_tools` item.
@@ -540,7 +580,7 @@ fn function(tool: &Fields, origin: &Origin, namespace: Option<&str>) -> Result<V
     }
     let parameters = match tool.get("parameters") {
         None => json!({"type": "object", "properties": {}}),
-        Some(schema @ Value::Object(_)) => schema.clone(),
+        Some(schema) if schema.kind() == Kind::Object => schema.value()?,
         Some(_) => return Err(tool.mismatch("parameters", "a JSON schema")),
     };
     let mut function = Map::new();
@@ -549,8 +589,8 @@ fn function(tool: &Fields, origin: &Origin, namespace: Option<&str>) -> Result<V
         function.insert("description".to_owned(), description.into());
     }
     function.insert("parameters".to_owned(), parameters);
-    if let Some(strict) = tool.get("strict") {
-        function.insert("strict".to_owned(), strict.clone());
+    if let Some(strict) = tool.value("strict")? {
+        function.insert("strict".to_owned(), strict);
     }
     Ok(function.into())
 }
@@ -565,14 +605,14 @@ fn tool_choice(
         return Ok((ToolChoice::Auto, "auto".into()));
     };
     let expected = "auto, none, required, a tool or allowed_tools";
-    let choice = match value {
-        Value::String(word) => match word.as_str() {
+    let choice = match value.kind() {
+        Kind::Text => match fields.str("tool_choice")? {
             "auto" => ToolChoice::Auto,
             "none" => ToolChoice::None,
             "required" => ToolChoice::Required(Vec::new()),
             other => return Err(fields.unknown_word("tool_choice", other, expected)),
         },
-        Value::Object(_) => {
+        Kind::Object => {
             let Some(choice) = fields.object("tool_choice")? else {
                 return Err(fields.mismatch("tool_choice", expected));
             };
@@ -605,7 +645,7 @@ fn tool_choice(
         let expected = "auto or none, as there are no tools";
         return Err(fields.mismatch("tool_choice", expected));
     }
-    Ok((choice, value.clone()))
+    Ok((choice, value.value()?))
 }
 
 /// What an entry of a tool choice names.

@@ -19,8 +19,8 @@ const DEFAULT_PAGE: usize = 20;
 /// A response and what it answered. Items are shared with the responses before it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredResponse {
-    /// All input items, those of earlier responses and their output included.
-    pub input: Vec<Arc<Value>>,
+    /// All input items as JSON text, those of earlier responses and their output included.
+    pub input: Vec<Arc<str>>,
     /// The response object.
     pub response: Value,
 }
@@ -40,8 +40,8 @@ impl StoredResponse {
     }
 
     /// What the next turn begins with: input and output.
-    pub fn conversation(&self) -> Vec<Arc<Value>> {
-        let output = self.output().iter().cloned().map(Arc::new);
+    pub fn conversation(&self) -> Vec<Arc<str>> {
+        let output = self.output().iter().map(|item| item.to_string().into());
         self.input.iter().cloned().chain(output).collect()
     }
 }
@@ -124,20 +124,16 @@ impl MemoryStore {
     pub fn put(&mut self, response: StoredResponse) {
         let id = response.id().to_owned();
         self.remove(&id);
-        let n_bytes =
-            memory::of(&response.response) + response.input.len() * size_of::<Arc<Value>>();
+        let n_bytes = memory::of(&response.response) + response.input.len() * size_of::<Arc<str>>();
         for item in &response.input {
-            let shared = self
-                .shared
-                .entry(Arc::as_ptr(item).addr())
-                .or_insert_with(|| {
-                    let n_bytes = memory::of(item);
-                    self.n_bytes += n_bytes;
-                    SharedItem {
-                        n_holders: 0,
-                        n_bytes,
-                    }
-                });
+            let shared = self.shared.entry(address_of(item)).or_insert_with(|| {
+                let n_bytes = memory::of_shared_text(item);
+                self.n_bytes += n_bytes;
+                SharedItem {
+                    n_holders: 0,
+                    n_bytes,
+                }
+            });
             shared.n_holders += 1;
         }
         for key in item_keys(&response) {
@@ -180,7 +176,7 @@ impl MemoryStore {
         };
         self.n_bytes -= kept.n_bytes;
         for item in &kept.response.input {
-            let address = Arc::as_ptr(item).addr();
+            let address = address_of(item);
             if let Some(shared) = self.shared.get_mut(&address) {
                 shared.n_holders -= 1;
                 if shared.n_holders == 0 {
@@ -226,6 +222,10 @@ impl ResponseStore for MemoryStore {
     }
 }
 
+fn address_of(item: &Arc<str>) -> usize {
+    Arc::as_ptr(item).cast::<u8>().addr()
+}
+
 /// Ids of output items and of calls; their prefixes keep them apart.
 fn item_keys(response: &StoredResponse) -> Vec<String> {
     let ids = |item: &Value| {
@@ -263,10 +263,11 @@ pub fn input_items(
             format!("limit: found {limit}, expected 1 to {MAX_PAGE}."),
         ));
     }
-    let mut items: Vec<Value> = stored.input.iter().map(|item| (**item).clone()).collect();
     let digits = stored.id().trim_start_matches("resp_").to_owned();
-    for (i, item) in items.iter_mut().enumerate() {
-        if let Value::Object(members) = item {
+    let item = |i: usize| -> Value {
+        // What is stored was read before.
+        let mut item = serde_json::from_str(&stored.input[i]).unwrap_or_default();
+        if let Value::Object(members) = &mut item {
             members
                 .entry("type")
                 .or_insert_with(|| Value::from("message"));
@@ -274,27 +275,27 @@ pub fn input_items(
                 members.insert("id".to_owned(), format!("item_{digits}_{i}").into());
             }
         }
-    }
-    match order {
-        None | Some("desc") => items.reverse(),
-        Some("asc") => {}
-        Some(_) => return Err(invalid("order", "order: expected asc or desc.")),
-    }
-    let begin = match after {
-        None => 0,
-        Some(id) => match items.iter().position(|item| item["id"] == id) {
-            Some(at) => at + 1,
-            None => return Err(invalid("after", "after: no input item has this id.")),
-        },
+        item
     };
-    let end = items.len().min(begin + limit);
-    let page = &items[begin..end];
+    let mut order: Vec<usize> = match order {
+        None | Some("desc") => (0..stored.input.len()).rev().collect(),
+        Some("asc") => (0..stored.input.len()).collect(),
+        Some(_) => return Err(invalid("order", "order: expected asc or desc.")),
+    };
+    if let Some(id) = after {
+        let found = order.iter().position(|i| item(*i)["id"] == id);
+        let at = found.ok_or_else(|| invalid("after", "after: no input item has this id."))?;
+        order.drain(..=at);
+    }
+    let has_more = order.len() > limit;
+    order.truncate(limit);
+    let page: Vec<Value> = order.into_iter().map(item).collect();
     let id_of = |item: Option<&Value>| item.map_or(Value::Null, |item| item["id"].clone());
     Ok(json!({
         "object": "list",
         "data": page,
         "first_id": id_of(page.first()),
         "last_id": id_of(page.last()),
-        "has_more": end < items.len(),
+        "has_more": has_more,
     }))
 }

@@ -6,12 +6,25 @@ import Prism from "./vendor/prism.js";
 
 /** Where a link may lead. */
 const SAFE_LINK = /^(https?:|mailto:|#)/i;
-/** Longer code is shown without colours. */
-const MAX_COLOURED = 50_000;
+/** Longer code, and code with longer lines, is shown without colours. */
+const MAX_COLOURED = 20_000;
+const MAX_COLOURED_LINE = 500;
+/** Code is coloured in pieces of about this length: patterns of some grammars take the square of it. */
+const PIECE = 2000;
+/** Emphasis in longer paragraphs is shown as it is written: finding it takes the square of their length. */
+const MAX_EMPHASIS = 3000;
+/** What lies deeper in lists and quotations is shown as it is written. */
+const MAX_DEPTH = 24;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', "#39": "'", nbsp: "\u00a0" };
 
-// Markup of other kinds is text.
-const marked = new Marked({ tokenizer: { html() {}, tag() {} } });
+// Markup of other kinds is text. `false` leaves a tokenizer as it is.
+const marked = new Marked({
+  tokenizer: {
+    html() {},
+    tag() {},
+    emStrong: (_, whole) => (whole.length > MAX_EMPHASIS ? undefined : false),
+  },
+});
 
 /** What every container shows, so that only what changed is drawn again. */
 const shown = new WeakMap();
@@ -19,7 +32,7 @@ const shown = new WeakMap();
 /** Shows a text that may have grown since the last time. */
 export function show(container, text) {
   const before = shown.get(container) ?? [];
-  const after = marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+  const after = tokens(text).filter(isShown);
   after.forEach((token, at) => {
     if (before[at]?.raw === token.raw && before[at].type === token.type) {
       return;
@@ -37,13 +50,25 @@ export function show(container, text) {
   shown.set(container, after);
 }
 
+function tokens(text) {
+  try {
+    return marked.lexer(text);
+  } catch {
+    // What is nested too deep for it is text.
+    return [{ type: "text", raw: text }];
+  }
+}
+
 function element(name, ...children) {
   const node = document.createElement(name);
   node.append(...children);
   return node;
 }
 
-function block(token) {
+function block(token, depth = 0) {
+  if (depth > MAX_DEPTH) {
+    return element("p", token.raw);
+  }
   switch (token.type) {
     case "heading":
       // The first level is the page's own.
@@ -51,11 +76,11 @@ function block(token) {
     case "code":
       return code(token);
     case "blockquote":
-      return element("blockquote", ...token.tokens.filter(isShown).map(block));
+      return element("blockquote", ...token.tokens.filter(isShown).map((each) => block(each, depth + 1)));
     case "hr":
       return element("hr");
     case "list":
-      return list(token);
+      return list(token, depth);
     case "table":
       return table(token);
     case "paragraph":
@@ -69,7 +94,7 @@ function isShown(token) {
   return token.type !== "space" && token.type !== "def";
 }
 
-function list(token) {
+function list(token, depth) {
   const node = element(token.ordered ? "ol" : "ul");
   if (token.ordered && token.start !== 1) {
     node.start = token.start;
@@ -86,7 +111,7 @@ function list(token) {
     }
     for (const part of item.tokens.filter((each) => isShown(each) && each.type !== "checkbox")) {
       // The text of a tight list is no paragraph.
-      row.append(...(part.type === "text" ? inline(part.tokens ?? [part]) : [block(part)]));
+      row.append(...(part.type === "text" ? inline(part.tokens ?? [part]) : [block(part, depth + 1)]));
     }
     node.append(row);
   }
@@ -186,10 +211,19 @@ export async function copy(button, text) {
 
 function coloured(text, language) {
   const grammar = Object.hasOwn(Prism.languages, language) && Prism.languages[language];
-  if (!grammar || typeof grammar === "function" || text.length > MAX_COLOURED) {
+  const lines = text.split(/^/m);
+  const isLong = text.length > MAX_COLOURED || lines.some((line) => line.length > MAX_COLOURED_LINE);
+  if (!grammar || typeof grammar === "function" || isLong) {
     return [text];
   }
-  return Prism.tokenize(text, grammar).map(piece);
+  const pieces = [""];
+  for (const line of lines) {
+    if (pieces.at(-1).length + line.length > PIECE) {
+      pieces.push("");
+    }
+    pieces[pieces.length - 1] += line;
+  }
+  return pieces.flatMap((each) => Prism.tokenize(each, grammar).map(piece));
 }
 
 function piece(token) {

@@ -66,6 +66,7 @@ pub(super) struct Call {
 }
 
 /// One agent with one conversation.
+#[derive(Clone)]
 pub(super) struct Client {
     habit: Habit,
     /// Messages or input items.
@@ -303,7 +304,7 @@ impl Client {
             .map(|name| match *name {
                 "patch" if is_codex => json!({
                     "type": "custom", "name": name, "description": description(name),
-                    "format": {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"},
+                    "format": {"type": "grammar", "syntax": "lark", "definition": "start: /(.|\\n)+/"},
                 }),
                 "spawn" if is_codex => json!({
                     "type": "namespace", "name": "agents", "tools": [function(name)],

@@ -18,6 +18,7 @@ use ds4_server::http::{ModelFacts, ServerOptions};
 use ds4_text::Tokenizer;
 use serde_json::json;
 
+use crate::backend::test_backend;
 use crate::web::Web;
 use actor::{Actor, Take, Takes};
 use clients::{Client, Habit};
@@ -207,6 +208,7 @@ fn engine(n_slots: usize) -> Engine {
     let mut options = OpenOptions::new(model());
     options.context = Some(CONTEXT);
     options.n_slots = n_slots;
+    options.backend = test_backend();
     Engine::open(&options, &mut |_| {}).expect("the small model opens")
 }
 
@@ -405,6 +407,30 @@ async fn conversations_and_titles_on_fewer_slots_compute_only_what_is_new() {
                 house.title(turn.user.unwrap_or_default()).await;
             }
         }
+    }
+}
+
+/// A session that is taken up again with another last message, as agents do that put the date or a
+/// reminder before what the user says, and that let the user edit it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_last_user_text_was_changed_goes_on_from_the_turn_before() {
+    for habit in [Habit::ClaudeCode, Habit::Codex, Habit::PiChat] {
+        let mut house = House::open(2).await;
+        let mut client = Client::new(habit, "one");
+        for turn in &SCRIPT[..5] {
+            house.turn(&mut client, habit, turn).await;
+        }
+        let before = house.last_take();
+        let mut resumed = client.clone();
+        for turn in &SCRIPT[5..8] {
+            house.turn(&mut client, habit, turn).await;
+        }
+        let changed = Turn {
+            user: Some("Today is Tuesday. And now change the other one."),
+            ..SCRIPT[5]
+        };
+        let take = house.turn(&mut resumed, habit, &changed).await;
+        assert_only_new(&before, &take, &format!("{habit:?}"));
     }
 }
 
