@@ -101,11 +101,6 @@ impl Input {
                     interrupted = is_empty;
                 }
                 Err(ReadlineError::Eof) => return Ok(Entry::End),
-                // A terminal of another character set, or something pasted.
-                Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
-                    let _ = writeln!(io::stderr(), "that was not UTF-8; type it again");
-                    interrupted = false;
-                }
                 Err(error) => return Err(error.into()),
             }
         }

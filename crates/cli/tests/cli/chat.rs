@@ -513,20 +513,3 @@ fn ctrl_c_stops_a_reply_and_keeps_what_was_said() {
     }
     panic!("no reply was stopped");
 }
-
-#[test]
-fn a_byte_that_is_no_utf_8_costs_the_line_and_not_the_conversation() {
-    let mut terminal = Terminal::new(&SHORT);
-    terminal.see("> ");
-    terminal
-        .keyboard
-        .write_all(b"caf\xe9 au lait")
-        .expect("the keys are taken");
-    terminal.see("that was not UTF-8");
-    terminal.see("> ");
-    // What was behind the byte is still to be read.
-    terminal.press("\x15first\r");
-    terminal.see("prefill 9 tokens");
-    terminal.enter("/quit");
-    terminal.ends();
-}

@@ -33,7 +33,7 @@ const NOT_RUN: [(&str, &str); 8] = [
     ),
 ];
 /// Programs of others, which this machine may not have.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "claude",
     "codex",
     "opencode",
@@ -43,6 +43,7 @@ const OTHERS: [&str; 14] = [
     "nvcc",
     "g++",
     "./prefill",
+    "python",
     "python3",
     "hf",
     "make",

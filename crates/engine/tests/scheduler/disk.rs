@@ -216,11 +216,15 @@ fn others_go_on_while_a_request_waits_for_a_disk_that_does_not_answer() {
     // Whoever opens a pipe to read it waits for somebody who writes.
     let points = files(folder.path(), ".pt");
     assert_eq!(points.len(), 2);
+    let below = std::fs::File::open(points[0].parent().expect("a folder")).expect("a folder");
+    let listed = below.metadata().and_then(|m| m.modified()).expect("a time");
     for point in &points {
         std::fs::remove_file(point).expect("it was there");
         let made = std::process::Command::new("mkfifo").arg(point).status();
         assert!(made.expect("mkfifo").success());
     }
+    // Looked at again, the folder has no states: it is as old as it was.
+    below.set_modified(listed).expect("a time");
     let other = &golden.tokens[7..60];
     let first = scheduler.submit(greedy(other, 40)).unwrap();
     until_it_runs(&mut scheduler, first);
