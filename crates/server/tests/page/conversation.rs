@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::browser::{Browser, ENTER, ESCAPE, SHIFT};
 use crate::script::{Behaviour, Script, tokenizer};
-use crate::web::{Web, read_until};
+use crate::web::Web;
 
 /// Steps slow enough that a person could watch.
 fn slow() -> Behaviour {
@@ -265,8 +265,11 @@ async fn a_busy_server_says_the_place_in_the_queue_or_that_there_is_none() {
     // Somebody else has the only slot.
     let body = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true});
     let ask = || web.open("POST", "/v1/chat/completions", &[], body.to_string());
-    let mut running = ask().await;
-    read_until(&mut running, "busy").await;
+    let _running = ask().await;
+    let says = async |what: String| web.get("/health?verbose=1").await.body.contains(&what);
+    while !says("\"running\":1".to_owned()).await {
+        tokio::task::yield_now().await;
+    }
     browser.send("hi");
     browser.wait(
         "document.querySelector('.waiting-label').textContent \
@@ -276,11 +279,11 @@ async fn a_busy_server_says_the_place_in_the_queue_or_that_there_is_none() {
     browser.wait_for_reply(1);
     // And another one the only place in the queue.
     let waits = |n: usize| format!("\"waiting\":{n}");
-    while !web.get("/health?verbose=1").await.body.contains(&waits(0)) {
+    while !says(waits(0)).await {
         tokio::task::yield_now().await;
     }
     let _waiting = ask().await;
-    while !web.get("/health?verbose=1").await.body.contains(&waits(1)) {
+    while !says(waits(1)).await {
         tokio::task::yield_now().await;
     }
     browser.send("hi");

@@ -112,12 +112,11 @@ async fn text_that_would_take_long_to_lay_out_is_shown_as_it_is_written() {
     let much = format!("</think>{emphasis}\n\n{quoted}\n\n{code}\n");
     let deepest = format!("</think>{}deepest", "> ".repeat(6000));
     let (much, deepest): (&'static str, &'static str) = (much.leak(), deepest.leak());
-    let web = Web::start(
-        Behaviour::default(),
-        ServerOptions::default(),
-        [much, deepest],
-    )
-    .await;
+    let behaviour = Behaviour {
+        context: 1 << 20,
+        ..Behaviour::default()
+    };
+    let web = Web::start(behaviour, ServerOptions::default(), [much, deepest]).await;
     let Some(browser) = Browser::open(web.address) else {
         return;
     };
