@@ -19,7 +19,7 @@ const DOCUMENTS: [&str; 5] = [
     "fuzz/README.md",
 ];
 /// Beginnings of our commands whose arguments are read and which go no further, and why.
-const NOT_RUN: [(&str, &str); 8] = [
+const NOT_RUN: [(&str, &str); 9] = [
     ("ds4 pull q2", "the network"),
     ("ds4 pull OWNER", "the network"),
     ("ds4 quantize", "cli/quantize.rs, with a model of some size"),
@@ -31,6 +31,7 @@ const NOT_RUN: [(&str, &str); 8] = [
         "ds4 bench -m speaking.gguf --backend cuda",
         "an NVIDIA device",
     ),
+    ("ds4 bench --weights random", "weights of the full size"),
 ];
 /// Programs of others, which this machine may not have.
 const OTHERS: [&str; 15] = [
