@@ -1,6 +1,6 @@
 //! A store's folder after whatever was done to its files.
 #![no_main]
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports, reason = "the tests of the gate use the rest")]
 
 use libfuzzer_sys::fuzz_target;
 
