@@ -64,13 +64,17 @@ async function reply() {
   drawControls();
   drawSoon(turn);
   let id = null;
+  // The stream begins before the work on it does.
+  const waiting = setInterval(() => watchQueue(turn), QUEUE_MS);
   try {
-    const waiting = setInterval(() => watchQueue(turn), QUEUE_MS);
-    const answer = await ask(body, abort.signal).finally(() => clearInterval(waiting));
+    const answer = await ask(body, abort.signal);
     id = answer.id;
     status.refresh();
     for await (const chunk of answer.chunks) {
       take(turn, chunk);
+      if (turn.progress || turn.content || turn.reasoning) {
+        clearInterval(waiting);
+      }
       drawSoon(turn);
     }
   } catch (error) {
@@ -80,6 +84,8 @@ async function reply() {
       turn.finish = "failed";
       fail(turn, error);
     }
+  } finally {
+    clearInterval(waiting);
   }
   if (running?.turn === turn) {
     running = null;
@@ -98,11 +104,13 @@ async function reply() {
 }
 
 /** Notes the reply's place among the requests that wait: later ones stand behind it, so it is never
- * further back than the queue is long. */
+ * further back than the queue is long. Where nobody waits it has not come to the queue yet, or has left it. */
 async function watchQueue(turn) {
   await status.refresh();
-  turn.place = Math.min(turn.place ?? Infinity, status.waiting);
-  draw(turn);
+  if (status.waiting > 0) {
+    turn.place = Math.min(turn.place ?? Infinity, status.waiting);
+    draw(turn);
+  }
 }
 
 /** The conversation as the server reads it. */
