@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::api::{
     Document, RequestContext, chat, completions, messages, models, responses, utility,
 };
-use crate::generation::{Failure, FailureKind};
+use crate::generation::{Failure, FailureKind, Generation};
 use crate::log::endpoint_name;
 use crate::worker::{Health, SlotRequest};
 
@@ -331,27 +331,36 @@ pub(super) fn missing(param: &str, expected: &str) -> HttpError {
     ))
 }
 
-pub(super) async fn post_chat(call: Call, body: Body) -> Response {
+/// Reads a request by the parser of its endpoint and has a reply made. `parts` says what to generate,
+/// what was left out of the request, and how to write the reply.
+async fn answered<T>(
+    call: Call,
+    body: Body,
+    parse: impl FnOnce(Document<'_>, &RequestContext, &Ready) -> Result<T, Failure>,
+    parts: impl FnOnce(T) -> (Generation, Vec<String>, Shape),
+) -> Response {
     let answer = async {
         let Asked {
             ready,
             request,
             room,
-        } = asked(&call, body, |body, context, _| chat::parse(body, context)).await?;
+        } = asked(&call, body, parse).await?;
         let (State(server), wire, _) = &call;
-        note_warnings(server, wire, &request.warnings);
-        let shape = Shape::Chat(Box::new(request.reply));
-        generate::answer(
-            Arc::clone(server),
-            ready,
-            wire,
-            request.generation,
-            shape,
-            room,
-        )
-        .await
+        let (generation, warnings, shape) = parts(request);
+        note_warnings(server, wire, &warnings);
+        generate::answer(Arc::clone(server), ready, wire, generation, shape, room).await
     };
     in_words(answer.await, &call.1)
+}
+
+pub(super) async fn post_chat(call: Call, body: Body) -> Response {
+    let parse =
+        |body: Document<'_>, context: &RequestContext, _: &Ready| chat::parse(body, context);
+    answered(call, body, parse, |request| {
+        let shape = Shape::Chat(Box::new(request.reply));
+        (request.generation, request.warnings, shape)
+    })
+    .await
 }
 
 pub(super) async fn count_chat(call: Call, body: Body) -> Response {
@@ -365,54 +374,24 @@ pub(super) async fn count_chat(call: Call, body: Body) -> Response {
 }
 
 pub(super) async fn post_completions(call: Call, body: Body) -> Response {
-    let answer = async {
-        let Asked {
-            ready,
-            request,
-            room,
-        } = asked(&call, body, |body, context, _| {
-            completions::parse(body, context)
-        })
-        .await?;
-        let (State(server), wire, _) = &call;
+    let parse =
+        |body: Document<'_>, context: &RequestContext, _: &Ready| completions::parse(body, context);
+    answered(call, body, parse, |request| {
         let shape = Shape::Completions(Box::new(request.reply));
-        generate::answer(
-            Arc::clone(server),
-            ready,
-            wire,
-            request.generation,
-            shape,
-            room,
-        )
-        .await
-    };
-    in_words(answer.await, &call.1)
+        (request.generation, Vec::new(), shape)
+    })
+    .await
 }
 
 pub(super) async fn post_messages(call: Call, body: Body) -> Response {
-    let answer = async {
-        let Asked {
-            ready,
-            request,
-            room,
-        } = asked(&call, body, parse_messages).await?;
-        let (State(server), wire, _) = &call;
-        note_warnings(server, wire, &request.warnings);
+    answered(call, body, parse_messages, |request| {
         let shape = Shape::Messages {
             shape: Box::new(request.reply),
             thread: request.thread.map(Box::new),
         };
-        generate::answer(
-            Arc::clone(server),
-            ready,
-            wire,
-            request.generation,
-            shape,
-            room,
-        )
-        .await
-    };
-    in_words(answer.await, &call.1)
+        (request.generation, request.warnings, shape)
+    })
+    .await
 }
 
 fn parse_messages(
@@ -434,30 +413,15 @@ pub(super) async fn count_messages(call: Call, body: Body) -> Response {
 }
 
 pub(super) async fn post_responses(call: Call, body: Body) -> Response {
-    let answer = async {
-        let Asked {
-            ready,
-            request,
-            room,
-        } = asked(&call, body, parse_responses).await?;
-        let (State(server), wire, _) = &call;
-        note_warnings(server, wire, &request.warnings);
+    answered(call, body, parse_responses, |request| {
         let shape = Shape::Responses {
             shape: Box::new(request.reply),
             input: request.store.then_some(request.input),
             truncate: request.truncate,
         };
-        generate::answer(
-            Arc::clone(server),
-            ready,
-            wire,
-            request.generation,
-            shape,
-            room,
-        )
-        .await
-    };
-    in_words(answer.await, &call.1)
+        (request.generation, request.warnings, shape)
+    })
+    .await
 }
 
 fn parse_responses(
