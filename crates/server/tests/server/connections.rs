@@ -112,7 +112,7 @@ async fn works(web: &Web) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_does_not_come_is_a_timeout_in_the_apis_words() {
-    let quick = options(Duration::from_millis(60), NEVER);
+    let quick = options(Duration::from_millis(200), NEVER);
     let web = Web::start(Behaviour::default(), quick, ["a</think>b"; 3]).await;
     for (path, member, kind) in [
         (CHAT, "code", "request_timeout"),

@@ -39,6 +39,20 @@ impl Lines {
         self.server.settle();
         self.lines.lock()
     }
+
+    /// Line `index`, once it is there.
+    pub(crate) async fn line(&self, index: usize) -> String {
+        let line = async {
+            loop {
+                if let Some(line) = self.lock().unwrap().get(index) {
+                    return line.clone();
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let line = tokio::time::timeout(PATIENCE, line).await;
+        line.unwrap_or_else(|_| panic!("no line {index} in the log"))
+    }
 }
 
 impl Web {
