@@ -459,7 +459,10 @@ async fn shutting_down_finishes_streams_and_refuses_what_comes() {
     let finite = Script::from("a few words of thought</think>done");
     let mut web = Web::start(behaviour, graceful, [endless, finite]).await;
     let body = hello(true).to_string();
-    let mut long = web.open("POST", "/v1/chat/completions", &[], &body).await;
+    let mut longer = hello(true);
+    longer["max_tokens"] = json!(4000);
+    let longer = longer.to_string();
+    let mut long = web.open("POST", "/v1/chat/completions", &[], &longer).await;
     read_until(&mut long, "reasoning_content").await;
     let mut short = web.open("POST", "/v1/chat/completions", &[], &body).await;
     read_until(&mut short, "reasoning_content").await;
