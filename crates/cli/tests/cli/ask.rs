@@ -564,7 +564,7 @@ fn ctrl_c_ends_an_answer_and_keeps_what_was_said() {
     std::io::Read::read_to_end(&mut stdout, &mut rest).expect("it ends its answer");
     let ran = Ran::of(child.wait_with_output().expect("ds4 ends"));
     assert!(
-        pressed.elapsed() < Duration::from_secs(10),
+        pressed.elapsed() < Duration::from_secs(60),
         "{:?}",
         pressed.elapsed()
     );

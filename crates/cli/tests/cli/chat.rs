@@ -13,7 +13,7 @@ use crate::program::Ds4;
 use crate::speaking_model;
 
 /// How long an answer may take before it counts as missing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `ds4` on a terminal of its own.
 struct Terminal {

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::script::{Behaviour, Script, ScriptedSource, Seen, tokenizer};
 
 /// Longest wait of a test for bytes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running server.
 pub(crate) struct Web {
