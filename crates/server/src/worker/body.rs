@@ -215,6 +215,7 @@ impl<S: TokenSource> Body<S> {
             n_logprobs: job.generation.n_top_logprobs,
             use_cache: job.generation.use_cache,
             anchors: job.prompt.anchors.clone(),
+            last_user: job.prompt.last_user,
             affinity: job.generation.affinity.as_deref().map(affinity),
         };
         let id = match self.source.submit(request) {
