@@ -451,7 +451,7 @@ fn ctrl_c_stops_the_reading_of_a_prompt_and_what_was_read_counts() {
     // On a machine that runs the test late the prompt may be read before the key is pressed; not
     // twenty times.
     for _ in 1..=20 {
-        let args = ["--ctx", "4096", "--chunk", "16", "-n", "4", "--nothink"];
+        let args = ["--ctx", "4096", "--chunk", "4", "-n", "4", "--nothink"];
         let mut terminal = Terminal::new(&args);
         terminal.enter(&"x".repeat(3500));
         terminal.see("reading 0 of 3,504 tokens");
