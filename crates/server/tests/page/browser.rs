@@ -53,7 +53,9 @@ impl Browser {
             _profile: profile,
         };
         let data_dir = format!("--user-data-dir={}", browser._profile.path().display());
+        let patience_ms = PATIENCE.as_millis() as u64;
         let capabilities = json!({"alwaysMatch": {
+            "timeouts": {"script": patience_ms, "pageLoad": patience_ms},
             "goog:chromeOptions": {
                 "binary": chromium,
                 "args": [
