@@ -5,6 +5,8 @@ use std::fs;
 
 use ds4_conformance::golden::project_root;
 
+#[cfg(unix)]
+use crate::program::watched;
 use crate::program::{Ds4, Ran};
 
 /// A home with a text, the built-in model in parts, and things that are no models.
@@ -190,6 +192,49 @@ fn interrupted(ds4: &Ds4, args: &[&str], is_at_work: impl Fn() -> bool) -> Ran {
     // One that has ended meanwhile takes no signal.
     let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGINT);
     Ran::of(child.wait_with_output().expect("it ends"))
+}
+
+#[cfg(unix)]
+#[test]
+fn every_command_shows_how_far_it_is_and_reports_as_one_document() {
+    let ds4 = home();
+    let model = small_model();
+    long_text(&ds4, 12);
+    let line = r#"{"prompt": "What is 17 + 25?", "answer": "17 + 25 = 42."}"#;
+    let lines = format!("{line}\n").repeat(60);
+    fs::write(ds4.home().join("l.jsonl"), lines).expect("a file");
+    let slow = "*_exps.weight=IQ1_M";
+    let quantize = ["quantize", &model, "o.gguf", "--mix", "q2", "--type", slow];
+    for (args, shown, member) in [
+        (&quantize[..], " %", "n_tensors"),
+        (
+            &["imatrix", "long.txt", "i.gguf", "--chunk-tokens", "64"],
+            " pieces",
+            "n_chunks",
+        ),
+        (
+            &["eval", "long.txt", "--chunk-tokens", "64"],
+            " pieces",
+            "nll",
+        ),
+        (
+            &["eval", "--lines", "l.jsonl", "--chat"],
+            " of 60 lines",
+            "continuations",
+        ),
+        (&["verify", "--quick"], "the backend", "tests"),
+        (&["verify", "--recall=2000"], " tokens", "n_right"),
+    ] {
+        let ran = watched(ds4.command([args, &["--json"]].concat()));
+        let report: serde_json::Value = serde_json::from_str(ran.answer()).expect("JSON");
+        assert!(!report[member].is_null(), "{args:?}: {report}");
+        assert!(ran.stderr.contains(shown), "{args:?}: {ran:?}");
+    }
+    // A file of this size is checked in a moment.
+    fs::copy(&model, ds4.home().join("m.gguf")).expect("a copy");
+    let ran = ds4.run(["verify", "m.gguf", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(ran.answer()).expect("JSON");
+    assert!(report.is_object(), "{report}");
 }
 
 /// A text of so many copies of the small one.

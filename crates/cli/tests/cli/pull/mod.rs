@@ -12,6 +12,8 @@ use ds4_formats::gguf::{Metadata, Writer};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+#[cfg(unix)]
+use crate::program::watched;
 use crate::program::{Ds4, Ran};
 use server::{Behaviour, Fault, Server};
 
@@ -325,6 +327,49 @@ fn what_cannot_be_fetched_is_refused_in_one_line() {
     fs::write(setup.folder().join("m.gguf"), "x").expect("a file");
     run(&["o/r/m.gguf"]).refused(&["has 1 bytes", "move it away"]);
     assert_eq!(fs::read(setup.folder().join("m.gguf")).expect("kept"), b"x");
+}
+
+#[cfg(unix)]
+#[test]
+fn it_shows_how_far_it_is() {
+    let file = gguf(14);
+    // A quarter of a second for each of its pieces.
+    let setup = Setup::new(Behaviour {
+        pause: Duration::from_millis(60),
+        ..Behaviour::good(&file)
+    });
+    let ran = watched(setup.command(&["--json"]));
+    let report: Value = serde_json::from_str(ran.answer()).expect("JSON");
+    assert_eq!(report["n_bytes"], file.len());
+    assert!(ran.stderr.contains(" %), "), "{ran:?}");
+    setup.holds(&file);
+}
+
+#[cfg(unix)]
+#[test]
+fn without_room_it_says_so_and_goes_on_when_there_is() {
+    let file = gguf(15);
+    let setup = Setup::new(Behaviour::good(&file));
+    let command = setup.command(&[]);
+    let mut shell = Command::new("sh");
+    // Files of at most 200 blocks of 512 bytes, which is how a full disk looks from here.
+    shell
+        .args(["-c", "trap '' XFSZ; ulimit -f 200; exec \"$0\" \"$@\""])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .current_dir(setup.ds4.home())
+        .stdin(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let ran = Ran::of(shell.output().expect("a shell"));
+    ran.refused(&["cannot write"]);
+    assert!(!setup.folder().join("m.gguf").exists());
+    setup.pull(&[]).answer();
+    setup.holds(&file);
 }
 
 #[test]
