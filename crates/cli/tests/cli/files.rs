@@ -266,7 +266,7 @@ fn stopped_half_way(mut attempt: impl FnMut(usize) -> Ran) -> Ran {
 fn after_ctrl_c_quantize_goes_on_to_the_same_bytes() {
     let ds4 = home();
     let model = small_model();
-    // Twenty-three tensors of one type, and more of those that take longest.
+    // The experts in the type that takes longest; or all matrices of the layers.
     let args = |out, factor: usize| {
         let slow = if factor == 1 {
             "*_exps.weight"

@@ -164,7 +164,6 @@ impl<S: TokenSource> Body<S> {
                 if let Some(id) = id.map(|(id, _)| *id) {
                     self.source.cancel(id);
                     self.end(id, Some(FinishReason::Cancelled));
-                    self.publish();
                 }
             }
             Command::EndReasoning(number) => {
@@ -412,8 +411,8 @@ impl<S: TokenSource> Body<S> {
         }
     }
 
-    /// Shows outside what the slots do.
-    pub(super) fn publish(&mut self) {
+    /// Shows outside what the slots do: after every step, and before the end of a reply is told.
+    pub(super) fn publish(&self) {
         let n_started = self.running.values().filter(|r| r.started.is_some());
         let n_started = n_started.count();
         self.shared.running.store(n_started, Ordering::Release);
