@@ -31,6 +31,9 @@ pub struct Request {
     pub stop_tokens: Vec<u32>,
     /// Number of likeliest tokens to report for every generated one.
     pub n_logprobs: Option<usize>,
+    /// The first token of the prompt whose logits are wanted, and those of all after it: they
+    /// are for [`super::Scheduler::take_prompt_rows`]. What is kept is used up to there only.
+    pub scored_from: Option<usize>,
     /// Whether it may go on from what is kept, and is kept itself. If not, all of it
     /// is computed, and its slot is emptied when it ends.
     pub use_cache: bool,
@@ -48,9 +51,29 @@ impl Default for Request {
             max_tokens: 0,
             stop_tokens: Vec::new(),
             n_logprobs: None,
+            scored_from: None,
             use_cache: true,
         }
     }
+}
+
+impl Request {
+    /// The beginning of the prompt that may be found instead of computed, all but its last token.
+    pub(super) fn findable(&self) -> &[u32] {
+        let n = self.tokens.len();
+        &self.tokens[..self.scored_from.map_or(n, |from| n.min(from + 1))]
+    }
+}
+
+/// The logits of a token of a prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptRow {
+    /// The sequence.
+    pub id: SequenceId,
+    /// The token, by its place in the prompt.
+    pub at: usize,
+    /// `[n_vocab]`, of what follows it.
+    pub logits: Vec<f32>,
 }
 
 /// Why a request was refused.
