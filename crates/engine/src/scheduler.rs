@@ -54,7 +54,7 @@ use choice::{Start, n_alike};
 use lookup::Lookup;
 use rates::Rates;
 use slot::Slot;
-use snapshots::{Place, prompt_end};
+use snapshots::{Place, TURN_GAP, prompt_end};
 use step::Flight;
 
 pub use lookup::STORE_PATIENCE;
@@ -151,6 +151,13 @@ struct Sequence {
 impl Sequence {
     fn is_prefilling(&self) -> bool {
         self.timings.n_done < self.request.tokens.len()
+    }
+
+    /// Where the last text of the user begins, when it is far enough behind what was there for a
+    /// snapshot of its own.
+    fn last_user(&self) -> Option<usize> {
+        let at = self.request.last_user;
+        (at >= MIN_ANCHOR && at > self.timings.n_cached + TURN_GAP).then_some(at)
     }
 
     /// Whether the next tokens of its prompt have logits that are wanted.
@@ -495,10 +502,15 @@ impl Scheduler {
                 taken.turn_start = 0;
             }
             taken.prompt_end = prompt_end(n_total);
+            taken.last_user = request.last_user;
             taken.unsaved_since = None;
             taken.is_private = !request.use_cache;
             if n_cached > 0 {
-                self.take_snapshot(slot, n_cached, Place::TurnEnd);
+                let place = match request.last_user.checked_sub(n_cached) {
+                    Some(0..=TURN_GAP) => Place::LastUser,
+                    _ => Place::TurnEnd,
+                };
+                self.take_snapshot(slot, n_cached, place);
             }
             events.push(Event::Prefill {
                 id,

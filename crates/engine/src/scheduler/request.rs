@@ -16,6 +16,9 @@ pub struct Request {
     /// ascending order: the end of the system text and its tools, and of what a
     /// client puts before every first message. States there are kept for them.
     pub anchors: Vec<usize>,
+    /// Length of the prompt before the last text of its user, which may come again as another;
+    /// 0 without one. The state there is kept, and stored when the program ends.
+    pub last_user: usize,
     /// Names the client's conversation, if it has a name: of slots that hold as much
     /// of a prompt, the conversation's own is taken, and a slot of another one is not
     /// cut back.
@@ -42,6 +45,7 @@ impl Default for Request {
         Request {
             tokens: Vec::new(),
             anchors: Vec::new(),
+            last_user: 0,
             affinity: None,
             sampling: SamplingOptions::default(),
             max_tokens: 0,

@@ -354,9 +354,11 @@ impl Scheduler {
         let rewind_rows = self.engine.shape().rewind_rows;
         let anchors = sequence.request.anchors.iter().copied();
         let anchors = anchors.filter(|at| *at >= MIN_ANCHOR && at + rewind_rows < end);
+        let last_user = sequence.last_user();
+        let last_user = last_user.filter(|at| at + rewind_rows < end);
         let scored = sequence.request.scored_from;
         let places = awaited.map(|(_, n_awaited)| n_awaited);
-        let places = places.chain(anchors).chain(scored);
+        let places = places.chain(anchors).chain(last_user).chain(scored);
         if let Some(place) = places.filter(|at| (n_done + 1..end).contains(at)).min() {
             return place;
         }
@@ -387,6 +389,7 @@ impl Scheduler {
                     to,
                     n_prompt: request.tokens.len(),
                     anchors: request.anchors.iter().copied().filter(passed).collect(),
+                    last_user: sequence.last_user().filter(passed),
                 }
             })
             .collect()

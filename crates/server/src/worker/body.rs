@@ -212,8 +212,10 @@ impl<S: TokenSource> Body<S> {
                 .unwrap_or(self.options.default_max_tokens),
             stop_tokens,
             n_logprobs: job.generation.n_top_logprobs,
+            scored_from: None,
             use_cache: job.generation.use_cache,
             anchors: job.prompt.anchors.clone(),
+            last_user: job.prompt.last_user,
             affinity: job.generation.affinity.as_deref().map(affinity),
         };
         let id = match self.source.submit(request) {
