@@ -5,10 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use ds4_formats::GgmlType;
 use ds4_model::{
-    Batch, Component, Geometry, LayerKind, Network, Outputs, Requirement, Session, SessionShape,
-    WeightRole,
+    Backend, Batch, Component, Geometry, LayerKind, Network, Outputs, Requirement, Session,
+    SessionShape, Unfused, WeightRole,
 };
-use ds4_wgpu::{Capabilities, Gpu, WgpuBackend, WgpuOptions};
+use ds4_wgpu::{Capabilities, Gpu, Weight, WgpuBackend, WgpuOptions};
 
 fn geometry() -> Geometry {
     let layers = vec![
@@ -58,6 +58,17 @@ fn logits(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>
     steps(options, chunks).map(|(logits, gpu, _)| (logits, gpu))
 }
 
+fn build(gpu: &Arc<Gpu>) -> (WgpuBackend, Network<Weight>) {
+    let geometry = geometry();
+    let mut backend = WgpuBackend::new(gpu, &geometry);
+    let mut seed = 0;
+    let network = Network::build(&geometry, &mut |need| {
+        seed += 2;
+        backend.random_weight(&need, type_of(&need), seed)
+    });
+    (backend, network.expect("room for a small network"))
+}
+
 /// The same, and the stages of a step of one row.
 fn steps(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>, usize)> {
     let gpu = match Gpu::open(options) {
@@ -67,16 +78,15 @@ fn steps(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>,
             return None;
         }
     };
-    let geometry = geometry();
-    let mut backend = WgpuBackend::new(&gpu, &geometry);
-    let mut seed = 0;
-    let network = Network::build(&geometry, &mut |need| {
-        seed += 2;
-        backend.random_weight(&need, type_of(&need), seed)
-    })
-    .expect("room for a small network");
+    let (mut backend, network) = build(&gpu);
+    let found = feed(&mut backend, &network, chunks);
+    Some((found, gpu, backend.n_stages(1)))
+}
+
+/// Logits of all tokens of a prompt that is fed in `chunks`.
+fn feed<B: Backend>(backend: &mut B, network: &Network<B::Weight>, chunks: &[usize]) -> Vec<f32> {
     let shape = SessionShape::uniform(1, 256, 160);
-    let mut session = Session::open(&mut backend, shape).expect("room for a session");
+    let mut session = Session::open(backend, shape).expect("room for a session");
     let mut found = Vec::new();
     let mut token = 0u32;
     for n in chunks {
@@ -84,10 +94,10 @@ fn steps(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>,
         token += *n as u32;
         let mut batch = Batch::new();
         batch.push(0, &tokens, Outputs::All);
-        let outputs = session.step(&mut backend, &network, &batch);
+        let outputs = session.step(backend, network, &batch);
         found.extend_from_slice(outputs.expect("the tokens fit"));
     }
-    Some((found, gpu, backend.n_stages(1)))
+    found
 }
 
 /// Relative error of the norm, for each row.
@@ -149,6 +159,22 @@ fn fast() -> WgpuOptions {
 #[test]
 fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
     follows(&fast(), &CHUNKS);
+}
+
+/// The backend's sublayers do what the forward pass says: the same network by the seams' default bodies, op
+/// by op on the same kernels.
+#[test]
+fn sublayers_are_those_of_their_default_bodies() {
+    let chunks = [9, 1, 40];
+    let Some((found, gpu)) = logits(&fast(), &chunks) else {
+        return;
+    };
+    let (backend, network) = build(&gpu);
+    let expected = feed(&mut Unfused(backend), &network, &chunks);
+    let errors = errors(&found, &expected, geometry().n_vocab);
+    println!("relative errors of the rows: {errors:.4?}");
+    let most = errors.iter().copied().fold(0.0, f32::max);
+    assert!(most <= 0.03, "relative error {most}");
 }
 
 /// Of one row a turn is part of the product before it: other sums of the same numbers, and fewer stages.
