@@ -6,8 +6,8 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use crate::fixtures::{Random, id_tensor, metadata, random_tensor};
-use ds4_formats::GgmlType;
 use ds4_formats::gguf::write_tensors;
+use ds4_formats::{GgmlType, Tensor};
 use ds4_model::{Geometry, LayerKind, WeightRole, requirements};
 
 const MARKERS: [&str; 7] = [
@@ -26,7 +26,10 @@ pub const N_VOCAB: usize = 256 + MARKERS.len();
 /// Writes the model into a folder.
 pub fn write(folder: &Path) -> PathBuf {
     let path = folder.join("speaking.gguf");
-    let geometry = geometry();
+    let geometry = geometry(
+        N_VOCAB,
+        vec![LayerKind::Sliding, LayerKind::Csa, LayerKind::Hca],
+    );
     let mut metadata = metadata(&geometry);
     let (tokens, types) = vocabulary();
     metadata.insert("general.name", "a random speaker");
@@ -36,26 +39,7 @@ pub fn write(folder: &Path) -> PathBuf {
     metadata.insert("tokenizer.ggml.token_type", types);
     metadata.insert("tokenizer.ggml.merges", Vec::<String>::new());
 
-    let mut random = Random(5);
-    let tensors: Vec<_> = requirements(&geometry)
-        .iter()
-        .map(|need| {
-            let ne: Vec<usize> = need.ne.iter().map(|n| *n as usize).collect();
-            match need.role {
-                WeightRole::Ids => {
-                    let n = ne.iter().product();
-                    let ids: Vec<u32> = (0..n)
-                        .map(|i: usize| (i % geometry.n_experts) as u32)
-                        .collect();
-                    id_tensor(&need.name, &ne, &ids)
-                }
-                WeightRole::Vector => {
-                    random_tensor(&need.name, GgmlType::F32, &ne, 1.0, &mut random)
-                }
-                _ => random_tensor(&need.name, GgmlType::F16, &ne, 0.2, &mut random),
-            }
-        })
-        .collect();
+    let tensors = weights(&geometry, |_| 0.2);
     let file = BufWriter::new(File::create(&path).expect("a writable folder"));
     write_tensors(file, metadata, &tensors).expect("the model is written");
     path
@@ -69,10 +53,11 @@ pub fn vocabulary() -> (Vec<String>, Vec<i32>) {
     (tokens, types.collect())
 }
 
-fn geometry() -> Geometry {
-    let layers = vec![LayerKind::Sliding, LayerKind::Csa, LayerKind::Hca];
+/// A geometry as small as can be, of so many tokens and these layers, the first of which routes
+/// by the token.
+pub fn geometry(n_vocab: usize, layers: Vec<LayerKind>) -> Geometry {
     Geometry {
-        n_vocab: N_VOCAB,
+        n_vocab,
         n_embd: 32,
         n_heads: 2,
         head_dim: 64,
@@ -94,6 +79,31 @@ fn geometry() -> Geometry {
         layers,
         ..Geometry::flash()
     }
+}
+
+/// Random weights of a geometry: entries of vectors of about 1, those of matrices of about
+/// `scale` of their name, and experts for tokens in turn.
+pub fn weights(geometry: &Geometry, scale: impl Fn(&str) -> f32) -> Vec<Tensor> {
+    let mut random = Random(5);
+    let needs = requirements(geometry);
+    let tensors = needs.iter().map(|need| {
+        let ne: Vec<usize> = need.ne.iter().map(|n| *n as usize).collect();
+        match need.role {
+            WeightRole::Ids => {
+                let n = ne.iter().product();
+                let ids: Vec<u32> = (0..n)
+                    .map(|i: usize| (i % geometry.n_experts) as u32)
+                    .collect();
+                id_tensor(&need.name, &ne, &ids)
+            }
+            WeightRole::Vector => random_tensor(&need.name, GgmlType::F32, &ne, 1.0, &mut random),
+            _ => {
+                let scale = scale(&need.name);
+                random_tensor(&need.name, GgmlType::F16, &ne, scale, &mut random)
+            }
+        }
+    });
+    tensors.collect()
 }
 
 /// The characters by which vocabularies write bytes: printable Latin-1 as itself, the others from

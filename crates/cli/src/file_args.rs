@@ -177,11 +177,21 @@ pub(crate) struct VerifyArgs {
     /// Keep the sums of a file that was found good beside it
     #[arg(long, requires = "file")]
     pub write_sums: bool,
+    /// Test the backend with the built-in model alone, not every op at the widths of Flash
+    #[arg(long, conflicts_with_all = ["file", "vectors", "recall"])]
+    pub quick: bool,
+    /// Ask the model for what stands far back in texts of so many tokens, and to go on with a
+    /// passage that stands there [default: 11000,60000,200000]
+    #[arg(
+        long, value_name = "TOKENS,...", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", conflicts_with_all = ["file", "vectors"]
+    )]
+    pub recall: Option<String>,
     /// A folder of the publisher's continuations, which the model should agree with
     #[arg(long, value_name = "DIR")]
     pub vectors: Option<PathBuf>,
-    /// Least share of their tokens that has to agree
-    #[arg(long, value_name = "SHARE", requires = "vectors", value_parser = share, default_value_t = 0.0)]
+    /// Least share of their tokens, or of what --recall asks, that has to be right
+    #[arg(long, value_name = "SHARE", conflicts_with = "file", value_parser = share, default_value_t = 0.0)]
     pub min_agreement: f64,
     /// One JSON document instead of text
     #[arg(long)]

@@ -9,11 +9,11 @@
 
 use std::time::{Duration, Instant};
 
-use ds4_conformance::fixtures::{Random, id_tensor, metadata, random_tensor};
+use ds4_conformance::fixtures::{Random, metadata};
+use ds4_conformance::speaking_model;
 use ds4_engine::{Engine, OpenOptions, Request, Sampler, SamplingOptions, Scheduler};
-use ds4_formats::GgmlType;
 use ds4_formats::gguf::{Gguf, write_tensors};
-use ds4_model::{Geometry, LayerKind, WeightRole, requirements};
+use ds4_model::LayerKind;
 
 const N_SEQUENCES: usize = 16;
 const N_STEPS: usize = 300;
@@ -80,49 +80,12 @@ fn report(what: &str, times: &mut [Duration]) {
 
 /// A network as small as can be, with the full vocabulary.
 fn model() -> Gguf {
-    let layers = vec![LayerKind::Sliding, LayerKind::Csa];
-    let geometry = Geometry {
-        n_vocab: 129_280,
-        n_embd: 32,
-        n_heads: 2,
-        head_dim: 64,
-        rope_dim: 32,
-        q_rank: 32,
-        n_out_groups: 1,
-        out_rank: 32,
-        window: 16,
-        n_index_heads: 2,
-        index_dim: 32,
-        index_top_k: 8,
-        n_experts: 4,
-        n_experts_used: 2,
-        expert_dim: 32,
-        n_hash_layers: 0,
-        expert_clamp: vec![10.0; layers.len()],
-        shared_clamp: vec![10.0; layers.len()],
-        max_context: 4096,
-        layers,
-        ..Geometry::flash()
-    };
-    let mut random = Random(5);
-    let tensors: Vec<_> = requirements(&geometry)
-        .iter()
-        .map(|need| {
-            let ne: Vec<usize> = need.ne.iter().map(|n| *n as usize).collect();
-            match need.role {
-                WeightRole::Ids => id_tensor(&need.name, &ne, &vec![0; ne.iter().product()]),
-                WeightRole::Vector => {
-                    random_tensor(&need.name, GgmlType::F32, &ne, 1.0, &mut random)
-                }
-                // Logits as far apart as text makes them: a handful within a factor of 20 of
-                // the likeliest.
-                _ if need.name == "output.weight" => {
-                    random_tensor(&need.name, GgmlType::F16, &ne, 0.7, &mut random)
-                }
-                _ => random_tensor(&need.name, GgmlType::F16, &ne, 0.3, &mut random),
-            }
-        })
-        .collect();
+    let geometry = speaking_model::geometry(129_280, vec![LayerKind::Sliding, LayerKind::Csa]);
+    // Logits as far apart as text makes them: a handful within a factor of 20 of the likeliest.
+    let tensors = speaking_model::weights(&geometry, |name| match name {
+        "output.weight" => 0.7,
+        _ => 0.3,
+    });
     let mut bytes = Vec::new();
     write_tensors(&mut bytes, metadata(&geometry), &tensors).expect("written to memory");
     Gguf::parse(bytes.into()).expect("what was written")

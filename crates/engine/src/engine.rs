@@ -263,7 +263,7 @@ impl Opened {
     }
 }
 
-fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
+pub(crate) fn cuda(geometry: &Geometry, options: &OpenOptions) -> Result<CudaBackend, OpenError> {
     let options = CudaOptions {
         cache: options.kernel_cache.clone(),
         timed: options.timed,
@@ -360,7 +360,7 @@ fn on_the_best(
 
 /// Whether it is worth asking for a GPU: drivers that find none can be slow to say so, and
 /// talk on standard error meanwhile. Linux shows one as a file.
-fn may_have_gpu() -> bool {
+pub(crate) fn may_have_gpu() -> bool {
     if !cfg!(target_os = "linux") {
         return true;
     }

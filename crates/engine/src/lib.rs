@@ -7,6 +7,7 @@
 //!
 //! One thread owns an engine; nothing in here locks.
 
+mod alone;
 mod engine;
 mod gpu;
 mod importance;
@@ -18,6 +19,7 @@ mod scheduler;
 mod slots;
 pub mod store;
 
+pub use alone::{BackendTask, on_backend};
 pub use engine::{Engine, LoadProgress, tokenizer_of};
 pub use importance::Importance;
 pub use memory::{available_bytes, give_back_freed};
@@ -29,7 +31,7 @@ pub use sampler::{
 pub use scheduler::{
     Event, FIRST_ROWS, FinishReason, GENERATION_TOKENS, IDLE_SAVE, MAX_WAITING, MIN_ANCHOR,
     MIN_ANCHOR_GAIN, MIN_COPY_GAIN, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, MIXED_CHUNK, MIXED_TIME,
-    PREFILL_TIME, READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL,
+    PREFILL_TIME, PromptRow, READ_RATE, RECENT_TOKENS, Request, RequestError, Reuse, SAVE_INTERVAL,
     SAVE_RETRY, SNAPSHOT_BYTES, SNAPSHOT_INTERVAL, SNAPSHOT_STRIDE, STORE_PATIENCE, Scheduler,
     SchedulerOptions, SequenceId, SlotUse, Timings,
 };
@@ -37,6 +39,6 @@ pub use slots::{Group, Slots};
 
 pub use ds4_cpu::{SimdPath, encode_row};
 pub use ds4_model::{
-    Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError,
+    Backend, Batch, CacheRounding, Geometry, Outputs, RewindError, RowKind, SlotState, StepError,
     StoredRows, Wanted,
 };

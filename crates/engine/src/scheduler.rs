@@ -54,13 +54,13 @@ use choice::{Start, n_alike};
 use lookup::Lookup;
 use rates::Rates;
 use slot::Slot;
-use snapshots::{Place, prompt_end};
+use snapshots::{Place, TURN_GAP, prompt_end};
 use step::Flight;
 
 pub use lookup::STORE_PATIENCE;
 pub use rates::{FIRST_ROWS, MIN_LOAD_GAIN, MIN_PREFILL_ROWS, READ_RATE};
 pub use report::{Event, FinishReason, Reuse, SlotUse, Timings};
-pub use request::{Request, RequestError, SequenceId};
+pub use request::{PromptRow, Request, RequestError, SequenceId};
 pub use saves::{IDLE_SAVE, MIN_ANCHOR_GAIN, SAVE_INTERVAL, SAVE_RETRY};
 pub(crate) use snapshots::most_snapshot_bytes;
 pub use snapshots::{
@@ -152,6 +152,19 @@ impl Sequence {
     fn is_prefilling(&self) -> bool {
         self.timings.n_done < self.request.tokens.len()
     }
+
+    /// Where the last text of the user begins, when it is far enough behind what was there for a
+    /// snapshot of its own.
+    fn last_user(&self) -> Option<usize> {
+        let at = self.request.last_user;
+        (at >= MIN_ANCHOR && at > self.timings.n_cached + TURN_GAP).then_some(at)
+    }
+
+    /// Whether the next tokens of its prompt have logits that are wanted.
+    fn is_scoring(&self) -> bool {
+        let from = self.request.scored_from;
+        self.is_prefilling() && from.is_some_and(|from| from <= self.timings.n_done)
+    }
 }
 
 /// An engine and the sequences that run on it.
@@ -167,6 +180,8 @@ pub struct Scheduler {
     flight: Option<Flight>,
     /// A row of logits that candidates did not decide.
     row: Vec<f32>,
+    /// Rows of prompts that nobody took yet.
+    prompt_rows: Vec<PromptRow>,
     /// When the last step ended.
     landed: Option<Instant>,
     turnaround: Option<Duration>,
@@ -191,6 +206,7 @@ impl Scheduler {
             pending: Vec::new(),
             flight: None,
             row: Vec::new(),
+            prompt_rows: Vec::new(),
             landed: None,
             turnaround: None,
             clock: 0,
@@ -226,6 +242,12 @@ impl Scheduler {
             lines.extend(store.take_notices().iter().map(Notice::to_string));
         }
         lines
+    }
+
+    /// The rows that [`Request::scored_from`] asked for and the last ticks computed, those of a
+    /// prompt in order. They are to be taken after every tick: each is as long as the vocabulary.
+    pub fn take_prompt_rows(&mut self) -> Vec<PromptRow> {
+        std::mem::take(&mut self.prompt_rows)
     }
 
     /// Bytes of memory that the snapshots of a slot take.
@@ -380,6 +402,7 @@ impl Scheduler {
         self.running.clear();
         self.waiting.clear();
         self.pending.clear();
+        self.prompt_rows.clear();
         for slot in 0..self.engine.n_slots() {
             self.empty(slot);
         }
@@ -479,10 +502,15 @@ impl Scheduler {
                 taken.turn_start = 0;
             }
             taken.prompt_end = prompt_end(n_total);
+            taken.last_user = request.last_user;
             taken.unsaved_since = None;
             taken.is_private = !request.use_cache;
             if n_cached > 0 {
-                self.take_snapshot(slot, n_cached, Place::TurnEnd);
+                let place = match request.last_user.checked_sub(n_cached) {
+                    Some(0..=TURN_GAP) => Place::LastUser,
+                    _ => Place::TurnEnd,
+                };
+                self.take_snapshot(slot, n_cached, place);
             }
             events.push(Event::Prefill {
                 id,
@@ -511,7 +539,7 @@ impl Scheduler {
 
     /// Makes an idle slot hold as much of a prompt as can be had.
     fn find(&mut self, idle: &[usize], request: &Request, read: Option<Box<Read>>) -> Reuse {
-        let prompt = &request.tokens;
+        let prompt = request.findable();
         if !request.use_cache {
             let (_, slot) = self.spare(idle, prompt, 0).expect("an idle slot");
             self.save_given_up(slot);
@@ -589,7 +617,7 @@ impl Scheduler {
             Some((id, n_awaited)) if runs(id) => Some((id, n_awaited)),
             _ if !request.use_cache => None,
             _ => {
-                let prompt = &request.tokens;
+                let prompt = request.findable();
                 let now = self.n_held(prompt);
                 self.running
                     .iter()

@@ -1,5 +1,7 @@
 //! The geometry of one model: every size the network needs, read from GGUF metadata.
 
+use std::ops::RangeInclusive;
+
 use ds4_formats::gguf::{self, Metadata};
 
 /// Largest layer count accepted from a file; Flash has 43, Pro 61.
@@ -167,6 +169,15 @@ fn architecture_hint(found: &str) -> &'static str {
     }
 }
 
+/// What keeps a division from a division by zero. Beyond it nothing would be left of what is divided.
+const EPSILONS: RangeInclusive<f32> = 1e-30..=0.1;
+/// Bases of the rotations' frequencies: below 1 they would grow along a row.
+const BASES: RangeInclusive<f32> = 1.0..=1e12;
+/// By how much a context may be stretched.
+const FACTORS: RangeInclusive<f32> = 1.0..=1e6;
+/// Other numbers: far from what makes a product of two of them infinite or nothing.
+const SCALES: RangeInclusive<f32> = 1e-6..=1e6;
+
 impl Geometry {
     /// Reads the geometry from the metadata of a GGUF file and checks that it
     /// is one the network is defined for.
@@ -253,8 +264,8 @@ impl Geometry {
             n_embd,
             n_hc: reader.size("hyper_connection.count", 1..=16)?,
             n_sinkhorn: reader.size("hyper_connection.sinkhorn_iterations", 1..=1000)?,
-            hc_eps: reader.positive("hyper_connection.epsilon")?,
-            rms_eps: reader.positive("attention.layer_norm_rms_epsilon")?,
+            hc_eps: reader.number("hyper_connection.epsilon", EPSILONS)?,
+            rms_eps: reader.number("attention.layer_norm_rms_epsilon", EPSILONS)?,
             n_hash_layers: reader.size("hash_layer_count", 0..=n_layers)?,
             layers,
             n_heads,
@@ -270,18 +281,20 @@ impl Geometry {
             n_experts,
             n_experts_used,
             expert_dim: reader.dim("expert_feed_forward_length")?,
-            expert_scale: reader.positive("expert_weights_scale")?,
+            expert_scale: reader.number("expert_weights_scale", SCALES)?,
             expert_clamp,
             shared_clamp,
-            rope_base: f64::from(reader.positive("rope.freq_base")?),
-            compressed_rope_base: f64::from(reader.positive("attention.compress_rope_freq_base")?),
+            rope_base: f64::from(reader.number("rope.freq_base", BASES)?),
+            compressed_rope_base: f64::from(
+                reader.number("attention.compress_rope_freq_base", BASES)?,
+            ),
             yarn: Yarn {
-                factor: f64::from(reader.positive("rope.scaling.factor")?),
+                factor: f64::from(reader.number("rope.scaling.factor", FACTORS)?),
                 original_context: reader
                     .size("rope.scaling.original_context_length", 1..=usize::MAX)?
                     as f64,
-                beta_fast: f64::from(reader.positive("rope.scaling.yarn_beta_fast")?),
-                beta_slow: f64::from(reader.positive("rope.scaling.yarn_beta_slow")?),
+                beta_fast: f64::from(reader.number("rope.scaling.yarn_beta_fast", SCALES)?),
+                beta_slow: f64::from(reader.number("rope.scaling.yarn_beta_slow", SCALES)?),
             },
             max_context: reader.size("context_length", 1..=u32::MAX as usize)?,
         })
@@ -439,11 +452,7 @@ impl Reader<'_> {
         }
     }
 
-    fn size(
-        &self,
-        name: &str,
-        accepted: std::ops::RangeInclusive<usize>,
-    ) -> Result<usize, GeometryError> {
+    fn size(&self, name: &str, accepted: RangeInclusive<usize>) -> Result<usize, GeometryError> {
         let found = self.metadata.u64(&self.key(name))?;
         match usize::try_from(found) {
             Ok(size) if accepted.contains(&size) => Ok(size),
@@ -463,12 +472,14 @@ impl Reader<'_> {
         self.size(name, expected..=expected).map(drop)
     }
 
-    fn positive(&self, name: &str) -> Result<f32, GeometryError> {
+    fn number(&self, name: &str, within: RangeInclusive<f32>) -> Result<f32, GeometryError> {
         let found = self.metadata.f32(&self.key(name))?;
-        if found.is_finite() && found > 0.0 {
+        if within.contains(&found) {
             Ok(found)
         } else {
-            Err(self.wrong(name, found, "a positive number"))
+            let (least, most) = within.into_inner();
+            let expected = format!("a number from {least:e} to {most:e}");
+            Err(self.wrong(name, format!("{found:e}"), &expected))
         }
     }
 

@@ -51,6 +51,8 @@ pub struct TokenPrompt {
     /// Lengths at which other conversations are likely to depart: the ends of the system text
     /// with its tools, and of what stands before the last message of the first turn.
     pub anchors: Vec<usize>,
+    /// Its length before the last text of the user; 0 without one.
+    pub last_user: usize,
     /// What the model's first character belongs to.
     pub start: Start,
     /// Names its text, canonically rendered, or the tokens that the client sent.
@@ -228,10 +230,17 @@ impl Prompter {
         };
         let protocol = self.tokenizer.protocol();
         let anchors = anchors(&tokens, protocol.user, protocol.assistant);
+        let places = places(&prompt, &replays);
+        let said = places
+            .iter()
+            .rfind(|place| place.passage == Passage::User)
+            .map_or(0, |place| place.byte);
+        let last_user = self.tokens_within(&tokens, said);
         Ok(TokenPrompt {
             n_left: self.context.saturating_sub(tokens.len()),
             tokens,
             anchors,
+            last_user,
             start,
             key: match &generation.prompt {
                 // Their text may be that of other tokens; no rendered prompt reads like a list.
@@ -246,8 +255,19 @@ impl Prompter {
                 .any(|range| prompt.text[range.clone()].contains(markers::DSML)),
             n_replayed,
             n_rendered: prompt.replies.len() - n_replayed,
-            places: places(&prompt, &replays),
+            places,
         })
+    }
+
+    /// How many tokens have at most so many bytes.
+    fn tokens_within(&self, tokens: &[u32], n_bytes: usize) -> usize {
+        let mut left = n_bytes;
+        let fits = |token: &&u32| {
+            let rest = left.checked_sub(self.tokenizer.token_bytes(**token).len());
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        };
+        tokens.iter().take_while(fits).count()
     }
 
     /// The tokens of a prompt, also of one that is too long.

@@ -191,9 +191,8 @@ impl ReplyInProgress {
         if self.parser.phase() != Phase::Content {
             return;
         }
-        if let Some(closing) = schema.closing()
+        if let Some(closing) = schema.ending(n_left, SPARE_TOKENS)
             && !closing.is_empty()
-            && n_left <= closing.len() + SPARE_TOKENS
         {
             for token in &closing {
                 schema.push(*token);

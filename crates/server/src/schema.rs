@@ -1,9 +1,11 @@
 //! Content that must follow a JSON schema.
 
+mod examples;
+mod reader;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ds4_engine::TokenSet;
 use ds4_text::Tokenizer;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
@@ -13,6 +15,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::calls::{DelicateTokens, json_spelling};
 use crate::generation::{Failure, FailureKind, OutputSchema};
+
+pub use reader::SchemaReader;
 
 /// In front of the text of tokens that are no text: the grammar never admits them.
 const NO_TEXT: u8 = 0xff;
@@ -209,7 +213,8 @@ impl Schemas {
     /// A reader that knows what may come first.
     fn reader(&self, schema: &Value) -> Result<SchemaReader, String> {
         let parser = self.parser(schema)?;
-        let mut reader = SchemaReader::new(parser, self.tok_env(), self.delicate());
+        let examples = examples::of(schema);
+        let mut reader = SchemaReader::new(parser, self.tok_env(), self.delicate(), examples);
         // What nothing can begin is found here and not in the middle of a reply.
         reader
             .allowed(false)
@@ -485,172 +490,6 @@ fn units(literal: &str) -> Option<u64> {
 /// A name as a JSON pointer has it (RFC 6901).
 fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
-}
-
-/// Most tokens of a way to the end that is looked for.
-const MAX_CLOSING: usize = 2048;
-/// Texts that lead to the end of JSON, the best first: outside of strings. A comma ends a number
-/// behind which more must come, which a digit would not.
-const CLOSERS: [&str; 10] = ["}", "]", ",", "null", "0", "false", "true", "\"", "1", "{"];
-
-/// Texts that lead to the end of a string that follows a pattern, the best first: those that stand
-/// between the parts of formats before those that parts are made of.
-const STRING_CLOSERS: [&str; 10] = ["\"", "@", ":", "-", "/", ".", "_", " ", "a", "0"];
-/// Ways to the end that are tried, all but the first by the fall of dice.
-const MAX_WAYS: u64 = 6;
-/// Tokens of one string on such a way, beyond which another is tried.
-const MAX_STRING_TOKENS: usize = 64;
-
-/// Says which tokens keep the content on its schema.
-pub struct SchemaReader {
-    matcher: Matcher,
-    env: TokEnv,
-    tokens: Arc<DelicateTokens>,
-    begun: bool,
-    quotes: Quotes,
-    n_least: usize,
-}
-
-/// Whether the end of JSON text stands in a string.
-#[derive(Clone, Copy, Debug, Default)]
-struct Quotes {
-    inside: bool,
-    escaped: bool,
-}
-
-impl Quotes {
-    fn read(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            match (self.inside, self.escaped, byte) {
-                (true, true, _) => self.escaped = false,
-                (true, false, b'\\') => self.escaped = true,
-                (_, _, b'"') => self.inside = !self.inside,
-                _ => {}
-            }
-        }
-    }
-}
-
-impl SchemaReader {
-    fn new(parser: TokenParser, env: TokEnv, tokens: Arc<DelicateTokens>) -> SchemaReader {
-        let mut reader = SchemaReader {
-            matcher: Matcher::new(Ok(parser)),
-            env,
-            tokens,
-            begun: false,
-            quotes: Quotes::default(),
-            n_least: 0,
-        };
-        reader.n_least = reader.closing().map_or(0, |closing| closing.len());
-        reader
-    }
-
-    /// Tokens that some content takes, not many more than the shortest.
-    pub fn n_least(&self) -> usize {
-        self.n_least
-    }
-
-    /// Tokens that end the content, none where it may end; a short way, if not the shortest. `None`
-    /// when none was found.
-    pub fn closing(&self) -> Option<Vec<u32>> {
-        (0..MAX_WAYS).find_map(|way| self.way_out(way))
-    }
-
-    /// One way to the end. A pattern has no shortest one that could be asked for, and what is said to
-    /// be best may go round in a string for ever.
-    fn way_out(&self, way: u64) -> Option<Vec<u32>> {
-        let trie = self.env.tok_trie();
-        let mut matcher = self.matcher.clone();
-        let mut quotes = self.quotes;
-        let mut closing = Vec::new();
-        let mut n_in_string = 0;
-        let mut dice = way.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        while closing.len() <= MAX_CLOSING && n_in_string <= MAX_STRING_TOKENS {
-            if matcher.is_accepting().ok()? {
-                return Some(closing);
-            }
-            let mut next = trie.greedy_tokenize(&matcher.compute_ff_bytes());
-            if next.is_empty() {
-                let mask = matcher.compute_mask().ok()?;
-                let is_admitted = |text: &&str| {
-                    let token = trie.token_id(text.as_bytes());
-                    token.filter(|token| mask.is_allowed(*token))
-                };
-                let known = match (quotes.inside, way) {
-                    (false, _) => CLOSERS.iter().find_map(is_admitted),
-                    (true, 0) => STRING_CLOSERS.iter().find_map(is_admitted),
-                    (true, _) => is_admitted(&"\""),
-                };
-                let eos = trie.eos_token();
-                let any = || {
-                    dice ^= dice << 13;
-                    dice ^= dice >> 7;
-                    dice ^= dice << 17;
-                    let mut all = mask.iter().filter(|token| *token != eos);
-                    if way == 0 {
-                        return all.next();
-                    }
-                    let is_plain = |token: &u32| {
-                        let bytes = self.tokens.bytes(*token);
-                        bytes.len() == 1 && bytes[0].is_ascii_graphic()
-                    };
-                    let plain: Vec<u32> = mask.iter().filter(is_plain).collect();
-                    let at = dice.checked_rem(plain.len() as u64);
-                    let one = at.and_then(|at| plain.get(at as usize).copied());
-                    one.or_else(|| all.next())
-                };
-                next.push(known.or_else(any)?);
-            }
-            matcher.consume_tokens(&next).ok()?;
-            for token in &next {
-                quotes.read(self.tokens.bytes(*token));
-            }
-            n_in_string = match quotes.inside {
-                true => n_in_string + next.len(),
-                false => 0,
-            };
-            closing.extend(next);
-        }
-        None
-    }
-
-    /// Whether content was read.
-    pub fn has_begun(&self) -> bool {
-        self.begun
-    }
-
-    /// Tokens that may come next, the end-of-sentence token where the content may end.
-    ///
-    /// # Errors
-    /// Why the schema can no longer be followed: what was read does not follow it, or what it needs
-    /// exceeds a limit. It is the same from then on.
-    ///
-    /// Where it `ends_soon`, those that begin more than must be there are left out.
-    pub fn allowed(&mut self, ends_soon: bool) -> Result<TokenSet, String> {
-        let mask = self.matcher.compute_mask_or_eos().map_err(first_line)?;
-        if mask.is_zero() {
-            return Err("nothing can follow".to_owned());
-        }
-        let mut words = mask.as_slice().to_vec();
-        if ends_soon {
-            for &token in self.tokens.growers(self.quotes.inside) {
-                words[token as usize / 32] &= !(1 << (token % 32));
-            }
-            if words.iter().all(|word| *word == 0) {
-                // They must be there.
-                words = mask.as_slice().to_vec();
-            }
-        }
-        Ok(TokenSet::from_words(words))
-    }
-
-    /// Reads a token of the content.
-    pub fn push(&mut self, token: u32) {
-        self.begun = true;
-        self.quotes.read(self.tokens.bytes(token));
-        // A token that was not allowed is an error of what comes next; `allowed` says so.
-        let _ = self.matcher.consume_token(token);
-    }
 }
 
 /// What went wrong, without the parts of a grammar behind it.

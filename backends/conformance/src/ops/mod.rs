@@ -220,6 +220,93 @@ impl std::fmt::Display for Case {
     }
 }
 
+/// What a backend's output of an op is beside the reference's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compared {
+    /// The op.
+    pub op: String,
+    /// The relative error, or where every bit has to be the same the number of values that differ.
+    pub error: f32,
+    /// The largest that is right; 0 where every bit has to be the same.
+    pub allowed: f32,
+}
+
+impl Compared {
+    fn of(found: &Output, expected: &Output, allowed: &Tolerance) -> Compared {
+        let pairs = || found.values.iter().zip(&expected.values);
+        let compared = |error, allowed| Compared {
+            op: expected.op.clone(),
+            error,
+            allowed,
+        };
+        if expected.tolerance == 0.0 {
+            let n_others = pairs().filter(|(f, e)| f != e).count();
+            return compared(n_others as f32, 0.0);
+        }
+        let norm =
+            |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+        // The error of a product with quantised activations is relative to its terms:
+        // a few products may all be near zero by chance, and their errors are not.
+        // Rows and matrices here make products of about 1.
+        let (floor, tolerance) = if expected.tolerance >= allowed.quantised {
+            let root = (expected.values.len() as f32).sqrt();
+            (root, expected.tolerance * (1.0 + 2.0 / root))
+        } else {
+            (1e-20, expected.tolerance)
+        };
+        let error = norm(&mut pairs().map(|(f, e)| f - e))
+            / norm(&mut expected.values.iter().copied()).max(floor);
+        compared(error, tolerance)
+    }
+
+    /// Whether it is close enough; what is no number is not.
+    pub fn is_right(&self) -> bool {
+        self.error <= self.allowed
+    }
+}
+
+/// Runs every op of a case on a backend, and says how far each output is from the reference's.
+///
+/// # Panics
+/// When the backend fails, or writes where it should not.
+pub fn compare<B: Backend>(backend: &mut B, case: &Case, tolerance: &Tolerance) -> Vec<Compared> {
+    let rows = case.rows();
+    let mut reference = Reference::new(&case.geometry);
+    let expected = run(&mut reference, case, &rows, tolerance);
+    let found = run(backend, case, &rows, tolerance);
+    let pairs = found.iter().zip(&expected);
+    pairs.map(|(f, e)| Compared::of(f, e, tolerance)).collect()
+}
+
+/// The types of the published mixes at the widths of Flash, at one row and at several; of the
+/// vocabulary and of the 256 experts there are as many as a test has time for.
+pub fn flash_cases() -> Vec<Case> {
+    let geometry = Geometry {
+        n_vocab: 1000,
+        layers: vec![LayerKind::Csa, LayerKind::Hca],
+        max_context: 4096,
+        n_experts: 8,
+        n_hash_layers: 0,
+        expert_clamp: vec![10.0; 2],
+        shared_clamp: vec![10.0; 2],
+        ..Geometry::flash()
+    };
+    let types = [
+        GgmlType::Q8_0,
+        GgmlType::IQ2_XXS,
+        GgmlType::Q2_K,
+        GgmlType::Q4_K,
+        GgmlType::MXFP4,
+    ];
+    let case = |ty, n_rows| Case {
+        geometry: geometry.clone(),
+        ty,
+        n_rows,
+    };
+    let of_type = |ty| [case(ty, 1), case(ty, 5)];
+    types.into_iter().flat_map(of_type).collect()
+}
+
 fn assert_same(case: &Case, found: &Output, expected: &Output, allowed: &Tolerance) {
     let what = format!("{} ({case})", found.op);
     assert_eq!(found.values.len(), expected.values.len(), "{what}");
@@ -229,26 +316,12 @@ fn assert_same(case: &Case, found: &Output, expected: &Output, allowed: &Toleran
         }
         return;
     }
-    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
-    // The error of a product with quantised activations is relative to its terms:
-    // a few products may all be near zero by chance, and their errors are not.
-    // Rows and matrices here make products of about 1.
-    let (floor, tolerance) = if expected.tolerance >= allowed.quantised {
-        let root = (expected.values.len() as f32).sqrt();
-        (root, expected.tolerance * (1.0 + 2.0 / root))
-    } else {
-        (1e-20, expected.tolerance)
-    };
-    let error = norm(
-        &mut found
-            .values
-            .iter()
-            .zip(&expected.values)
-            .map(|(f, e)| f - e),
-    ) / norm(&mut expected.values.iter().copied()).max(floor);
+    let compared = Compared::of(found, expected, allowed);
     assert!(
-        error <= tolerance,
-        "{what}: relative error {error:.3e}, tolerance {tolerance:.1e}"
+        compared.is_right(),
+        "{what}: relative error {:.3e}, tolerance {:.1e}",
+        compared.error,
+        compared.allowed
     );
 }
 

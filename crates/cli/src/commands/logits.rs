@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use ds4_engine::{Batch, CacheRounding, Outputs};
+use ds4_engine::{Batch, CacheRounding, NotFinite, Outputs};
 use serde_json::Value;
 
 use crate::args::LogitsArgs;
@@ -19,8 +19,8 @@ use crate::units;
 /// line, separated by commas.
 ///
 /// # Errors
-/// The tokens cannot be read or are not in the vocabulary, the file cannot be written, or the
-/// model cannot be opened or run.
+/// The tokens cannot be read or are not in the vocabulary, the file cannot be written, the model
+/// cannot be opened or run, or its logits are not finite; the file has those before then.
 pub(crate) fn run(args: &LogitsArgs, console: &Console, out: &mut dyn Write) -> Result<()> {
     let tokens = match &args.tokens_file {
         Some(path) => read_ids(path)?,
@@ -62,10 +62,15 @@ pub(crate) fn run(args: &LogitsArgs, console: &Console, out: &mut dyn Write) -> 
         batch.push(0, chunk, Outputs::All);
         let logits = engine.step(&batch)?;
         for row in logits.chunks_exact(n_vocab) {
+            if row.iter().any(|logit| !logit.is_finite()) {
+                file.flush().with_context(failed)?;
+                return Err(NotFinite)
+                    .with_context(|| format!("after the token at index {}", argmax.len()));
+            }
             argmax.push(likeliest(row).to_string());
-        }
-        for logit in logits {
-            file.write_all(&logit.to_le_bytes()).with_context(failed)?;
+            for logit in row {
+                file.write_all(&logit.to_le_bytes()).with_context(failed)?;
+            }
         }
         console.progress(&format!(
             "{} of {}",

@@ -258,8 +258,11 @@ impl Shared {
 
 fn not_written(error: io::Error) -> anyhow::Error {
     let hint = match error.kind() {
-        io::ErrorKind::StorageFull => {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "the disk is full; make room and run the same command again: it goes on from there"
+        }
+        io::ErrorKind::FileTooLarge => {
+            "cannot write the bytes that came: files of this size are not allowed here"
         }
         _ => "cannot write the bytes that came",
     };

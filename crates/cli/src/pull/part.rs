@@ -97,8 +97,13 @@ impl Part {
         if part.n_done() == 0 {
             // The old record must not speak of the new bytes.
             remove(&part.record_path)?;
-            part.file.set_len(0)?;
-            part.file.set_len(identity.n_bytes)?;
+            // Some file systems take no file of this size, and say so here.
+            let sized = part.file.set_len(0);
+            let sized = sized.and_then(|()| part.file.set_len(identity.n_bytes));
+            sized.with_context(|| {
+                let (path, n) = (part.path.display(), identity.n_bytes);
+                format!("cannot write {path}, which needs {n} bytes: choose a folder with --dir")
+            })?;
         }
         Ok(part)
     }

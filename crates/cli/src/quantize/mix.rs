@@ -175,6 +175,46 @@ mod tests {
     }
 
     #[test]
+    fn the_draft_blocks_have_the_bytes_of_the_published_file() {
+        // Three stages, each a layer without compression whose router has a bias.
+        let needs = requirements(&Geometry::flash());
+        let of_layer = needs.iter().filter_map(|need| {
+            let suffix = need.name.strip_prefix("blk.0.")?;
+            (!suffix.contains("tid2eid")).then(|| (suffix.to_owned(), need.ne.clone()))
+        });
+        let mut stage: Vec<(String, Vec<u64>)> = of_layer.collect();
+        stage.push(("exp_probs_b.bias".to_owned(), vec![256]));
+        assert_eq!(stage.len(), 24);
+        let of_stage = |s: u32, suffix: &str| format!("mtp.{s}.{suffix}");
+        let mut all: Vec<(String, Vec<u64>)> = (0..3)
+            .flat_map(|s| {
+                stage
+                    .iter()
+                    .map(move |(n, ne)| (of_stage(s, n), ne.clone()))
+            })
+            .collect();
+        for (s, suffix, ne) in [
+            (0, "main_proj.weight", vec![12_288, 4096]),
+            (0, "main_norm.weight", vec![4096]),
+            (2, "norm.weight", vec![4096]),
+            (2, "hc_head_fn.weight", vec![16_384, 4]),
+            (2, "hc_head_base.weight", vec![4]),
+            (2, "hc_head_scale.weight", vec![1]),
+            (2, "markov_head.markov_w1.weight", vec![256, 129_280]),
+            (2, "markov_head.markov_w2.weight", vec![256, 129_280]),
+            (2, "confidence_head.proj.weight", vec![4352, 1]),
+        ] {
+            all.push((of_stage(s, suffix), ne));
+        }
+        assert_eq!(all.len(), 81);
+        let bytes = all.iter().map(|(name, ne)| {
+            let ty = type_of(Mix::Q2, &[], name, ne, 43, None);
+            ty.tensor_bytes(ne).unwrap().next_multiple_of(32)
+        });
+        assert_eq!(bytes.sum::<u64>(), 5_989_108_832);
+    }
+
+    #[test]
     fn patterns_match_with_stars_for_anything() {
         for (pattern, name, expected) in [
             ("a.b", "a.b", true),

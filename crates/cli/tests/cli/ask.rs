@@ -1,7 +1,6 @@
 //! Answering a prompt.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -559,15 +558,9 @@ fn ctrl_c_ends_an_answer_and_keeps_what_was_said() {
         .args(["-INT", &child.id().to_string()])
         .status();
     assert!(kill.expect("kill runs").success());
-    let pressed = Instant::now();
     let mut rest = Vec::new();
     std::io::Read::read_to_end(&mut stdout, &mut rest).expect("it ends its answer");
     let ran = Ran::of(child.wait_with_output().expect("ds4 ends"));
-    assert!(
-        pressed.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        pressed.elapsed()
-    );
     if ran.status == Some(0) {
         // The answer was complete before the signal came.
         return;

@@ -13,7 +13,7 @@ use crate::program::Ds4;
 use crate::speaking_model;
 
 /// How long an answer may take before it counts as missing.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// `ds4` on a terminal of its own.
 struct Terminal {
@@ -451,7 +451,7 @@ fn ctrl_c_stops_the_reading_of_a_prompt_and_what_was_read_counts() {
     // On a machine that runs the test late the prompt may be read before the key is pressed; not
     // twenty times.
     for _ in 1..=20 {
-        let args = ["--ctx", "4096", "--chunk", "16", "-n", "4", "--nothink"];
+        let args = ["--ctx", "4096", "--chunk", "4", "-n", "4", "--nothink"];
         let mut terminal = Terminal::new(&args);
         terminal.enter(&"x".repeat(3500));
         terminal.see("reading 0 of 3,504 tokens");
@@ -459,14 +459,14 @@ fn ctrl_c_stops_the_reading_of_a_prompt_and_what_was_read_counts() {
         nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGINT).expect("it lives");
         terminal.see("prefill ");
         let closing = terminal.see("decode ") + &terminal.see("\n");
-        if !closing.contains("; stopped") {
+        if !closing.contains(" of 3,504 tokens at ") {
             terminal.enter("/quit");
             terminal.ends();
             continue;
         }
         let n_read = number(&closing);
         assert!(n_read < 3504, "{closing:?}");
-        assert!(closing.contains(" of 3,504 tokens at "), "{closing:?}");
+        assert!(closing.contains("; stopped"), "{closing:?}");
         assert!(closing.contains("decode 0 tokens"), "{closing:?}");
         // The conversation goes on after what was read.
         terminal.enter("/undo");

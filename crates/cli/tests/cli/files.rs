@@ -5,6 +5,8 @@ use std::fs;
 
 use ds4_conformance::golden::project_root;
 
+#[cfg(unix)]
+use crate::program::watched;
 use crate::program::{Ds4, Ran};
 
 /// A home with a text, the built-in model in parts, and things that are no models.
@@ -194,29 +196,101 @@ fn interrupted(ds4: &Ds4, args: &[&str], is_at_work: impl Fn() -> bool) -> Ran {
 
 #[cfg(unix)]
 #[test]
+fn every_command_shows_how_far_it_is_and_reports_as_one_document() {
+    let ds4 = home();
+    let model = small_model();
+    long_text(&ds4, 12);
+    let line = r#"{"prompt": "What is 17 + 25?", "answer": "17 + 25 = 42."}"#;
+    let lines = format!("{line}\n").repeat(60);
+    fs::write(ds4.home().join("l.jsonl"), lines).expect("a file");
+    let slow = "*_exps.weight=IQ1_M";
+    let quantize = ["quantize", &model, "o.gguf", "--mix", "q2", "--type", slow];
+    for (args, shown, member) in [
+        (&quantize[..], " %", "n_tensors"),
+        (
+            &["imatrix", "long.txt", "i.gguf", "--chunk-tokens", "64"],
+            " pieces",
+            "n_chunks",
+        ),
+        (
+            &["eval", "long.txt", "--chunk-tokens", "64"],
+            " pieces",
+            "nll",
+        ),
+        (
+            &["eval", "--lines", "l.jsonl", "--chat"],
+            " of 60 lines",
+            "continuations",
+        ),
+        (&["verify", "--quick"], "the backend", "tests"),
+        (&["verify", "--recall=2000"], " tokens", "n_right"),
+    ] {
+        let ran = watched(ds4.command([args, &["--json"]].concat()));
+        let report: serde_json::Value = serde_json::from_str(ran.answer()).expect("JSON");
+        assert!(!report[member].is_null(), "{args:?}: {report}");
+        assert!(ran.stderr.contains(shown), "{args:?}: {ran:?}");
+    }
+    // A file of this size is checked in a moment.
+    fs::copy(&model, ds4.home().join("m.gguf")).expect("a copy");
+    let ran = ds4.run(["verify", "m.gguf", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(ran.answer()).expect("JSON");
+    assert!(report.is_object(), "{report}");
+}
+
+/// A text of so many copies of the small one.
+#[cfg(unix)]
+fn long_text(ds4: &Ds4, copies: usize) {
+    let text = fs::read_to_string(ds4.home().join("t.txt")).expect("a text");
+    fs::write(ds4.home().join("long.txt"), text.repeat(copies)).expect("a file");
+}
+
+/// Interrupts a command that has more and more to do until it is not done before the signal comes:
+/// on a busy machine that may be late.
+#[cfg(unix)]
+fn stopped_half_way(mut attempt: impl FnMut(usize) -> Ran) -> Ran {
+    let mut ran = attempt(1);
+    for factor in [4, 16] {
+        if ran.status == Some(130) {
+            break;
+        }
+        assert_eq!(ran.status, Some(0), "{ran:?}");
+        ran = attempt(factor);
+    }
+    assert_eq!(ran.status, Some(130), "{ran:?}");
+    assert!(ran.stderr.contains("goes on"), "{ran:?}");
+    ran
+}
+
+#[cfg(unix)]
+#[test]
 fn after_ctrl_c_quantize_goes_on_to_the_same_bytes() {
     let ds4 = home();
     let model = small_model();
-    let args = |out| {
-        [
-            "quantize",
-            &model,
-            out,
-            "--mix",
-            "q2",
-            "--type",
-            "*_exps.weight=IQ1_M",
-            "-t",
-            "1",
-        ]
+    // The experts in the type that takes longest; or all matrices of the layers.
+    let args = |out, factor: usize| {
+        let slow = if factor == 1 {
+            "*_exps.weight"
+        } else {
+            "blk.*"
+        };
+        let types = format!("{slow}=IQ1_M");
+        let command = [
+            "quantize", &model, out, "--mix", "q2", "--type", &types, "-t", "1",
+        ];
+        command.map(str::to_owned)
     };
-    ds4.run(args("whole.gguf")).answer();
     let record = ds4.home().join(".o.gguf.part.json");
-    let ran = interrupted(&ds4, &args("o.gguf"), || record.exists());
-    assert_eq!(ran.status, Some(130), "{ran:?}");
-    assert!(ran.stderr.contains("goes on"), "{ran:?}");
+    let mut factor = 1;
+    stopped_half_way(|f| {
+        factor = f;
+        let _ = fs::remove_file(ds4.home().join("o.gguf"));
+        let args = args("o.gguf", f);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        interrupted(&ds4, &args, || record.exists())
+    });
     assert!(record.exists() && !ds4.home().join("o.gguf").exists());
-    ds4.run(args("o.gguf")).answer();
+    ds4.run(args("o.gguf", factor)).answer();
+    ds4.run(args("whole.gguf", factor)).answer();
     let read = |name: &str| fs::read(ds4.home().join(name)).expect("a file");
     assert!(read("o.gguf") == read("whole.gguf"));
 }
@@ -225,8 +299,6 @@ fn after_ctrl_c_quantize_goes_on_to_the_same_bytes() {
 #[test]
 fn after_ctrl_c_an_evaluation_goes_on_to_the_same_report() {
     let ds4 = home();
-    let text = fs::read_to_string(ds4.home().join("t.txt")).expect("a text");
-    fs::write(ds4.home().join("long.txt"), text.repeat(12)).expect("a file");
     let args = |out| {
         [
             "eval",
@@ -238,25 +310,52 @@ fn after_ctrl_c_an_evaluation_goes_on_to_the_same_report() {
             out,
         ]
     };
-    let whole = ds4.run(args("whole.csv"));
     let table = ds4.home().join("o.csv");
     // 32 lines a piece, below the two of the head.
     let has_begun = || fs::read_to_string(&table).is_ok_and(|t| t.lines().count() > 34);
-    let ran = interrupted(&ds4, &args("o.csv"), has_begun);
-    assert_eq!(ran.status, Some(130), "{ran:?}");
-    assert!(ran.stderr.contains("goes on"), "{ran:?}");
+    stopped_half_way(|factor| {
+        let _ = fs::remove_file(&table);
+        long_text(&ds4, 12 * factor);
+        interrupted(&ds4, &args("o.csv"), has_begun)
+    });
     let report = |text: &str| -> serde_json::Value { serde_json::from_str(text).expect("JSON") };
     let again = report(ds4.run(args("o.csv")).answer());
     assert!(again["n_kept"].as_u64() >= Some(1), "{again}");
-    assert_eq!(again["nll"], report(whole.answer())["nll"]);
+    let whole = report(ds4.run(args("whole.csv")).answer());
+    assert_eq!(again["nll"], whole["nll"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn after_ctrl_c_scoring_answers_goes_on_to_the_same_table() {
+    let ds4 = home();
+    let args = |out| ["eval", "--lines", "l.jsonl", "--chat", "--out", out];
+    let table = ds4.home().join("o.csv");
+    let has_begun = || fs::read_to_string(&table).is_ok_and(|t| t.lines().count() > 2);
+    stopped_half_way(|factor| {
+        let _ = fs::remove_file(&table);
+        let line = |i: usize| {
+            let (a, b) = (1 + i % 90, 1 + i / 90);
+            let answer = format!("{a} + {b} = {}.", a + b);
+            format!(
+                "{}\n",
+                serde_json::json!({"prompt": format!("What is {a} + {b}?"), "answer": answer})
+            )
+        };
+        let lines: String = (0..120 * factor).map(line).collect();
+        fs::write(ds4.home().join("l.jsonl"), lines).expect("a file");
+        interrupted(&ds4, &args("o.csv"), has_begun)
+    });
+    ds4.run(args("o.csv")).answer();
+    ds4.run(args("whole.csv")).answer();
+    let read = |name: &str| fs::read_to_string(ds4.home().join(name)).expect("a file");
+    assert_eq!(read("o.csv"), read("whole.csv"));
 }
 
 #[cfg(unix)]
 #[test]
 fn after_ctrl_c_counting_importances_goes_on_to_the_same_file() {
     let ds4 = home();
-    let text = fs::read_to_string(ds4.home().join("t.txt")).expect("a text");
-    fs::write(ds4.home().join("long.txt"), text.repeat(6)).expect("a file");
     let args = |out| {
         [
             "imatrix",
@@ -268,12 +367,50 @@ fn after_ctrl_c_counting_importances_goes_on_to_the_same_file() {
             "0",
         ]
     };
-    ds4.run(args("whole.gguf")).answer();
     let counts = ds4.home().join("i.gguf");
-    let ran = interrupted(&ds4, &args("i.gguf"), || counts.exists());
-    assert_eq!(ran.status, Some(130), "{ran:?}");
-    assert!(ran.stderr.contains("goes on"), "{ran:?}");
+    stopped_half_way(|factor| {
+        let _ = fs::remove_file(&counts);
+        long_text(&ds4, 6 * factor);
+        interrupted(&ds4, &args("i.gguf"), || counts.exists())
+    });
     ds4.run(args("i.gguf")).answer();
+    ds4.run(args("whole.gguf")).answer();
     let read = |name: &str| fs::read(ds4.home().join(name)).expect("a file");
     assert!(read("i.gguf") == read("whole.gguf"));
+}
+
+/// Nothing of a check is kept: after Ctrl+C it begins anew, and says nothing of what it did not see.
+#[cfg(unix)]
+#[test]
+fn after_ctrl_c_verify_has_said_nothing_and_changed_nothing() {
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Stdio;
+
+    let ds4 = home();
+    fs::copy(small_model(), ds4.home().join("m.gguf")).expect("a copy");
+    let before = fs::read_dir(ds4.home()).expect("a folder").count();
+    // A signal that is there before the command is at work, wherever it finds it.
+    for delay in 0..4 {
+        let mut command = ds4.command(["verify", "m.gguf", "--json", "--write-sums"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().expect("ds4 starts");
+        std::thread::sleep(std::time::Duration::from_millis(10 * delay));
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT);
+        let output = child.wait_with_output().expect("it ends");
+        // Before it listens for signals the system ends it; or it was done.
+        let was_ended = output.status.signal() == Some(2);
+        let n_files = fs::read_dir(ds4.home()).expect("a folder").count();
+        match output.status.code() {
+            Some(0) => fs::remove_file(ds4.home().join("m.gguf.sums")).expect("its sums"),
+            code => {
+                assert!(code == Some(130) || was_ended, "{output:?}");
+                assert!(output.stdout.is_empty(), "{output:?}");
+                assert_eq!(n_files, before);
+            }
+        }
+    }
+    let ran = ds4.run(["verify", "m.gguf", "--json", "--write-sums"]);
+    let report: serde_json::Value = serde_json::from_str(ran.answer()).expect("JSON");
+    assert!(report.is_object(), "{report}");
 }

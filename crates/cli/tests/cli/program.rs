@@ -63,6 +63,37 @@ impl Ds4 {
     }
 }
 
+/// Runs a command whose stderr is a terminal; what it left, `stderr` being all that was shown there.
+#[cfg(unix)]
+pub(crate) fn watched(mut command: Command) -> Ran {
+    use std::fs::File;
+    use std::io::Read as _;
+
+    let terminal = nix::pty::openpty(None, None).expect("a terminal");
+    command
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::from(terminal.slave));
+    let child = command.spawn().expect("ds4 starts");
+    // The last handle of the terminal's other side here, so that reading ends with the program.
+    drop(command);
+    let mut screen = File::from(terminal.master);
+    let reader = std::thread::spawn(move || {
+        let (mut shown, mut bytes) = (Vec::new(), [0; 4096]);
+        // It ends with an error where nobody holds the other side.
+        while let Ok(n @ 1..) = screen.read(&mut bytes) {
+            shown.extend_from_slice(&bytes[..n]);
+        }
+        shown
+    });
+    let output = child.wait_with_output().expect("ds4 ends");
+    Ran::of(Output {
+        stderr: reader.join().expect("the reader ends"),
+        ..output
+    })
+}
+
 /// What a run left.
 #[derive(Debug)]
 pub(crate) struct Ran {

@@ -273,6 +273,120 @@ fn draft_blocks_take_the_layout_of_the_support_files() {
 }
 
 #[test]
+fn the_stages_of_dspark_take_the_layout_of_its_support_file() {
+    let (tensors, experts) = checkpoint::tensors();
+    let ds4 = Ds4::new();
+    let folder = ds4.home().join("c");
+    checkpoint::export(&folder);
+    let mut stages = checkpoint::Tensors::new();
+    for stage in 0..3 {
+        // A layer without compression, with the router of one that chooses by scores.
+        for (name, tensor) in &tensors {
+            let own = name.strip_prefix("layers.1.");
+            let own = own.filter(|suffix| !suffix.contains("tid2eid"));
+            let bias = name.strip_prefix("layers.3.");
+            let bias = bias.filter(|suffix| *suffix == "ffn.gate.bias");
+            if let Some(suffix) = own.or(bias) {
+                stages.insert(format!("mtp.{stage}.{suffix}"), tensor.clone());
+            }
+        }
+    }
+    let norm = tensors["norm.weight"].clone();
+    let ones = |n: usize| vec![0x3f80u16; n].into_iter().flat_map(u16::to_le_bytes);
+    let (n_vocab, width) = (2048, 256);
+    for (name, tensor) in [
+        ("0.main_norm.weight", norm.clone()),
+        ("2.norm.weight", norm),
+        ("2.hc_head_fn", tensors["hc_head_fn"].clone()),
+        ("2.hc_head_base", tensors["hc_head_base"].clone()),
+        ("2.hc_head_scale", tensors["hc_head_scale"].clone()),
+        // 0x38 is 1 in E4M3, and 127 the scale 1.
+        (
+            "0.main_proj.weight",
+            ("F8_E4M3", vec![width, 3 * width], vec![0x38; 3 * 256 * 256]),
+        ),
+        ("0.main_proj.scale", ("F8_E8M0", vec![2, 6], vec![127; 12])),
+        (
+            "2.markov_head.markov_w1.weight",
+            ("BF16", vec![n_vocab, width], ones(2048 * 256).collect()),
+        ),
+        (
+            "2.markov_head.markov_w2.weight",
+            ("BF16", vec![n_vocab, width], ones(2048 * 256).collect()),
+        ),
+        (
+            "2.confidence_head.proj.weight",
+            ("BF16", vec![1, 2 * width], ones(512).collect()),
+        ),
+    ] {
+        stages.insert(format!("mtp.{name}"), tensor);
+    }
+    checkpoint::write(&folder.join("model-draft.safetensors"), &stages);
+    let config = folder.join("config.json");
+    let text = fs::read_to_string(&config).expect("a file");
+    let mut config_json: Value = serde_json::from_str(&text).expect("JSON");
+    config_json["dspark_block_size"] = 7.into();
+    config_json["dspark_target_layer_ids"] = vec![1, 3, 6].into();
+    fs::write(&config, config_json.to_string()).expect("a file");
+
+    ds4.run(["quantize", "c", "d.gguf", "--mix", "q2", "--draft"])
+        .answer();
+    let gguf = Gguf::open(ds4.home().join("d.gguf")).expect("a file");
+    // 24 tensors of each stage, and nine beside them.
+    assert_eq!(gguf.tensors().count(), 3 * 24 + 9);
+    let metadata = gguf.metadata();
+    assert_eq!(
+        metadata.str("general.architecture").expect("a name"),
+        "deepseek4-dspark"
+    );
+    for (key, expected) in [
+        ("block_size", 7),
+        ("markov_rank", 256),
+        ("noise_token_id", 128_799),
+        ("stage_count", 3),
+        ("n_layers", 3),
+    ] {
+        assert_eq!(metadata.u64(&format!("dspark.{key}")).expect(key), expected);
+    }
+    let layers = metadata.u32s("dspark.target_layer_ids").expect("a list");
+    assert_eq!(layers, [1, 3, 6]);
+    for (name, ty, ne) in [
+        ("0.main_proj.weight", GgmlType::Q8_0, &[768, 256][..]),
+        ("0.main_norm.weight", GgmlType::F32, &[256]),
+        ("0.ffn_gate_inp.weight", GgmlType::Q8_0, &[256, 4]),
+        ("1.exp_probs_b.bias", GgmlType::F32, &[4]),
+        ("1.ffn_up_exps.weight", GgmlType::IQ2_XXS, &[256, 256, 4]),
+        ("2.ffn_down_exps.weight", GgmlType::Q2_K, &[256, 256, 4]),
+        ("2.hc_attn_fn.weight", GgmlType::F16, &[1024, 24]),
+        ("2.hc_head_fn.weight", GgmlType::F16, &[1024, 4]),
+        (
+            "2.markov_head.markov_w1.weight",
+            GgmlType::Q8_0,
+            &[256, 2048],
+        ),
+        ("2.confidence_head.proj.weight", GgmlType::Q8_0, &[512, 1]),
+    ] {
+        let spec = gguf.spec(&format!("mtp.{name}")).expect(name);
+        assert_eq!((spec.ty, &spec.ne[..]), (ty, ne), "{name}");
+    }
+    let proj = gguf.tensor("mtp.0.main_proj.weight").expect("a tensor");
+    assert!(proj.to_f32().iter().all(|x| (x - 1.0).abs() < 1e-3));
+    // An expert is what it was before its encoding, as far as 2 bits can say.
+    let up = gguf.tensor("mtp.2.ffn_up_exps.weight").expect("a tensor");
+    let expected = &experts["blk.1.ffn_up_exps.weight"];
+    let error: f32 = up
+        .to_f32()
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum();
+    let size: f32 = expected.iter().map(|x| x * x).sum();
+    assert!(error < 0.15 * size, "{error} of {size}");
+    let report = ds4.run(["inspect", "d.gguf"]);
+    assert!(report.answer().contains("DSpark support file"));
+}
+
+#[test]
 fn what_cannot_be_made_is_refused_in_one_line() {
     let (ds4, _) = exported();
     let quantize = |args: &[&str]| -> Ran { ds4.run([&["quantize"], args].concat()) };

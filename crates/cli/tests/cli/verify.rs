@@ -182,10 +182,36 @@ fn a_file_of_sums_that_is_none_is_refused_with_what_to_do() {
 
 #[test]
 fn this_machine_computes_what_the_reference_computes() {
-    let ran = Ds4::new().run(["verify", "--backend", "cpu", "--json"]);
+    let ran = Ds4::new().run(["verify", "--backend", "cpu", "--quick", "--json"]);
     let report: Value = serde_json::from_str(ran.answer()).expect("JSON");
     assert_eq!(report["n_wrong"], 0, "{report}");
     assert_eq!(report["tests"].as_array().map(Vec::len), Some(5));
+}
+
+#[test]
+fn what_stands_far_back_in_a_text_is_found() {
+    let ds4 = Ds4::new();
+    let args = ["verify", "--recall=700", "--json"];
+    let report: Value = serde_json::from_str(ds4.run(args).answer()).expect("JSON");
+    let length = &report["lengths"][0];
+    let n_tokens = length["n_tokens"].as_u64().expect("a number");
+    assert!((600..1000).contains(&n_tokens), "{report}");
+    assert_eq!(report["n_asked"], 3);
+    assert!(length["n_left"].as_u64() > Some(24), "{report}");
+    // The built-in model finds words in texts; of lists it knows little.
+    assert!(report["n_right"].as_u64() >= Some(1), "{report}");
+    ds4.run([
+        "verify",
+        "--recall=90",
+        "--min-agreement",
+        "1",
+        "-m",
+        "no.gguf",
+    ])
+    .refused(&["no.gguf"]);
+    ds4.run(["verify", "--recall=x"]).refused(&["--recall=x"]);
+    ds4.run(["verify", "--recall=9000000"])
+        .refused(&["context"]);
 }
 
 #[test]

@@ -41,8 +41,10 @@ fn has_begun(address: SocketAddr) -> bool {
 #[test]
 fn a_server_told_to_stop_says_so_in_every_stream_and_keeps_what_was_computed() {
     let folder = tempfile::tempdir().expect("a folder");
-    let flags = ["--parallel", "2", "--shutdown-grace", "0", "--chunk", "16"];
-    let mut server = Running::start(Some(folder.path()), &flags);
+    // A token of the long prompt at a time, so that it is not read before all four are there.
+    let flags = ["--parallel", "2", "--shutdown-grace", "0", "--ctx", "16384"];
+    let slow = [&flags[..], &["--chunk", "1"]].concat();
+    let mut server = Running::start(Some(folder.path()), &slow);
     let address = server.address;
     let words = "seven stones in the river ".repeat(40);
     // One that speaks, one that reads a long prompt, and two that wait.
@@ -58,8 +60,10 @@ fn a_server_told_to_stop_says_so_in_every_stream_and_keeps_what_was_computed() {
     read_until(&mut waiting, "response.created");
     let whole = json!({"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5});
     let asked = std::thread::spawn(move || post(address, "/v1/chat/completions", &whole));
+    let begun = Instant::now();
     while !get(address, "/health?verbose=1").contains("\"waiting\":2") || !has_begun(address) {
-        std::thread::yield_now();
+        assert!(begun.elapsed() < PATIENCE, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(2));
     }
 
     server.signal(Signal::SIGTERM);

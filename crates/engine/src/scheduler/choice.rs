@@ -32,7 +32,7 @@ impl Scheduler {
     /// does over, or when what would be given up instead is used more recently;
     /// otherwise the beginning is copied.
     pub(super) fn choose(&self, idle: &[usize], request: &Request) -> Start {
-        let prompt = &request.tokens;
+        let prompt = request.findable();
         let best_of = |slots: &mut dyn Iterator<Item = usize>| {
             slots
                 .filter(|slot| !self.slots[*slot].is_private)
@@ -71,7 +71,7 @@ impl Scheduler {
             return in_place;
         }
         let others: Vec<usize> = idle.iter().copied().filter(|s| *s != from).collect();
-        match self.spare(&others, &request.tokens, len) {
+        match self.spare(&others, request.findable(), len) {
             Some((loss, to)) if loss < Loss::State || self.slots[to].last_used < slot.last_used => {
                 Start::Copy { from, to, len }
             }

@@ -93,15 +93,15 @@ impl Scheduler {
     /// Whether a request is best made when an earlier one has what the store has of it.
     fn follows_lookup(&self, at: usize) -> bool {
         let request = &self.waiting[at].request;
+        let prompt = request.findable();
         let mut earlier = self.waiting.range(..at).filter(|earlier| {
             let reads = !matches!(earlier.lookup, Lookup::Done(_));
             reads && earlier.request.use_cache
         });
         request.use_cache
             && earlier.any(|earlier| {
-                let n_alike = n_alike(&earlier.request.tokens, &request.tokens);
-                n_alike.min(request.tokens.len() - 1)
-                    >= self.n_held(&request.tokens) + MIN_COPY_GAIN
+                let n_alike = n_alike(&earlier.request.tokens, prompt);
+                n_alike.min(prompt.len() - 1) >= self.n_held(prompt) + MIN_COPY_GAIN
             })
     }
 
@@ -120,7 +120,7 @@ impl Scheduler {
     /// Begins to read the longest stored state that a prompt goes on from, when that is
     /// faster than computing what the slots do not have.
     fn read(&self, request: &Request) -> Lookup {
-        let prompt = &request.tokens;
+        let prompt = request.findable();
         let Some(store) = &self.store else {
             return Lookup::Done(None);
         };

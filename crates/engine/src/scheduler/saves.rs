@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ds4_model::{BackendError, Frontier, StoredRows};
 
 use super::choice::Loss;
-use super::snapshots::{Passage, Place};
+use super::snapshots::{Passage, Place, TURN_GAP};
 use super::{MIN_LOAD_GAIN, Request, Scheduler};
 use crate::engine::Engine;
 use crate::slots::Group;
@@ -156,6 +156,7 @@ impl Scheduler {
         self.note_dropped();
         for slot in 0..self.slots.len() {
             self.save_turn(slot, Reason::Shutdown);
+            self.save_last_user(slot);
         }
         if let Some(store) = &self.store {
             store.flush();
@@ -184,6 +185,17 @@ impl Scheduler {
         if is_refused {
             self.slots[slot].unsaved_since = Some(Instant::now());
             self.slots[slot].was_refused = true;
+        }
+    }
+
+    /// Saves a slot where the last text of its user begins, or just before: whoever goes on
+    /// tomorrow may put it in other words.
+    fn save_last_user(&mut self, slot: usize) {
+        let kept = &mut self.slots[slot];
+        let at = kept.snapshots.longest_within(kept.last_user);
+        if at > 0 && at + TURN_GAP >= kept.last_user {
+            kept.forget_stored(at);
+            self.save_at(slot, at, Reason::Shutdown);
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Slot {
     pub(super) turn_start: usize,
     /// The end of the last prompt, without the tokens that began the reply.
     pub(super) prompt_end: usize,
+    /// [`Request::last_user`](super::Request::last_user) of its last request.
+    pub(super) last_user: usize,
     /// Since when nothing runs in it, while what it holds is not stored.
     pub(super) unsaved_since: Option<Instant>,
     /// Whether the store did not take it since then.
@@ -55,6 +57,11 @@ impl Slot {
             Ok(at) => self.stored[at].1 = id,
             Err(at) => self.stored.insert(at, (len, id)),
         }
+    }
+
+    /// Forgets that the state at a length is stored, as the store may have given it up since.
+    pub(super) fn forget_stored(&mut self, len: usize) {
+        self.stored.retain(|(stored, _)| *stored != len);
     }
 
     /// Forgets states that are not stored after all; whether there was one.

@@ -3,7 +3,7 @@
 //! A snapshot is a [`Frontier`]: with the compressed rows, which only grow, it is a
 //! state. For Flash it takes 6.2 MiB at a multiple of 128 tokens, and up to 16.7 MiB
 //! just before the next one, where the ratio-128 groups are longest. At their limits
-//! all kinds together take 428 MiB on average.
+//! all kinds together take 450 MiB on average.
 
 use ds4_model::{Frontier, Geometry, RowKind, SessionShape, SlotContents};
 
@@ -14,6 +14,9 @@ pub const SNAPSHOT_STRIDE: usize = 128;
 pub const SNAPSHOT_INTERVAL: usize = 4096;
 /// Tokens before a slot's end in which snapshots are kept at every stride.
 pub const RECENT_TOKENS: usize = 2048;
+/// Tokens between the end of a turn and the user's next text, at most: the end marker of the
+/// one and the marker of the other. The state of the first serves for the second.
+pub(super) const TURN_GAP: usize = 4;
 /// Shortest anchor of which a snapshot is taken: a shorter one saves next to nothing.
 pub const MIN_ANCHOR: usize = 128;
 /// Default of [`SchedulerOptions::snapshot_bytes`](super::SchedulerOptions).
@@ -33,6 +36,8 @@ pub(super) enum Place {
     TurnEnd,
     /// The end of a prompt, without the tokens that begin the reply.
     PromptEnd,
+    /// Before the last text of the user.
+    LastUser,
     /// Where other conversations depart, as the request said.
     Anchor,
 }
@@ -42,6 +47,7 @@ impl Place {
     const fn limit(self) -> usize {
         match self {
             Place::Anchor => 4,
+            Place::LastUser => 2,
             Place::PromptEnd | Place::TurnEnd => 8,
             Place::Interval | Place::Recent => 16,
         }
@@ -68,6 +74,7 @@ pub(crate) fn most_snapshot_bytes(geometry: &Geometry, shape: &SessionShape) -> 
         Place::Interval,
         Place::TurnEnd,
         Place::PromptEnd,
+        Place::LastUser,
         Place::Anchor,
     ];
     largest * kinds.map(Place::limit).iter().sum::<usize>()
@@ -85,6 +92,8 @@ pub(super) struct Passage {
     pub(super) n_prompt: usize,
     /// Anchors of the prompt that were passed.
     pub(super) anchors: Vec<usize>,
+    /// Where the last text of the user begins, if that was passed.
+    pub(super) last_user: Option<usize>,
 }
 
 impl Passage {
@@ -94,6 +103,7 @@ impl Passage {
         let mut places = Vec::new();
         let anchors = self.anchors.iter().filter(|at| **at >= MIN_ANCHOR);
         places.extend(anchors.map(|at| (*at, Place::Anchor)));
+        places.extend(self.last_user.map(|at| (at, Place::LastUser)));
         let in_prompt = self.from < self.n_prompt;
         let prompt_end = prompt_end(self.n_prompt);
         if in_prompt && self.to >= self.n_prompt && prompt_end > 0 {
@@ -227,8 +237,14 @@ mod tests {
             .map(Place::limit)
             .iter()
             .sum();
-        let others = [Place::Anchor, Place::PromptEnd, Place::TurnEnd].map(Place::limit);
+        let others = [
+            Place::Anchor,
+            Place::LastUser,
+            Place::PromptEnd,
+            Place::TurnEnd,
+        ];
+        let others = others.map(Place::limit);
         let all = strided as f64 * small + others.iter().sum::<usize>() as f64 * mean;
-        assert_eq!(format!("{all:.0}"), "428");
+        assert_eq!(format!("{all:.0}"), "450");
     }
 }

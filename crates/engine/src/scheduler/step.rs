@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use ds4_model::{Batch, OutputRow, Outputs, StepError};
+use ds4_model::{Batch, OutputRow, Outputs, SessionShape, StepError, Wanted};
 
 use super::snapshots::Passage;
 use super::{
-    Event, FinishReason, MIN_ANCHOR, SNAPSHOT_STRIDE, Scheduler, Sequence, SequenceId, Timings,
+    Event, FinishReason, MIN_ANCHOR, PromptRow, SNAPSHOT_STRIDE, Scheduler, Sequence, SequenceId,
+    Timings,
 };
 use crate::sampler::{NotFinite, TokenLogprobs};
 
@@ -27,8 +28,10 @@ struct Part {
     n_tokens: usize,
     /// Whether they are tokens of its prompt.
     prefills: bool,
-    /// Number of its output among those of the step.
+    /// Number of the output of its last row among those of the step.
     output: Option<usize>,
+    /// Number of the output of its first row, where all have one and are wanted.
+    scored: Option<usize>,
 }
 
 impl Scheduler {
@@ -111,6 +114,10 @@ impl Scheduler {
             let at = running
                 .position(|s| s.id == part.id)
                 .expect("it was not dropped");
+            if let Err(error) = self.keep_prompt_rows(at, part) {
+                self.lose(&flight);
+                return Err(error);
+            }
             let sequence = &mut self.running[at];
             let id = sequence.id;
             if part.prefills {
@@ -158,6 +165,30 @@ impl Scheduler {
             if self.running.iter().all(|s| s.slot != passage.slot) {
                 self.leave(passage.slot);
             }
+        }
+        Ok(())
+    }
+
+    /// Keeps the logits of a part of a prompt, where they are wanted.
+    fn keep_prompt_rows(&mut self, at: usize, part: &Part) -> Result<(), StepError> {
+        let Some(first) = part.scored else {
+            return Ok(());
+        };
+        let n_done = self.running[at].timings.n_done;
+        for i in 0..part.n_tokens {
+            let logits = match self.engine.output(first + i) {
+                OutputRow::Logits(row) => row.to_vec(),
+                OutputRow::Candidates(_) => {
+                    let mut row = Vec::new();
+                    self.engine.read_logits(first + i, &mut row)?;
+                    row
+                }
+            };
+            self.prompt_rows.push(PromptRow {
+                id: part.id,
+                at: n_done + i,
+                logits,
+            });
         }
         Ok(())
     }
@@ -244,25 +275,41 @@ impl Scheduler {
         let mut parts = Vec::new();
         let mut n_outputs = 0;
         let mut push = |batch: &mut Batch, sequence: &Sequence, tokens: &[u32], ends: bool| {
-            let outputs = if ends { Outputs::Last } else { Outputs::None };
-            let wanted = sequence.sampler.wanted(sequence.request.n_logprobs);
+            let is_scored = sequence.is_scoring();
+            let (outputs, n_new) = match (is_scored, ends) {
+                (true, _) => (Outputs::All, tokens.len()),
+                (false, true) => (Outputs::Last, 1),
+                (false, false) => (Outputs::None, 0),
+            };
+            let wanted = match is_scored {
+                true => Wanted::Logits,
+                false => sequence.sampler.wanted(sequence.request.n_logprobs),
+            };
             batch.push_wanting(sequence.slot, tokens, outputs, wanted);
             parts.push(Part {
                 id: sequence.id,
                 slot: sequence.slot,
                 n_tokens: tokens.len(),
                 prefills: sequence.is_prefilling(),
-                output: ends.then_some(n_outputs),
+                output: ends.then(|| n_outputs + n_new - 1),
+                scored: is_scored.then_some(n_outputs),
             });
-            n_outputs += usize::from(ends);
+            n_outputs += n_new;
+            n_outputs
         };
-        let max_rows = self.engine.shape().max_rows;
+        let SessionShape {
+            max_rows,
+            max_outputs,
+            ..
+        } = *self.engine.shape();
+        // Outputs of the step so far. There is one for every sequence, whatever is scored.
+        let mut n_taken = 0;
         for sequence in self.running.iter().filter(|s| !s.is_prefilling()) {
             let room = max_rows - batch.n_rows();
             let n = sequence.next.len().min(room);
             if n > 0 {
                 let ends = n == sequence.next.len();
-                push(&mut batch, sequence, &sequence.next[..n], ends);
+                n_taken = push(&mut batch, sequence, &sequence.next[..n], ends);
             }
         }
         let options = &self.options;
@@ -271,14 +318,20 @@ impl Scheduler {
             _ => self.rates.mixed_rows(options.mixed_time),
         };
         let mut room = rows.min(max_rows - batch.n_rows());
+        let mut n_left = self.running.iter().filter(|s| s.is_prefilling()).count();
         for sequence in self.running.iter().filter(|s| s.is_prefilling()) {
             if room == 0 {
                 break;
             }
+            n_left -= 1;
             let prompt = &sequence.request.tokens;
             let n_done = sequence.timings.n_done;
-            let end = self.chunk_end(sequence, room);
-            push(
+            let most = match sequence.is_scoring() {
+                true => room.min(max_outputs.saturating_sub(n_taken + n_left).max(1)),
+                false => room,
+            };
+            let end = self.chunk_end(sequence, most);
+            n_taken = push(
                 &mut batch,
                 sequence,
                 &prompt[n_done..end],
@@ -301,7 +354,11 @@ impl Scheduler {
         let rewind_rows = self.engine.shape().rewind_rows;
         let anchors = sequence.request.anchors.iter().copied();
         let anchors = anchors.filter(|at| *at >= MIN_ANCHOR && at + rewind_rows < end);
-        let places = awaited.map(|(_, n_awaited)| n_awaited).chain(anchors);
+        let last_user = sequence.last_user();
+        let last_user = last_user.filter(|at| at + rewind_rows < end);
+        let scored = sequence.request.scored_from;
+        let places = awaited.map(|(_, n_awaited)| n_awaited);
+        let places = places.chain(anchors).chain(last_user).chain(scored);
         if let Some(place) = places.filter(|at| (n_done + 1..end).contains(at)).min() {
             return place;
         }
@@ -332,6 +389,7 @@ impl Scheduler {
                     to,
                     n_prompt: request.tokens.len(),
                     anchors: request.anchors.iter().copied().filter(passed).collect(),
+                    last_user: sequence.last_user().filter(passed),
                 }
             })
             .collect()

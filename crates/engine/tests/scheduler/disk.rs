@@ -148,6 +148,45 @@ fn an_anchor_is_found_after_a_restart() {
 }
 
 #[test]
+fn a_last_text_that_changed_over_a_restart_is_all_that_is_computed() {
+    let golden = model();
+    let all = long_prompt(&golden, 900);
+    // The text of the user, and results of tools behind it.
+    let (text, results) = (&golden.tokens[5..65], &golden.tokens[70..120]);
+    let other = &golden.tokens[90..130];
+    // A conversation that is new to the server, and one whose turns it has all seen.
+    for is_known in [false, true] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut scheduler = with_store(&golden, 1, folder.path());
+        let mut before = all[..450].to_vec();
+        let mut n_held = before.len();
+        if is_known {
+            let id = scheduler.submit(greedy(&before, 30)).unwrap();
+            let reply = run(&mut scheduler).remove(&id).expect("a reply").0;
+            before.extend(&reply);
+            // The reply's last token was never computed.
+            n_held = before.len() - 1;
+        }
+        let with = |behind: &[u32]| Request {
+            last_user: before.len(),
+            ..greedy(&[&before, behind].concat(), 20)
+        };
+        let mut said = text.to_vec();
+        // More steps of an agent than there are ends of turns that are kept.
+        for _ in 0..10 {
+            let id = scheduler.submit(with(&said)).unwrap();
+            said.extend(run(&mut scheduler).remove(&id).expect("a reply").0);
+            said.extend(results);
+        }
+        scheduler.save_all();
+        drop(scheduler);
+
+        let mut scheduler = with_store(&golden, 1, folder.path());
+        assert_eq!(found(&mut scheduler, with(other)), (n_held, n_held));
+    }
+}
+
+#[test]
 fn states_of_other_weights_of_the_same_shape_are_not_used() {
     let golden = model();
     let folder = tempfile::tempdir().expect("a temporary folder");

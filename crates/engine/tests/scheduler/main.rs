@@ -5,3 +5,4 @@ mod harness;
 mod history;
 mod requests;
 mod reuse;
+mod scored;

@@ -164,7 +164,6 @@ impl<S: TokenSource> Body<S> {
                 if let Some(id) = id.map(|(id, _)| *id) {
                     self.source.cancel(id);
                     self.end(id, Some(FinishReason::Cancelled));
-                    self.publish();
                 }
             }
             Command::EndReasoning(number) => {
@@ -213,8 +212,10 @@ impl<S: TokenSource> Body<S> {
                 .unwrap_or(self.options.default_max_tokens),
             stop_tokens,
             n_logprobs: job.generation.n_top_logprobs,
+            scored_from: None,
             use_cache: job.generation.use_cache,
             anchors: job.prompt.anchors.clone(),
+            last_user: job.prompt.last_user,
             affinity: job.generation.affinity.as_deref().map(affinity),
         };
         let id = match self.source.submit(request) {
@@ -412,8 +413,8 @@ impl<S: TokenSource> Body<S> {
         }
     }
 
-    /// Shows outside what the slots do.
-    pub(super) fn publish(&mut self) {
+    /// Shows outside what the slots do: after every step, and before the end of a reply is told.
+    pub(super) fn publish(&self) {
         let n_started = self.running.values().filter(|r| r.started.is_some());
         let n_started = n_started.count();
         self.shared.running.store(n_started, Ordering::Release);

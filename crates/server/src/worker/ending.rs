@@ -118,6 +118,8 @@ impl<S: TokenSource> Body<S> {
             self.last[slot] = Some(shown);
         }
         self.close(&job, usage, timings, ending, record, turn);
+        // Whoever sees the end finds it in the slots too.
+        self.publish();
         for event in all {
             // Whoever asked may be gone.
             let _ = events.send(event);
@@ -163,6 +165,7 @@ impl<S: TokenSource> Body<S> {
         });
         let ending = Ending::Failed(failure.clone());
         self.close(job, usage, Timings::default(), ending, record, None);
+        self.publish();
         // Whoever asked may be gone.
         let _ = events.send(ReplyEvent::Failed(failure));
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 /// Longest wait for the page to become what it should be.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 /// The member that holds an element's id in every answer (W3C WebDriver, 12).
@@ -53,7 +53,9 @@ impl Browser {
             _profile: profile,
         };
         let data_dir = format!("--user-data-dir={}", browser._profile.path().display());
+        let patience_ms = PATIENCE.as_millis() as u64;
         let capabilities = json!({"alwaysMatch": {
+            "timeouts": {"script": patience_ms, "pageLoad": patience_ms},
             "goog:chromeOptions": {
                 "binary": chromium,
                 "args": [

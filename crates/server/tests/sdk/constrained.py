@@ -22,6 +22,7 @@ import datetime
 import json
 import pathlib
 import random
+import re
 import time
 import urllib.error
 import urllib.request
@@ -31,6 +32,8 @@ from jsonschema import Draft202012Validator, FormatChecker
 # RFC 3339 has a year 0, Python has none.
 FORMATS = FormatChecker()
 FORMATS.checks("date", raises=ValueError)(lambda text: datetime.date.fromisoformat(text.replace("0000-", "2000-", 1)))
+DATE_TIME = FORMATS.checkers.get("date-time", (lambda text: True, ()))
+FORMATS.checks("date-time", raises=DATE_TIME[1])(lambda text: DATE_TIME[0](re.sub("^0000-", "2000-", text)))
 
 MODEL = "deepseek-v4-flash"
 MAX_TOKENS = 300

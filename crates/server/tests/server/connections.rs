@@ -76,7 +76,7 @@ async fn narrow(web: &Web, request: &str) -> TcpStream {
 /// Everything that comes until the server hangs up.
 async fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut bytes));
+    let read = tokio::time::timeout(Duration::from_secs(120), stream.read_to_end(&mut bytes));
     // A connection that is reset has ended too.
     let _ = read.await.expect("the server hangs up");
     bytes
@@ -99,7 +99,7 @@ async fn idle(web: &Web) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    let until = tokio::time::timeout(Duration::from_secs(20), until);
+    let until = tokio::time::timeout(Duration::from_secs(120), until);
     until.await.expect("the work for nobody ends");
     for slot in web.get("/slots").await.json().as_array().expect("slots") {
         assert_eq!(slot["is_processing"], false);

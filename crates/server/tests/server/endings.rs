@@ -93,7 +93,7 @@ fn a_full_queue_refuses_and_forgets_nothing() {
     let ended = Instant::now();
     while bench.worker.load() != (0, 0) {
         assert!(
-            ended.elapsed() < Duration::from_secs(5),
+            ended.elapsed() < Duration::from_secs(60),
             "nothing runs or waits"
         );
     }

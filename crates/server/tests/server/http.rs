@@ -347,7 +347,7 @@ async fn a_client_that_hangs_up_frees_the_engine_and_a_retry_resumes() {
         let hung_up = Instant::now();
         while web.get("/slots").await.json()[0]["is_processing"] == true {
             assert!(
-                hung_up.elapsed() < Duration::from_secs(20),
+                hung_up.elapsed() < Duration::from_secs(120),
                 "stream {stream}: it goes on"
             );
             tokio::time::sleep(Duration::from_millis(5)).await;

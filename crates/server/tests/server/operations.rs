@@ -164,7 +164,7 @@ async fn metrics_name_routes_and_nothing_that_clients_make_up() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_can_be_cancelled_by_its_id() {
     let behaviour = Behaviour {
-        tick: Duration::from_millis(2),
+        tick: Duration::from_millis(20),
         ..Behaviour::default()
     };
     let endless = Script {
@@ -187,7 +187,7 @@ async fn a_request_can_be_cancelled_by_its_id() {
 #[tokio::test(flavor = "multi_thread")]
 async fn reasoning_can_be_ended_by_the_id_of_the_reply_or_of_the_request() {
     let behaviour = Behaviour {
-        tick: Duration::from_millis(2),
+        tick: Duration::from_millis(20),
         ..Behaviour::default()
     };
     let endless = Script {

@@ -172,8 +172,9 @@ async fn more_choices_than_there_is_room_for_are_refused_and_none_is_begun() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_several_choices_is_given_up_as_one() {
+    // Slow enough that it does not come to its end before it is given up.
     let behaviour = Behaviour {
-        tick: Duration::from_millis(1),
+        tick: Duration::from_millis(20),
         ..Behaviour::default()
     };
     let endless = Script {
@@ -195,21 +196,20 @@ async fn a_request_of_several_choices_is_given_up_as_one() {
     }
 }
 
-/// Asks as the SDKs do by default: twice more when it is told to come again, after the time that it
-/// is told.
-async fn ask_as_sdks_do(web: &Web, path: &str) -> (u16, usize) {
-    let mut n_retries = 0;
+/// Asks until it is not told to come again, each time after the time that it is told.
+async fn ask_as_sdks_do(web: &Web, path: &str) -> u16 {
     loop {
         let answer = web.ask("POST", path, &[], hello(false).to_string()).await;
-        if !matches!(answer.status, 429 | 529) || n_retries == 2 {
-            return (answer.status, n_retries);
+        if !matches!(answer.status, 429 | 529) {
+            return answer.status;
         }
-        n_retries += 1;
         let seconds = answer.header("retry-after").and_then(|s| s.parse().ok());
         tokio::time::sleep(Duration::from_secs(seconds.expect("a number"))).await;
     }
 }
 
+/// That two retries are enough, as the SDKs have, is shown where time is counted and not passed:
+/// `of_120_calls_at_once_on_4_slots_none_is_lost` of the worker.
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_calls_at_once_none_is_lost() {
     const N_CALLS: usize = 120;
@@ -234,8 +234,7 @@ async fn of_many_calls_at_once_none_is_lost() {
             calls.spawn(async move { ask_as_sdks_do(&web, path).await });
         }
         while let Some(call) = calls.join_next().await {
-            let (status, n_retries) = call.expect("no panic");
-            assert_eq!(status, 200, "after {n_retries} retries");
+            assert_eq!(call.expect("no panic"), 200);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, LockResult, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ds4_engine::store::TurnLog;
 use ds4_server::http::{ModelFacts, Server, ServerOptions, bind};
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::script::{Behaviour, Script, ScriptedSource, Seen, tokenizer};
 
 /// Longest wait of a test for bytes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running server.
 pub(crate) struct Web {
@@ -76,7 +76,15 @@ impl Web {
         let log = Arc::new(Mutex::new(Vec::new()));
         let lines = Arc::clone(&log);
         options.log = Arc::new(move |line| lines.lock().unwrap().push(line.to_string()));
-        let bound = bind(address).await.expect("a free port");
+        let begun = Instant::now();
+        let bound = loop {
+            match bind(address).await {
+                Ok(bound) => break bound,
+                // The server that was there goes in its own time.
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{address}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        };
         let address = bound.address();
         let server = Server::new(options, true);
         let (stop, stopped) = oneshot::channel();

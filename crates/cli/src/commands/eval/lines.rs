@@ -1,16 +1,18 @@
 //! Scoring answers: how likely a continuation is, and which of several is likeliest.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use ds4_engine::{Batch, Engine, Outputs};
+use ds4_engine::Request;
 use ds4_text::{Effort, Message, Mode, RenderOptions, Tokenizer, render};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{go_on, log_probabilities};
+use super::log_probabilities;
+use super::scoring::{self, Scored};
 use crate::args::EvalArgs;
 use crate::commands::logits::likeliest;
 use crate::console::Console;
@@ -19,8 +21,6 @@ use crate::options::EngineOptions;
 use crate::prompt_input::read_text_file;
 use crate::units;
 
-/// Rows of a step.
-const STEP_ROWS: usize = 256;
 /// The most tokens of an answer.
 const MAX_ANSWER: usize = 1024;
 
@@ -97,12 +97,9 @@ pub(super) fn run(
     let context = longest
         .max()
         .with_context(|| format!("{} has no lines", path.display()))?;
-    let mut engine = open_engine(&options, console, |open| {
-        open.context = Some(context);
-        open.chunk = Some(STEP_ROWS.min(context));
-        open.max_outputs = Some(STEP_ROWS.min(context));
-        // A prompt is read once and its answers are forks of it.
-        open.n_slots = 2;
+    let n_answers = items.iter().map(|item| item.answers.len()).sum();
+    let engine = open_engine(&options, console, |open| {
+        scoring::plan(open, n_answers, context);
     })?;
     let setting = format!(
         "# ds4 eval 1, lines {:016x}, model {}, chat {}",
@@ -112,24 +109,59 @@ pub(super) fn run(
     );
     let (mut file, mut rows) = open_table(args.out.as_deref(), &setting)?;
     let n_kept = rows.len().min(items.len());
-    for (i, item) in items.iter().enumerate().skip(n_kept) {
-        console.progress(&format!("{i} of {}", units::plural(items.len(), "line")));
-        let row = score(&mut engine, item)?;
-        if let Some(file) = &mut file {
-            let kind = if row.is_choice {
-                "choice"
-            } else {
-                "continuation"
-            };
-            let right = u8::from(row.is_right);
-            let line = format!("{i},{kind},{right},{},{}\n", row.n_tokens, row.log_p);
-            file.write_all(line.as_bytes()).with_context(|| {
-                let out = args.out.as_deref().unwrap_or(Path::new("the table"));
-                format!("cannot write {}", out.display())
-            })?;
+    // Every answer is a prompt: what was said, and the answer but for its last token.
+    let answers: Vec<(usize, &[u32])> = items
+        .iter()
+        .enumerate()
+        .skip(n_kept)
+        .flat_map(|(i, item)| item.answers.iter().map(move |a| (i, &a[..])))
+        .collect();
+    let prompts = answers.iter().map(|(i, answer)| {
+        let prompt = &items[*i].prompt;
+        Request {
+            tokens: [&prompt[..], &answer[..answer.len() - 1]].concat(),
+            // The prompt's last token predicts the answer's first; the rest is read once.
+            anchors: vec![prompt.len() - 1],
+            scored_from: Some(prompt.len() - 1),
+            ..Request::default()
         }
-        rows.push(row);
-    }
+    });
+    let mut under_way: BTreeMap<usize, Answered> = BTreeMap::new();
+    let progress = |n_done: usize| format!("{n_done} of {}", units::plural(items.len(), "line"));
+    console.progress(&progress(n_kept));
+    scoring::run(engine, prompts, &mut |number, scored| {
+        let (i, answer) = answers[number];
+        match scored {
+            Scored::Row { at, logits } => {
+                let token = answer[at + 1 - items[i].prompt.len()];
+                let log_p = log_probabilities(logits)?;
+                under_way
+                    .entry(number)
+                    .or_default()
+                    .add(log_p[token as usize], likeliest(logits) == token as usize);
+            }
+            Scored::End => under_way.entry(number).or_default().is_whole = true,
+        }
+        // Lines are written in order, each when all of its answers are there.
+        while let Some(item) = items.get(rows.len())
+            && let Some((&first, _)) = under_way.first_key_value()
+            && answers[first].0 == rows.len()
+        {
+            let of_line = first..first + item.answers.len();
+            if !of_line
+                .clone()
+                .all(|n| under_way.get(&n).is_some_and(|a| a.is_whole))
+            {
+                break;
+            }
+            let scores: Vec<Answered> = of_line.filter_map(|n| under_way.remove(&n)).collect();
+            let row = chosen(item, &scores);
+            put(&mut file, rows.len(), &row, args)?;
+            rows.push(row);
+            console.progress(&progress(rows.len()));
+        }
+        Ok(())
+    })?;
     console.end_progress();
     report(
         args,
@@ -181,47 +213,62 @@ fn item(line: &Line, tokenizer: &Tokenizer, chat: bool, name: &Path) -> Result<I
     })
 }
 
-fn score(engine: &mut Engine, item: &Item) -> Result<Row> {
-    let n_vocab = engine.geometry().n_vocab;
-    engine.clear(0);
-    let (last, before) = item
-        .prompt
-        .split_last()
-        .context("a prompt begins with a token")?;
-    for chunk in before.chunks(STEP_ROWS) {
-        go_on()?;
-        let mut batch = Batch::new();
-        batch.push(0, chunk, Outputs::None);
-        engine.step(&batch)?;
-    }
-    let mut scores = Vec::new();
-    for answer in &item.answers {
-        engine.clear(1);
-        engine.fork(0, 1);
-        // The prompt's last token and all of the answer but its last predict the answer.
-        let rows: Vec<u32> = [&[*last], &answer[..answer.len() - 1]].concat();
-        let (mut log_p, mut is_greedy) = (0.0, true);
-        let mut expected = answer.iter();
-        for chunk in rows.chunks(STEP_ROWS) {
-            go_on()?;
-            let mut batch = Batch::new();
-            batch.push(1, chunk, Outputs::All);
-            for row in engine.step(&batch)?.chunks_exact(n_vocab) {
-                let token = *expected.next().context("a token for every row")?;
-                log_p += f64::from(log_probabilities(row)?[token as usize]);
-                is_greedy &= likeliest(row) == token as usize;
-            }
+/// An answer that is being computed.
+#[derive(Clone, Copy, Debug)]
+struct Answered {
+    log_p: f64,
+    n_tokens: usize,
+    is_greedy: bool,
+    is_whole: bool,
+}
+
+impl Default for Answered {
+    fn default() -> Answered {
+        Answered {
+            log_p: 0.0,
+            n_tokens: 0,
+            is_greedy: true,
+            is_whole: false,
         }
-        scores.push((log_p, is_greedy, answer.len()));
     }
-    let best = (0..scores.len()).max_by(|a, b| scores[*a].0.total_cmp(&scores[*b].0));
-    let shown = item.right.unwrap_or(0);
-    let (log_p, is_greedy, n_tokens) = scores[shown];
-    Ok(Row {
+}
+
+impl Answered {
+    fn add(&mut self, log_p: f32, is_likeliest: bool) {
+        self.log_p += f64::from(log_p);
+        self.n_tokens += 1;
+        self.is_greedy &= is_likeliest;
+    }
+}
+
+/// What the answers of a line come to.
+fn chosen(item: &Item, scores: &[Answered]) -> Row {
+    let best = (0..scores.len()).max_by(|a, b| scores[*a].log_p.total_cmp(&scores[*b].log_p));
+    let shown = scores[item.right.unwrap_or(0)];
+    Row {
         is_choice: item.right.is_some(),
-        is_right: item.right.map_or(is_greedy, |right| best == Some(right)),
-        n_tokens,
-        log_p,
+        is_right: item
+            .right
+            .map_or(shown.is_greedy, |right| best == Some(right)),
+        n_tokens: shown.n_tokens,
+        log_p: shown.log_p,
+    }
+}
+
+/// Writes a line of the table, where there is one.
+fn put(file: &mut Option<fs::File>, i: usize, row: &Row, args: &EvalArgs) -> Result<()> {
+    let Some(file) = file else {
+        return Ok(());
+    };
+    let kind = match row.is_choice {
+        true => "choice",
+        false => "continuation",
+    };
+    let right = u8::from(row.is_right);
+    let line = format!("{i},{kind},{right},{},{}\n", row.n_tokens, row.log_p);
+    file.write_all(line.as_bytes()).with_context(|| {
+        let out = args.out.as_deref().unwrap_or(Path::new("the table"));
+        format!("cannot write {}", out.display())
     })
 }
 

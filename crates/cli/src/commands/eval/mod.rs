@@ -4,6 +4,7 @@
 mod distance;
 mod lines;
 mod plot;
+mod scoring;
 mod text;
 
 use std::io::Write;

@@ -1,16 +1,18 @@
 //! Predicting a text: negative log-likelihood, and divergence from another model.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use ds4_engine::{Batch, Engine, Outputs};
+use ds4_engine::Request;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::distance::{Kept, Store};
-use super::{go_on, log_probabilities, plot};
+use super::distance::{Distance, Kept, Store};
+use super::scoring::{self, Scored};
+use super::{log_probabilities, plot};
 use crate::args::EvalArgs;
 use crate::commands::logits::read_ids;
 use crate::console::Console;
@@ -20,8 +22,6 @@ use crate::prompt_input::read_text_file;
 use crate::sums::{check_writable, write_whole};
 use crate::units;
 
-/// Rows of a step, each with all its logits.
-const STEP_ROWS: usize = 128;
 /// Parts of a piece whose values are kept apart, for the picture.
 const N_PARTS: usize = 32;
 
@@ -56,10 +56,9 @@ pub(super) fn run(
     let options = EngineOptions::new(&args.engine)?;
     let (pieces, text) = pieces(path, args, &options)?;
     args.plot.as_deref().map_or(Ok(()), check_writable)?;
-    let mut engine = open_engine(&options, console, |open| {
-        open.context = Some(args.chunk_tokens);
-        open.chunk = Some(STEP_ROWS.min(args.chunk_tokens));
-        open.max_outputs = Some(STEP_ROWS.min(args.chunk_tokens));
+    // The last token of a piece predicts what is not there.
+    let engine = open_engine(&options, console, |open| {
+        scoring::plan(open, pieces.len(), args.chunk_tokens - 1);
     })?;
     let n_vocab = engine.geometry().n_vocab;
     let setting = format!(
@@ -83,15 +82,56 @@ pub(super) fn run(
         Some(path) => Some(Store::open(path, n_vocab, text)?),
         None => None,
     };
-    for (i, piece) in pieces.iter().enumerate().skip(n_done) {
-        console.progress(&format!("{i} of {}", units::plural(pieces.len(), "piece")));
-        let first = i as u64 * per_piece;
-        let parts = score(&mut engine, piece, first, n_vocab, &mut stored, &mut saved)?;
-        if let Some(saved) = &mut saved {
-            saved.flush()?;
-        }
-        table.put(parts)?;
+    let outside = |token: &&u32| **token as usize >= n_vocab;
+    if let Some(token) = pieces[n_done..].iter().flatten().find(outside) {
+        bail!("token id {token} is not in the vocabulary of {n_vocab}");
     }
+    let prompts = pieces[n_done..].iter().map(|piece| Request {
+        tokens: piece[..piece.len() - 1].to_vec(),
+        scored_from: Some(0),
+        use_cache: false,
+        ..Request::default()
+    });
+    let mut under_way: BTreeMap<usize, Piece> = BTreeMap::new();
+    console.progress(&progress(n_done, pieces.len()));
+    scoring::run(engine, prompts, &mut |number, scored| {
+        let number = n_done + number;
+        let piece = under_way.entry(number).or_default();
+        match scored {
+            Scored::Row { at, logits } => {
+                let log_p = log_probabilities(logits)?;
+                let log_next = log_p[pieces[number][at + 1] as usize];
+                let distance = match &mut stored {
+                    Some(stored) => {
+                        let position = number as u64 * per_piece + at as u64;
+                        Some(stored.get(position, n_vocab)?.distance(&log_p))
+                    }
+                    None => None,
+                };
+                piece.add(at * N_PARTS / per_piece as usize, log_next, distance);
+                if saved.is_some() {
+                    piece.kept.push(Kept::of(&log_p));
+                }
+            }
+            Scored::End => piece.is_whole = true,
+        }
+        // Pieces are written in order.
+        while let Some(first) = under_way.first_entry().filter(|e| e.get().is_whole) {
+            if *first.key() != table.rows.len() {
+                break;
+            }
+            let piece = first.remove();
+            if let Some(saved) = &mut saved {
+                for kept in &piece.kept {
+                    saved.put(kept)?;
+                }
+                saved.flush()?;
+            }
+            table.put(piece.parts)?;
+            console.progress(&progress(table.rows.len(), pieces.len()));
+        }
+        Ok(())
+    })?;
     console.end_progress();
     report(
         args,
@@ -137,53 +177,39 @@ fn pieces(path: &Path, args: &EvalArgs, options: &EngineOptions) -> Result<(Vec<
     Ok((pieces, text))
 }
 
-/// Reads a piece, and scores every token but the first.
-fn score(
-    engine: &mut Engine,
-    piece: &[u32],
-    first: u64,
-    n_vocab: usize,
-    stored: &mut Option<Store>,
-    saved: &mut Option<Store>,
-) -> Result<Vec<Sums>> {
-    engine.clear(0);
-    let mut parts = vec![Sums::default(); N_PARTS];
-    let n_predicted = piece.len() - 1;
-    let mut at = 0;
-    // The last token predicts what is not there.
-    for chunk in piece[..n_predicted].chunks(STEP_ROWS) {
-        go_on()?;
-        if let Some(token) = chunk
-            .iter()
-            .chain(&piece[at + 1..at + 2])
-            .find(|t| **t as usize >= n_vocab)
-        {
-            bail!("token id {token} is not in the vocabulary of {n_vocab}");
-        }
-        let mut batch = Batch::new();
-        batch.push(0, chunk, Outputs::All);
-        let logits = engine.step(&batch)?;
-        for row in logits.chunks_exact(n_vocab) {
-            let log_p = log_probabilities(row)?;
-            let part = &mut parts[at * N_PARTS / n_predicted];
-            let next = piece[at + 1] as usize;
-            let next = log_p.get(next).with_context(|| {
-                format!("token id {next} is not in the vocabulary of {n_vocab}")
-            })?;
-            part.n += 1;
-            part.nll -= f64::from(*next);
-            if let Some(stored) = stored {
-                let distance = stored.get(first + at as u64, n_vocab)?.distance(&log_p);
-                part.kl += distance.kl;
-                part.agrees += usize::from(distance.agrees);
-            }
-            if let Some(saved) = saved {
-                saved.put(&Kept::of(&log_p))?;
-            }
-            at += 1;
+fn progress(n_done: usize, n: usize) -> String {
+    format!("{n_done} of {}", units::plural(n, "piece"))
+}
+
+/// A piece that is being computed.
+struct Piece {
+    parts: Vec<Sums>,
+    /// What is to be stored of its positions.
+    kept: Vec<Kept>,
+    is_whole: bool,
+}
+
+impl Default for Piece {
+    fn default() -> Piece {
+        Piece {
+            parts: vec![Sums::default(); N_PARTS],
+            kept: Vec::new(),
+            is_whole: false,
         }
     }
-    Ok(parts)
+}
+
+impl Piece {
+    /// Counts a position: the log-probability of the token that follows.
+    fn add(&mut self, part: usize, log_next: f32, distance: Option<Distance>) {
+        let part = &mut self.parts[part];
+        part.n += 1;
+        part.nll -= f64::from(log_next);
+        if let Some(distance) = distance {
+            part.kl += distance.kl;
+            part.agrees += usize::from(distance.agrees);
+        }
+    }
 }
 
 /// The pieces that are done, in a file where one is wanted: a line of CSV for every part of each.

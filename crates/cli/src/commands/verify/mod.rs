@@ -1,7 +1,8 @@
-//! `ds4 verify`: whether a file is whole, whether a model says what the publisher's says, and
-//! whether this machine computes what the reference computes.
+//! `ds4 verify`: whether a file is whole, whether a model says what the publisher's says and finds
+//! what stands far back, and whether this machine computes what the reference computes.
 
 mod file;
+mod recall;
 mod self_test;
 mod vectors;
 
@@ -29,7 +30,10 @@ pub(crate) fn run(args: &VerifyArgs, console: &Console, out: &mut dyn Write) -> 
             file::run(path, args, console, out)
         }
         (None, Some(dir)) => vectors::run(dir, args, console, out),
-        (None, None) => self_test::run(args, console, out),
+        (None, None) => match &args.recall {
+            Some(lengths) => recall::run(lengths, args, console, out),
+            None => self_test::run(args, console, out),
+        },
         (Some(_), Some(_)) => bail!("--vectors runs a model: name it with -m FILE"),
     };
     console.end_progress();

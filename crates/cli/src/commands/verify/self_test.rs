@@ -1,5 +1,6 @@
 //! `ds4 verify --backend NAME`: whether this machine computes what the reference computes.
 //!
+//! Every op runs at the widths of Flash on random numbers, on the backend and on the reference.
 //! The built-in model answers questions whose answers are known, and the logits of a token list long
 //! enough for every kind of layer, and for selection among compressed rows, are compared with those
 //! of the scalar reference: read in one piece, and read in pieces and token by token.
@@ -8,7 +9,11 @@ use std::io::Write;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use ds4_engine::{BackendKind, Batch, CacheRounding, Outputs};
+use ds4_conformance::ops::{Compared, Tolerance, compare, flash_cases};
+use ds4_engine::{
+    Backend, BackendKind, BackendTask, Batch, CacheRounding, Geometry, OpenError, OpenOptions,
+    Outputs, on_backend,
+};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -21,7 +26,7 @@ use crate::conversation::Settings;
 use crate::model::{Model, ReplyOptions, open_engine, open_tokenizer};
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules, sampling};
-use crate::{args, units};
+use crate::{args, folders, units};
 
 /// Questions, and words of the answers.
 const KNOWN: [(&str, &str); 3] = [
@@ -57,17 +62,20 @@ pub(super) fn run(args: &VerifyArgs, console: &Console, out: &mut dyn Write) -> 
     let mut options = EngineOptions::new(&args.engine)?;
     options.model = ModelChoice::BuiltIn;
     let start = Instant::now();
+    let mut results = match args.quick {
+        true => Vec::new(),
+        false => every_op(&options, console)?,
+    };
     let n_vocab = open_tokenizer(&options.model)?.n_vocab();
     let tokens = tokens(n_vocab);
     console.progress("the reference");
     let mut reference = options.clone();
     (reference.backend, reference.simd) = (BackendKind::Reference, None);
     let expected = logits(&reference, &tokens, CUTS[0], console)?;
-    let mut results = Vec::new();
     for cut in CUTS {
         console.progress("the backend");
         let found = logits(&options, &tokens, cut, console)?;
-        let (middle, agreeing) = compare(&found, &expected, n_vocab);
+        let (middle, agreeing) = compare_logits(&found, &expected, n_vocab);
         let how = match cut.len() {
             1 => "logits of one piece".to_owned(),
             _ => "logits of pieces and single tokens".to_owned(),
@@ -114,6 +122,67 @@ pub(super) fn run(args: &VerifyArgs, console: &Console, out: &mut dyn Write) -> 
     Ok(())
 }
 
+/// Every op at the widths of Flash, a result for each type of weights and number of rows.
+fn every_op(options: &EngineOptions, console: &Console) -> Result<Vec<(String, bool, String)>> {
+    let mut open = OpenOptions::new("self-test");
+    open.backend = options.backend;
+    open.n_threads = options.n_threads;
+    open.simd = options.simd;
+    open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
+    on_backend(&open, EveryOp { console })?
+}
+
+/// Compares every op of a backend with the reference's.
+struct EveryOp<'a> {
+    console: &'a Console,
+}
+
+impl BackendTask for EveryOp<'_> {
+    type Output = Result<Vec<(String, bool, String)>>;
+
+    fn run<B: Backend>(
+        self,
+        kind: BackendKind,
+        name: &str,
+        make: &dyn Fn(&Geometry) -> Result<B, OpenError>,
+    ) -> Self::Output {
+        // That of the backend's own tests.
+        let tolerance = match kind {
+            BackendKind::Wgpu => Tolerance::HALF,
+            _ => Tolerance::F32,
+        };
+        let mut results = Vec::new();
+        let cases = flash_cases();
+        for (i, case) in cases.iter().enumerate() {
+            go_on()?;
+            let (i, n) = (i + 1, cases.len());
+            self.console
+                .progress(&format!("ops at the sizes of Flash, {i} of {n}: {case}"));
+            let outputs = compare(&mut make(&case.geometry)?, case, &tolerance);
+            results.push(verdict(&format!("ops of {name}, {case}"), &outputs));
+        }
+        Ok(results)
+    }
+}
+
+/// One result of all ops of a case.
+fn verdict(what: &str, outputs: &[Compared]) -> (String, bool, String) {
+    let share = |c: &Compared| c.error / c.allowed;
+    let sums = outputs.iter().filter(|c| c.allowed > 0.0);
+    let worst = sums.max_by(|a, b| share(a).total_cmp(&share(b)));
+    let result = match (outputs.iter().find(|c| !c.is_right()), worst) {
+        (Some(c), _) if c.allowed == 0.0 => format!("{}: {} values differ", c.op, c.error),
+        (Some(c), _) => format!("{}: {:.1e} off, at most {:.1e}", c.op, c.error, c.allowed),
+        (None, worst) => format!(
+            "{} outputs, errors up to {:.0} % of what is allowed",
+            outputs.len(),
+            100.0 * worst.map_or(0.0, share)
+        ),
+    };
+    let is_right = outputs.iter().all(Compared::is_right);
+    (what.to_owned(), is_right, result)
+}
+
 /// Tokens of the built-in model's vocabulary, the same in every run.
 fn tokens(n_vocab: usize) -> Vec<u32> {
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
@@ -153,7 +222,7 @@ fn logits(
 
 /// Over positions: the median of the largest difference of a logit, infinite where anything is not
 /// a number; and the share at which the likeliest token is the same.
-fn compare(found: &[f32], expected: &[f32], n_vocab: usize) -> (f32, f64) {
+fn compare_logits(found: &[f32], expected: &[f32], n_vocab: usize) -> (f32, f64) {
     if found.len() != expected.len() || expected.is_empty() {
         return (f32::INFINITY, 0.0);
     }
@@ -214,4 +283,32 @@ fn known_answers(
         results.push((format!("{question:?}"), is_right, format!("{said:?}")));
     }
     Ok(results)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_names_the_first_op_that_is_wrong() {
+        let output = |op: &str, error, allowed| Compared {
+            op: op.to_owned(),
+            error,
+            allowed,
+        };
+        let right = [output("a", 0.0, 0.0), output("b", 1e-5, 2e-5)];
+        let (_, is_right, how) = verdict("x", &right);
+        assert!(
+            is_right && how.contains("2 outputs") && how.contains("50 %"),
+            "{how}"
+        );
+        for (wrong, words) in [
+            (output("b", f32::NAN, 2e-5), "b: NaN off"),
+            (output("b", 3e-5, 2e-5), "b: 3.0e-5 off, at most 2.0e-5"),
+            (output("c", 4.0, 0.0), "c: 4 values differ"),
+        ] {
+            let (_, is_right, how) = verdict("x", &[right[0].clone(), wrong]);
+            assert!(!is_right && how.contains(words), "{how}");
+        }
+    }
 }

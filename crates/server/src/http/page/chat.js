@@ -10,8 +10,10 @@ import * as store from "./store.js";
 
 /** Distance from the end within which the page follows the reply, in pixels. */
 const FOLLOW_PX = 60;
-/** Time after which the server knows that a reply was stopped. */
+/** Time between two looks at whether the server knows that a reply was stopped. */
 const SETTLE_MS = 400;
+/** So often it is looked at. */
+const SETTLE_LOOKS = 50;
 /** Time between two looks at the queue. */
 const QUEUE_MS = 1000;
 
@@ -96,11 +98,23 @@ async function reply() {
   drawControls();
   keepAgain(asked);
   if (turn.finish === "stopped" && id) {
-    await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+    await settled(id);
+  } else {
+    await status.refresh();
   }
-  await status.refresh();
   settleCounts(turn, status.request(id));
   keepAgain(asked);
+}
+
+/** Looks until the server knows that a reply was stopped: its counts are final then. */
+async function settled(id) {
+  for (let look = 0; look < SETTLE_LOOKS; look += 1) {
+    await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
+    await status.refresh();
+    if (!status.worksOn(id)) {
+      return;
+    }
+  }
 }
 
 /** Notes the reply's place among the requests that wait: later ones stand behind it, so it is never
@@ -229,8 +243,21 @@ function takeBack(turn) {
 
 // Conversations
 
-/** Keeps a conversation; an empty one is forgotten. */
-function keep(which = chat) {
+/** Keeps a conversation to which something was added or taken; an empty one is forgotten. */
+function keep() {
+  chat.updated = Date.now();
+  notice("");
+  write(chat);
+}
+
+/** Keeps what is known by now of a conversation, in its place, unless it was deleted meanwhile. */
+function keepAgain(which) {
+  if (store.load(which.id)) {
+    write(which);
+  }
+}
+
+function write(which) {
   try {
     if (which.turns.length > 0) {
       const turns = which.turns.map(({ role, content, reasoning, n_reasoning, facts: said }) =>
@@ -241,18 +268,10 @@ function keep(which = chat) {
       store.remove(which.id);
     }
     store.setCurrent(chat.id);
-    notice("");
   } catch {
     notice("This browser keeps no more: export or delete conversations. What you see is lost when the page is left.");
   }
   drawChats(chat.id);
-}
-
-/** Keeps what was added to a conversation, unless it was deleted meanwhile. */
-function keepAgain(which) {
-  if (store.load(which.id)) {
-    keep(which);
-  }
 }
 
 function notice(text) {
@@ -356,6 +375,7 @@ byId("key-form").addEventListener("submit", (event) => {
   keepKey(byId("key").value.trim());
   byId("key").value = "";
   byId("key-form").hidden = true;
+  status.forget();
   message.focus();
   if (awaitsKey) {
     awaitsKey = false;

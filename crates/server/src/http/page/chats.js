@@ -4,10 +4,18 @@ import * as store from "./store.js";
 
 const byId = (id) => document.getElementById(id);
 let actions = null;
+/** What the list shows. */
+let drawn = "";
 
-/** Draws the list; `shown` is the id of the conversation that is open. */
+/** Draws the list, if it is another than it shows; `shown` is the id of the conversation that is open. */
 export function drawChats(shown) {
   const chats = store.all();
+  // A button that asks goes on asking while replies end.
+  const list = JSON.stringify([shown, chats.map(({ id, title }) => [id, title])]);
+  if (list === drawn) {
+    return;
+  }
+  drawn = list;
   byId("chat-list").replaceChildren(...chats.map((chat) => row(chat, chat.id === shown)));
   byId("no-chats").hidden = chats.length > 0;
   byId("export").disabled = chats.length === 0;

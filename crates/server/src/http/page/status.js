@@ -68,6 +68,12 @@ export class Status {
     }
   }
 
+  /** What was asked with another key says nothing any more. */
+  forget() {
+    clearTimeout(this.#timer);
+    this.#round += 1;
+  }
+
   /** Requests that wait for a slot. */
   get waiting() {
     return this.#waiting;
@@ -76,6 +82,11 @@ export class Status {
   /** What the server has to say of a request that was the last in its slot, if it was. */
   request(id) {
     return this.#slots.map((slot) => slot.last_request).find((last) => last?.id === id);
+  }
+
+  /** Whether a slot was at work on a request when the server was last asked. */
+  worksOn(id) {
+    return this.#slots.some((slot) => slot.is_processing && slot.last_request?.id === id);
   }
 
   #say(state, summary) {

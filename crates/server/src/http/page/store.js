@@ -18,7 +18,6 @@ export function fresh() {
 export function save(chat) {
   const first = chat.turns.find((turn) => turn.role === "user");
   chat.title = (first?.content ?? "").trim().split("\n")[0].slice(0, TITLE_LENGTH);
-  chat.updated = Date.now();
   localStorage.setItem(PREFIX + chat.id, JSON.stringify(chat));
 }
 

@@ -434,6 +434,62 @@ async fn a_session_whose_last_user_text_was_changed_goes_on_from_the_turn_before
     }
 }
 
+/// The same when the server was started again in between: what the disk has of such a session
+/// reaches to the text that was changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_last_user_text_that_changed_over_a_restart_is_all_that_is_computed() {
+    for (habit, n_more) in [
+        (Habit::ClaudeCode, 1),
+        (Habit::Codex, 2),
+        (Habit::PiChat, 3),
+    ] {
+        let mut house = House::open(2).await;
+        let mut client = Client::new(habit, "one");
+        for turn in &SCRIPT[..5] {
+            house.turn(&mut client, habit, turn).await;
+        }
+        let before = house.last_take();
+        let mut resumed = client.clone();
+        for turn in &SCRIPT[5..5 + n_more] {
+            house.turn(&mut client, habit, turn).await;
+        }
+        house.restart().await;
+        let changed = Turn {
+            user: Some("Today is Tuesday. And now change the other one."),
+            ..SCRIPT[5]
+        };
+        let take = house.turn(&mut resumed, habit, &changed).await;
+        assert_only_new(
+            &before,
+            &take,
+            &format!("{habit:?}, {n_more} replies later"),
+        );
+    }
+}
+
+/// What was changed further back than the store has states is computed, and the log says why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_user_text_that_changed_over_a_restart_is_computed_and_the_log_says_why() {
+    let habit = Habit::PiChat;
+    let mut house = House::open(2).await;
+    let mut client = Client::new(habit, "one");
+    let mut resumed = client.clone();
+    for turn in &SCRIPT[..8] {
+        house.turn(&mut client, habit, turn).await;
+    }
+    house.restart().await;
+    let changed = Turn {
+        user: Some("Please look at the other files."),
+        ..SCRIPT[0]
+    };
+    let take = house.turn(&mut resumed, habit, &changed).await;
+    let line = house.web().log.lock().unwrap().join("\n");
+    let n_new = take.prompt.len() - take.n_cached;
+    assert!(line.contains(&format!("{n_new} new: ")), "{line}");
+    let why = "what is on disk differs at byte ";
+    assert!(line.contains(why) && line.contains("(user text)"), "{line}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reply_cut_short_stands_in_its_own_tokens_if_it_was_kept_and_had_thought_to_the_end() {
     let house = House::open(1).await;

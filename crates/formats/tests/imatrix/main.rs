@@ -1,8 +1,11 @@
 //! Importance matrices of another writer, and what damage makes of them.
 
+mod exercise;
+
 use std::path::{Path, PathBuf};
 
 use ds4_formats::imatrix::{Columns, Imatrix};
+use exercise::open;
 
 fn sample(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -23,26 +26,6 @@ fn expected() -> [(&'static str, Columns); 2] {
         counts: vec![0.0, 1.0, 2.0],
     };
     [("a.weight", plain), ("b.weight", mixture)]
-}
-
-/// A file of these bytes, opened; it may be refused, and what is read must be usable.
-fn open(dir: &Path, bytes: &[u8]) -> Result<Imatrix, String> {
-    let path = dir.join("x");
-    std::fs::write(&path, bytes).expect("a temporary file");
-    let imatrix = Imatrix::open(&path).map_err(|error| error.to_string())?;
-    for (name, columns) in &imatrix.entries {
-        assert_eq!(columns.sums.len(), columns.n_columns * columns.n_experts());
-        for e in 0..=columns.n_experts() {
-            if let Some(means) = columns.mean_squares(e) {
-                assert_eq!(means.len(), columns.n_columns);
-            }
-        }
-        // The tensor it is used for has another shape, or this one.
-        let _ = imatrix.for_tensor(name, 3, 1);
-        let _ = imatrix.for_tensor(name, 2, 3);
-        let _ = imatrix.for_tensor(name, columns.n_columns, columns.n_experts());
-    }
-    Ok(imatrix)
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! Encoding weights with the vector instructions of this machine.
 
+#[cfg(target_arch = "x86_64")]
+mod mxfp4;
+
 use ds4_formats::GgmlType;
 use ds4_formats::quant::encode_row_inlined;
 
@@ -38,6 +41,12 @@ fn gains_by_avx512(ty: GgmlType) -> bool {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn encode_row_avx2(ty: GgmlType, x: &[f32], weights: Option<&[f32]>, out: &mut [u8]) {
+    if ty == GgmlType::MXFP4 {
+        assert_eq!(ty.row_bytes(x.len()), Some(out.len()), "whole blocks");
+        assert!(weights.is_none_or(|w| w.len() == x.len()), "a weight each");
+        mxfp4::encode(x, weights, out);
+        return;
+    }
     encode_row_inlined(ty, x, weights, out);
 }
 

@@ -1,0 +1,12 @@
+//! The reader of importance matrices on arbitrary bytes.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../crates/formats/tests/imatrix/exercise.rs"]
+mod exercise;
+
+fuzz_target!(|bytes: &[u8]| {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let _ = exercise::open(dir.path(), bytes);
+});
