@@ -1,6 +1,6 @@
 //! Decode and prefill of the full geometry on random weights made on the device, so that no file is
 //! needed: `cargo bench -p ds4-wgpu --bench steps -- [--layers N] [--context N] [--adapter NAME]
-//! [--small] [--times]`.
+//! [--small] [--times] [--apart]`, the last to keep turns apart from the products before them.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -128,6 +128,7 @@ fn main() {
     let options = WgpuOptions {
         adapter: option("--adapter"),
         allow_processor: true,
+        turns_apart: flag("--apart"),
         ..WgpuOptions::default()
     };
     let gpu = match Gpu::open(&options) {

@@ -1,10 +1,10 @@
 // Attention with sinks over the window and the compressed rows: one workgroup for a head of a row,
 // 64 keys at a time with a running maximum. Keys and values are the same rows of `HEAD_DIM` channels.
-// COMPRESSED: 0 none, 1 all visible rows of `cache`, 2 those of `selected`.
 struct P { n: u32, n_heads: u32, scale: f32, n_ring: u32, ratio: u32, top_k: u32 }
 var<immediate> p: P;
 const WG: u32 = 64u;
 //!include rows
+//!include row_keys
 @group(0) @binding(1) var<storage, read> q: array<f32>;
 @group(0) @binding(2) var<storage, read> kv: array<f32>;
 @group(0) @binding(3) var<storage, read> ring: array<u32>;
@@ -38,19 +38,13 @@ fn key_at(key: vec2<u32>, c: u32) -> f32 {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.y;
     if is_pad(r) { return; }
-    let position = row_position(r);
-    let first_row = row_first(r);
-    let segment = position - (r - first_row);
-    let start = row_window_start(r);
-    let n_old = segment - min(segment, start);
-    let first_new = first_row + start - min(segment, start);
-    let n_window = n_old + row_see_end(r) - first_new;
-    var n_compressed = 0u;
-    if COMPRESSED != 0u { n_compressed = (position + 1u) / p.ratio; }
-    if COMPRESSED == 2u { n_compressed = min(n_compressed, p.top_k); }
-    let n_keys = n_window + n_compressed;
-    var cache_row = 0u;
-    if COMPRESSED != 0u { cache_row = row_base(r) / p.ratio; }
+    let own_keys = keys_of(r);
+    let start = own_keys.start;
+    let n_old = own_keys.n_old;
+    let n_window = own_keys.n_window;
+    let first_new = own_keys.first_new;
+    let n_keys = own_keys.n_keys;
+    let cache_row = own_keys.cache_row;
 
     let q0 = (r * p.n_heads + wg.x) * HEAD_DIM;
     for (var c = lane; c < HEAD_DIM; c += WG) { query[c] = q[q0 + c]; }

@@ -3,7 +3,7 @@
 // channels: of the scores' sums, which are added up afterwards, and of the values.
 // Weights are exp(score - top). `top` rises only when a score is beyond it by 8, because the sums are
 // then rescaled through workgroup memory; until then weights are at most exp(8), which f16 holds.
-// SPLIT, RAW and COMPRESSED are those of `attend_tile`.
+// SPLIT and RAW are those of `attend_tile`.
 struct P { n: u32, n_heads: u32, scale: f32, n_ring: u32, ratio: u32, top_k: u32, n_splits: u32, half_dim: u32, table: u32, eps: f32 }
 var<immediate> p: P;
 const WG: u32 = 128u;
@@ -17,6 +17,7 @@ const STRIDE: u32 = QUARTERS + 2u;
 const OWN: u32 = QUARTERS / 4u;
 const SLACK: f32 = 8.0;
 //!include rows
+//!include row_keys
 //!include sync
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> kv: array<vec4<f32>>;
@@ -66,18 +67,13 @@ fn rescale(sum: ptr<function, Sum>, lane: u32, z: u32) {
 
 fn attend(wg: vec3<u32>, lane: u32) {
     let r = wg.y;
-    let position = row_position(r);
-    let first_row = row_first(r);
-    let segment = position - (r - first_row);
-    let start = row_window_start(r);
-    let n_old = segment - min(segment, start);
-    let first_new = first_row + start - min(segment, start);
-    let n_window = n_old + row_see_end(r) - first_new;
-    var n_compressed = 0u;
-    if COMPRESSED != 0u { n_compressed = (position + 1u) / p.ratio; }
-    if COMPRESSED == 2u { n_compressed = min(n_compressed, p.top_k); }
-    let n_keys = n_window + n_compressed;
-    let cache_row = row_base(r) / p.ratio;
+    let own_keys = keys_of(r);
+    let start = own_keys.start;
+    let n_old = own_keys.n_old;
+    let n_window = own_keys.n_window;
+    let first_new = own_keys.first_new;
+    let n_keys = own_keys.n_keys;
+    let cache_row = own_keys.cache_row;
     var split = 0u;
     if SPLIT { split = wg.z; }
 

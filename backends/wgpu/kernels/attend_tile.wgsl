@@ -1,7 +1,6 @@
 // Attention with sinks over bf16 rows: one workgroup for four heads of a row, 16 keys at a time with
 // a running maximum. SPLIT: the workgroup takes every `n_splits`-th tile and leaves its sums, its
 // maximum and its weight for `attend_combine`. RAW: queries are normed and rotated here.
-// COMPRESSED: 0 none, 1 all visible rows of `cache`, 2 those of `selected`.
 struct P { n: u32, n_heads: u32, scale: f32, n_ring: u32, ratio: u32, top_k: u32, n_splits: u32, half_dim: u32, table: u32, eps: f32 }
 var<immediate> p: P;
 const WG: u32 = 256u;
@@ -15,6 +14,7 @@ const STRIDE: u32 = PIECES + 1u;
 const QUARTERS: u32 = HEAD_DIM / 4u;
 const PER_LANE: u32 = (WORDS + WG - 1u) / WG;
 //!include rows
+//!include row_keys
 //!include bf16
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> kv: array<vec4<f32>>;
@@ -41,18 +41,13 @@ fn channels(word: u32) -> vec2<f32> {
 fn main(@builtin(workgroup_id) wg: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let r = wg.y;
     if is_pad(r) { return; }
-    let position = row_position(r);
-    let first_row = row_first(r);
-    let segment = position - (r - first_row);
-    let start = row_window_start(r);
-    let n_old = segment - min(segment, start);
-    let first_new = first_row + start - min(segment, start);
-    let n_window = n_old + row_see_end(r) - first_new;
-    var n_compressed = 0u;
-    if COMPRESSED != 0u { n_compressed = (position + 1u) / p.ratio; }
-    if COMPRESSED == 2u { n_compressed = min(n_compressed, p.top_k); }
-    let n_keys = n_window + n_compressed;
-    let cache_row = row_base(r) / p.ratio;
+    let own_keys = keys_of(r);
+    let start = own_keys.start;
+    let n_old = own_keys.n_old;
+    let n_window = own_keys.n_window;
+    let first_new = own_keys.first_new;
+    let n_keys = own_keys.n_keys;
+    let cache_row = own_keys.cache_row;
 
     let h0 = wg.x * HEADS;
     for (var i = lane; i < HEADS * QUARTERS; i += WG) {

@@ -1,7 +1,8 @@
 // out[r] = sum_i W_{experts[r, i]} hidden[r, i] for a few rows: a workgroup takes WG_ROWS
 // outputs. SHARED: the shared expert's output is added. PARTED: the experts
 // `lo .. hi` are here; later parts add to what the first wrote. The experts of an output are shared
-// by HALVES subgroups, EXPERTS_EACH and SHARED_EACH turns of the shared expert's for each.
+// by HALVES subgroups, EXPERTS_EACH and SHARED_EACH turns of the shared expert's for each. TURN: the row
+// goes into the streams as well.
 struct P { n: u32, n_in: u32, n_out: u32, lo: u32, hi: u32, first: u32, w_qs: u32, w_ss: u32, shared_qs: u32, shared_ss: u32, shared_in: u32 }
 var<immediate> p: P;
 const ROWS: u32 = 1u;
@@ -18,6 +19,7 @@ const PER: u32 = 1u;
 //!product w
 //!when SHARED true shared_product
 var<workgroup> results: array<f32, WG_ROWS * HALVES>;
+//!when TURN true turn_here
 
 @compute @workgroup_size(WG)
 fn main(
@@ -67,4 +69,5 @@ fn main(
         if HALVES == 2u { total += results[lane * HALVES + 1u]; }
         if !PARTED || p.first != 0u { out[at] = total; } else { out[at] += total; }
     }
+//!when TURN true turn_now
 }

@@ -1,6 +1,6 @@
-// Random words `(hash & keep) | fix`, for benchmarks; the last of every `period` words is `constant`
-// when that is not zero.
-struct P { n_words: u32, seed: u32, keep: u32, fix: u32, period: u32, constant: u32, stride: u32 }
+// Random words `(hash & keep) | fix`, for benchmarks; of every `period` words number `place` is
+// `constant` when that is not zero.
+struct P { n_words: u32, seed: u32, keep: u32, fix: u32, period: u32, place: u32, constant: u32, stride: u32 }
 var<immediate> p: P;
 @group(0) @binding(0) var<storage, read_write> data: array<u32>;
 
@@ -11,7 +11,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         h = (h ^ (h >> 16u)) * 0x85ebca6bu;
         h = (h ^ (h >> 13u)) * 0xc2b2ae35u;
         h = ((h ^ (h >> 16u)) & p.keep) | p.fix;
-        let last = i % p.period == p.period - 1u;
-        data[i] = select(h, p.constant, p.constant != 0u && last);
+        data[i] = select(h, p.constant, p.constant != 0u && i % p.period == p.place);
     }
 }

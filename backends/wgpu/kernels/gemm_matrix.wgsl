@@ -1,6 +1,7 @@
 // In f16 with f32 sums, on cooperative matrices of SIZE by SIZE: eight subgroups of 32 lanes, four
 // along the weights and two along x, each with 32 rows of weights and BN / 2 rows of x.
 const BM: u32 = 128u;
+//!include sync
 // Rows begin an odd number of 16-byte pieces apart.
 const STRIDE: u32 = 40u;
 var<workgroup> halves: array<f16, (BM + BN) * STRIDE>;
@@ -16,8 +17,8 @@ fn put(at: u32, w: W8) {
 }
 
 // The tiles of a subgroup's 16 rows of weights and 16 rows of x lie in its part of the stage.
-fn unload(t: Tile, lane: u32, m0: u32, j0: u32) {
-    let own = (lane / 32u) * 256u;
+fn unload(t: Tile, lane: u32, z: u32, m0: u32, j0: u32) {
+    let own = z + (lane / 32u) * 256u;
     if GATED {
         for (var i = lane & 31u; i < 128u; i += 32u) {
             let at = own + (i / 8u) * 16u + (i & 7u);
@@ -31,6 +32,7 @@ fn unload(t: Tile, lane: u32, m0: u32, j0: u32) {
 }
 
 fn multiply(t: Tile, lane: u32) {
+    begin_sync(lane);
     let sub = lane / 32u;
     let m0 = (sub & 3u) * 32u;
     let j0 = (sub / 4u) * (BN / 2u);
@@ -38,20 +40,20 @@ fn multiply(t: Tile, lane: u32) {
     var sum@I@ = Sum();
 //!end
     for (var k = 0u; k < p.n_in; k += BK) {
-        workgroupBarrier();
+        let z = sync();
         for (var u = lane; u < BM * 4u; u += WG) {
-            put((u / 4u) * STRIDE + (u & 3u) * 8u, load_weights(t, u / 4u, k + (u & 3u) * 8u));
+            put(z + (u / 4u) * STRIDE + (u & 3u) * 8u, load_weights(t, u / 4u, k + (u & 3u) * 8u));
         }
         for (var u = lane; u < BN * 4u; u += WG) {
-            put((BM + u / 4u) * STRIDE + (u & 3u) * 8u, load_x(t, u / 4u, k + (u & 3u) * 8u));
+            put(z + (BM + u / 4u) * STRIDE + (u & 3u) * 8u, load_x(t, u / 4u, k + (u & 3u) * 8u));
         }
-        workgroupBarrier();
+        let y = sync();
         for (var kk = 0u; kk < BK; kk += SIZE) {
 //!repeat M_TILES 1
-            let left@I@ = coopLoadT<Left>(&halves[(m0 + @I@u * SIZE) * STRIDE + kk], STRIDE);
+            let left@I@ = coopLoadT<Left>(&halves[y + (m0 + @I@u * SIZE) * STRIDE + kk], STRIDE);
 //!end
 //!repeat N_TILES 1
-            let right@I@ = coopLoad<Right>(&halves[(BM + j0 + @I@u * SIZE) * STRIDE + kk], STRIDE);
+            let right@I@ = coopLoad<Right>(&halves[y + (BM + j0 + @I@u * SIZE) * STRIDE + kk], STRIDE);
 //!end
 //!repeat M_TILES N_TILES
             sum@I@ = coopMultiplyAdd(left@A@, right@B@, sum@I@);
@@ -59,9 +61,9 @@ fn multiply(t: Tile, lane: u32) {
         }
     }
 //!repeat 2 N_BLOCKS
+    let before@I@ = sync();
 @STORES@
-    workgroupBarrier();
-    unload(t, lane, m0 + @A@u * 16u, j0 + @B@u * 16u);
-    workgroupBarrier();
+    let after@I@ = sync();
+    unload(t, lane, after@I@, m0 + @A@u * 16u, j0 + @B@u * 16u);
 //!end
 }

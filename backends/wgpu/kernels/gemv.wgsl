@@ -3,7 +3,7 @@
 // x is floats, or 8-bit codes with a scale for 32. With a fixed subgroup size and whole turns of it
 // STEPS is their number. NORMED: the products are multiplied by
 // rsqrt(mean of the squares in `squares` + eps). INDEXED: results are the indexer's queries, heads of
-// WG_ROWS channels.
+// WG_ROWS channels. TURN: the row is a sublayer's result, and goes into the streams as well.
 struct P { n: u32, row0: u32, n_in: u32, n_out: u32, lo: u32, group_out: u32, x_width: u32, out_width: u32, n_squares: u32, square_width: u32, eps: f32, w_qs: u32, w_ss: u32, half_dim: u32, table: u32, hadamard: f32 }
 var<immediate> p: P;
 //!include rows
@@ -19,6 +19,7 @@ var<immediate> p: P;
 @group(0) @binding(10) var<storage, read_write> out_squares: array<f32>;
 //!include gemv_out
 //!when INDEXED true index_query
+//!when TURN true turn_here
 var<workgroup> factors: array<f32, ROWS>;
 //!include x_global
 //!product w
@@ -80,4 +81,5 @@ fn main(
     }
 //!when INDEXED true index_turn
     finish(lane, o0, p.n_out);
+//!when TURN true turn_now
 }

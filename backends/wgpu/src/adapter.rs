@@ -1,11 +1,12 @@
 //! The adapter: which one is taken, and what it can do.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use ds4_model::BackendError;
 
 use crate::kernels::{Kernels, Specialisation};
+use crate::lack::{self, Lack};
 use crate::self_check;
 
 /// How a GPU is chosen and used.
@@ -23,6 +24,12 @@ pub struct WgpuOptions {
     pub max_weight_bytes: Option<u64>,
     /// Whether shaders check their indices: slower, for tests.
     pub checked: bool,
+    /// The size of cooperative matrices that plain code plays, 8 or 16: for tests.
+    pub played_matrices: Option<u32>,
+    /// Whether turns stay apart from the products before them: for comparison.
+    pub turns_apart: bool,
+    /// What the adapter is taken not to have, or to have less of.
+    pub lacks: Vec<Lack>,
 }
 
 /// Why there is no GPU to work with.
@@ -46,6 +53,20 @@ pub enum WgpuError {
         adapter: String,
         /// What it lacks.
         lacking: String,
+    },
+    /// A limit of the adapter is below what every kernel needs.
+    #[error(
+        "{adapter} has {has} {what}, of which this backend needs {needs}; the CPU backend runs without them"
+    )]
+    Limit {
+        /// The adapter.
+        adapter: String,
+        /// What there is too little of.
+        what: &'static str,
+        /// What the adapter has.
+        has: u64,
+        /// What is needed.
+        needs: u64,
     },
     /// The driver did not open the device.
     #[error("{adapter} could not be opened: {reason}")]
@@ -84,8 +105,12 @@ pub struct Capabilities {
     pub matrix_attention: bool,
     /// Whether there are cooperative matrices of 8 x 8 x 8, f16 times f16 into f32.
     pub cooperative_8: bool,
+    /// Whether plain code plays those matrices.
+    pub played: bool,
     /// Whether the device shares the processor's memory.
     pub unified: bool,
+    /// Bytes of the device's own memory, where it has some and the driver says how much.
+    pub memory_bytes: Option<u64>,
     /// Most bytes of one binding.
     pub max_binding_bytes: u64,
     /// Most bytes of one binding of a weight.
@@ -107,7 +132,17 @@ pub struct Capabilities {
 impl Capabilities {
     /// Whether kernels on matrices of 16 by 16, which stand on subgroups of 32, are used.
     pub(crate) fn matrices_16(&self) -> bool {
-        self.cooperative_16 && self.f16 && self.subgroup == Some((32, 32))
+        self.cooperative_16 && self.f16 && self.teams_of_32()
+    }
+
+    /// Whether kernels on matrices of 8 by 8 are used.
+    pub(crate) fn matrices_8(&self) -> bool {
+        self.cooperative_8 && self.f16 && self.teams_of_32()
+    }
+
+    /// Matrices belong to subgroups of 32 lanes; played ones do not.
+    fn teams_of_32(&self) -> bool {
+        self.played || self.subgroup == Some((32, 32))
     }
 }
 
@@ -124,11 +159,15 @@ impl fmt::Display for Capabilities {
             (self.integer_dot, "integer dot products"),
             (self.cooperative_16, "16x16 matrices"),
             (self.cooperative_8, "8x8 matrices"),
+            (self.played, "which plain code plays"),
             (self.unified, "unified memory"),
         ] {
             if has {
                 write!(f, ", {what}")?;
             }
+        }
+        if let Some(n_bytes) = self.memory_bytes {
+            write!(f, "; {:.1} GiB", n_bytes as f64 / f64::from(1u32 << 30))?;
         }
         write!(f, "; bindings up to {} MiB", self.max_binding_bytes >> 20)?;
         if !self.turned_off.is_empty() {
@@ -148,11 +187,32 @@ pub struct Gpu {
     pub(crate) queue: wgpu::Queue,
     pub(crate) capabilities: Capabilities,
     pub(crate) kernels: Mutex<Kernels>,
-    /// The first error that no call returned.
-    pub(crate) failure: Arc<Mutex<Option<String>>>,
+    pub(crate) failure: Arc<Mutex<Option<Failure>>>,
     pub(crate) checked: bool,
     pub(crate) plain: bool,
+    pub(crate) turns_apart: bool,
 }
+
+/// The first error that no call returned; that the device is lost comes before any other.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) text: String,
+    pub(crate) is_lost: bool,
+}
+
+pub(crate) fn note(failure: &Mutex<Option<Failure>>, text: String, is_lost: bool) {
+    let mut there = locked(failure);
+    if there.as_ref().is_none_or(|there| is_lost && !there.is_lost) {
+        *there = Some(Failure { text, is_lost });
+    }
+}
+
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Every open device, to be lost.
+static OPEN: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
 
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -190,14 +250,14 @@ impl Gpu {
     pub fn open(options: &WgpuOptions) -> Result<Arc<Gpu>, WgpuError> {
         let adapter = choose(options)?;
         let info = adapter.get_info();
-        let features = adapter.features();
-        let needed = wgpu::Features::IMMEDIATES;
-        if !features.contains(needed) {
-            return Err(WgpuError::Feature {
-                adapter: info.name,
-                lacking: "immediates (push constants)".to_owned(),
-            });
+        let mut features = adapter.features();
+        let mut limits = adapter.limits();
+        let mut memory_bytes = lack::own_memory(&adapter, &info);
+        for lack in &options.lacks {
+            lack.apply(&mut features, &mut limits, &mut memory_bytes);
         }
+        lack::check(&info.name, features, &limits)?;
+        let needed = lack::NEEDED;
         let matrices = adapter.cooperative_matrix_properties();
         let cooperative = |size: u32| {
             matrices.iter().any(|m| {
@@ -221,7 +281,7 @@ impl Gpu {
         let opened = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             label: Some("ds4"),
             required_features: taken,
-            required_limits: adapter.limits(),
+            required_limits: limits,
             experimental_features,
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
@@ -231,26 +291,19 @@ impl Gpu {
             reason: error.to_string(),
         })?;
         let failure = Arc::new(Mutex::new(None));
-        let note = |failure: &Arc<Mutex<Option<String>>>, text: String| {
-            failure
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .get_or_insert(text);
-        };
         let uncaptured = Arc::clone(&failure);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            note(&uncaptured, error.to_string());
+            note(&uncaptured, error.to_string(), false);
         }));
         let lost = Arc::clone(&failure);
         let name = info.name.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                note(&lost, format!("{name} was lost: {message}"));
-            }
+        device.set_device_lost_callback(move |_, message| {
+            note(&lost, format!("{name}: {message}"), true);
         });
         let limits = device.limits();
         let has = |feature| taken.contains(feature);
         let has_matrices = has(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        let plays = |size| options.played_matrices == Some(size);
         let is_metal = info.backend == wgpu::Backend::Metal;
         let capabilities = Capabilities {
             driver: format!("{} {}", info.driver, info.driver_info)
@@ -261,11 +314,13 @@ impl Gpu {
                 .then_some((info.subgroup_min_size, info.subgroup_max_size)),
             f16: has(wgpu::Features::SHADER_F16),
             // Apple's GPUs have none, and the translation to scalar products is slower than floats.
-            integer_dot: !options.plain && !is_metal,
-            cooperative_16: has_matrices && cooperative(16),
+            integer_dot: !options.plain && !is_metal && !options.lacks.contains(&Lack::Integers),
+            cooperative_16: plays(16) || (has_matrices && cooperative(16)),
             matrix_attention: true,
-            cooperative_8: has_matrices && cooperative(8),
+            cooperative_8: plays(8) || (has_matrices && cooperative(8)),
+            played: options.played_matrices.is_some(),
             unified: is_metal || info.device_type == wgpu::DeviceType::IntegratedGpu,
+            memory_bytes,
             max_binding_bytes: options
                 .max_binding_bytes
                 .unwrap_or(u64::MAX)
@@ -291,23 +346,36 @@ impl Gpu {
             failure,
             checked: options.checked,
             plain: options.plain,
+            turns_apart: options.turns_apart,
         });
         if !options.plain {
             let off = self_check::turn_off_what_fails(&mut gpu);
             if let Some(gpu) = Arc::get_mut(&mut gpu) {
                 gpu.capabilities.turned_off = off;
                 // What a wrong form left behind is no failure of what is used.
-                *gpu.failure
-                    .lock()
-                    .unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+                locked(&gpu.failure).take_if(|failure| !failure.is_lost);
             }
         }
+        let mut open = locked(&OPEN);
+        open.retain(|gpu| gpu.strong_count() > 0);
+        open.push(Arc::downgrade(&gpu));
         Ok(gpu)
     }
 
-    /// Takes the device away, as a driver does that gives it up: what is asked of it afterwards fails.
+    /// Takes the device away, as a driver does that gives it up: what is asked of it afterwards says
+    /// that it is lost.
     pub fn lose(&self) {
+        let text = format!("{}: it was taken away", self.capabilities.name);
+        note(&self.failure, text, true);
         self.device.destroy();
+    }
+
+    /// Takes every open device of this process away, for tests of what stands on one.
+    pub fn lose_every_device() {
+        let open: Vec<Arc<Gpu>> = locked(&OPEN).iter().filter_map(Weak::upgrade).collect();
+        for gpu in open {
+            gpu.lose();
+        }
     }
 
     /// Compiles a kernel in a specialisation without running it.
@@ -316,10 +384,7 @@ impl Gpu {
     /// The adapter's limits or its driver refuse it.
     pub fn compile(&self, what: &Specialisation) -> Result<(), BackendError> {
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        self.kernels
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .kernel(&self.device, self.checked, what);
+        locked(&self.kernels).kernel(self, what);
         match pollster::block_on(scope.pop()) {
             Some(error) => Err(BackendError::Device(format!("{}: {error}", what.name()))),
             None => Ok(()),

@@ -14,13 +14,14 @@ use ds4_model::{
 
 use crate::adapter::Gpu;
 use crate::attend::SPLITS;
-use crate::bound::{BindGroups, Bound};
+use crate::bound::{BindGroups, Bound, Held};
 use crate::few::{Codes, FEW_ROWS, FewCompress, Product};
 use crate::few_experts::Routing;
+use crate::joined::{JOINED_ROWS, Last};
 use crate::kernels::Specialisation;
 use crate::many::{self, ManyWorkspace};
 use crate::memory::{self, Allocation, Buffer};
-use crate::own::{Fence, Own};
+use crate::own::Own;
 use crate::record::{self, MAX_GROUPS, Recording};
 use crate::weight::{self, Weight};
 
@@ -58,7 +59,9 @@ pub struct WgpuBackend {
     /// Buffers of single places in a step.
     pub(crate) own: Own,
     /// What the next dispatch waits for beside its own buffers.
-    pub(crate) fences: Vec<Fence>,
+    pub(crate) fences: Vec<Held>,
+    /// The product that was recorded last, if a turn may become part of it.
+    pub(crate) last: Option<Last>,
     /// Bound where a kernel uses nothing.
     pub(crate) unused: Arc<Allocation>,
     /// The step that is likely to come next.
@@ -88,7 +91,7 @@ const TURN_SUMS: usize = 34;
 
 /// Numbers of the partial sums of `n_rows` rows.
 fn turn_sums(geometry: &Geometry, n_rows: usize) -> usize {
-    n_rows * geometry.n_embd.div_ceil(64) * TURN_SUMS
+    n_rows * geometry.n_embd.div_ceil(JOINED_ROWS) * TURN_SUMS
 }
 
 /// Rows of a prefill step: 48 for each expert.
@@ -105,6 +108,7 @@ impl WgpuBackend {
             codes: HashMap::new(),
             own: Own::default(),
             fences: Vec::new(),
+            last: None,
             unused: make("nothing", 4),
             fresh: None,
             halved: None,
@@ -181,6 +185,7 @@ impl WgpuBackend {
 
     /// Hands what was recorded to the device.
     fn flush(&mut self) {
+        self.last = None;
         self.own.rewind();
         if !self.recording.dispatches.is_empty() {
             let commands = self.recording.encode(&self.gpu);
@@ -212,6 +217,10 @@ impl Backend for WgpuBackend {
             9..=256 => n_rows.next_multiple_of(32),
             _ => n_rows.next_multiple_of(256),
         }
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.gpu.capabilities.memory_bytes
     }
 
     fn weight_bytes(&self, need: &Requirement, ty: GgmlType) -> u64 {

@@ -14,6 +14,37 @@ pub(crate) struct Bound<'a> {
     pub(crate) n_bytes: u64,
 }
 
+/// The same, kept.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) id: u64,
+    buffer: wgpu::Buffer,
+    offset: u64,
+    n_bytes: u64,
+}
+
+impl Bound<'_> {
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            id: self.id,
+            buffer: self.buffer.clone(),
+            offset: self.offset,
+            n_bytes: self.n_bytes,
+        }
+    }
+}
+
+impl Held {
+    pub(crate) fn bound(&self) -> Bound<'_> {
+        Bound {
+            id: self.id,
+            buffer: &self.buffer,
+            offset: self.offset,
+            n_bytes: self.n_bytes,
+        }
+    }
+}
+
 /// Kernel, then (buffer, offset, size) of every binding.
 type GroupKey = (usize, Vec<(u64, u64, u64)>);
 

@@ -6,6 +6,7 @@ use ds4_model::weights::{Compressor, HyperConnection};
 use ds4_model::{Entry, RopeTable};
 
 use crate::backend::{Rows, WgpuBackend};
+use crate::joined::JOINED_ROWS;
 use crate::kernels::Specialisation;
 use crate::memory::{Allocation, Buffer};
 use crate::weight::Weight;
@@ -238,29 +239,29 @@ impl WgpuBackend {
                 (9, out_codes.scales.whole()),
                 (10, out_codes.squares.whole()),
             ];
-            self.record(
-                &what,
-                &bound,
-                &[
-                    rows.n(),
-                    0,
-                    weight.n_in as u32,
-                    n_out as u32,
-                    part.lo as u32,
-                    group_out as u32,
-                    x.width() as u32,
-                    out.width() as u32,
-                    n_squares as u32,
-                    x.width() as u32,
-                    self.geometry.rms_eps.to_bits(),
-                    weight.strides.0,
-                    weight.strides.1,
-                    half_dim,
-                    table,
-                    hadamard,
-                ],
-                [n_groups.min(65_535), n_groups.div_ceil(65_535), 1],
-            );
+            let words = [
+                rows.n(),
+                0,
+                weight.n_in as u32,
+                n_out as u32,
+                part.lo as u32,
+                group_out as u32,
+                x.width() as u32,
+                out.width() as u32,
+                n_squares as u32,
+                x.width() as u32,
+                self.geometry.rms_eps.to_bits(),
+                weight.strides.0,
+                weight.strides.1,
+                half_dim,
+                table,
+                hadamard,
+            ];
+            let groups = [n_groups.min(65_535), n_groups.div_ceil(65_535), 1];
+            self.record(&what, &bound, &words, groups);
+            if weight.parts.len() == 1 && !normed && !quantised && index.is_none() {
+                self.note_last(rows, &what, &bound, &words, out, weight.n_out);
+            }
         }
     }
 
@@ -292,22 +293,25 @@ impl WgpuBackend {
         }
         let few = self.is_few(rows);
         let g = self.geometry.clone();
-        let n_parts = g.n_embd.div_ceil(64) as u32;
-        let part = &hc.fn_.parts[0];
         let sums = Arc::clone(&self.turn_sums);
-        self.record(
-            &Specialisation::of("turn_a").with("POST", y.is_some()),
-            &[
-                (0, rows.bind()),
-                (1, y.unwrap_or(x).bind()),
-                (2, gates.bind()),
-                (3, part.q()),
-                (4, streams.bind()),
-                (5, sums.whole()),
-            ],
-            &[rows.n(), g.n_embd as u32, n_parts, hc.fn_.strides.0],
-            [n_parts, rows.n(), 1],
-        );
+        let joined = y.is_some_and(|y| self.join_turn(rows, y, streams, hc, gates));
+        let n_parts = g.n_embd.div_ceil(if joined { JOINED_ROWS } else { 64 }) as u32;
+        if !joined {
+            let part = &hc.fn_.parts[0];
+            self.record(
+                &Specialisation::of("turn_a").with("POST", y.is_some()),
+                &[
+                    (0, rows.bind()),
+                    (1, y.unwrap_or(x).bind()),
+                    (2, gates.bind()),
+                    (3, part.q()),
+                    (4, streams.bind()),
+                    (5, sums.whole()),
+                ],
+                &[rows.n(), g.n_embd as u32, n_parts, hc.fn_.strides.0],
+                [n_parts, rows.n(), 1],
+            );
+        }
         let codes = self.codes(x);
         let numbers = [
             rows.n(),

@@ -270,24 +270,24 @@ impl WgpuBackend {
             let (shared_strides, shared_in) = shared
                 .as_ref()
                 .map_or(((0, 0), 0), |(weight, ..)| (weight.strides, weight.n_in));
-            self.record(
-                &what,
-                &bound,
-                &[
-                    rows.n(),
-                    down.n_in as u32,
-                    down.n_out as u32,
-                    part.lo as u32,
-                    part.hi as u32,
-                    u32::from(i == 0),
-                    down.strides.0,
-                    down.strides.1,
-                    shared_strides.0,
-                    shared_strides.1,
-                    shared_in as u32,
-                ],
-                [down.n_out.div_ceil(8) as u32, rows.n(), 1],
-            );
+            let words = [
+                rows.n(),
+                down.n_in as u32,
+                down.n_out as u32,
+                part.lo as u32,
+                part.hi as u32,
+                u32::from(i == 0),
+                down.strides.0,
+                down.strides.1,
+                shared_strides.0,
+                shared_strides.1,
+                shared_in as u32,
+            ];
+            let groups = [down.n_out.div_ceil(8) as u32, rows.n(), 1];
+            self.record(&what, &bound, &words, groups);
+            if down.parts.len() == 1 {
+                self.note_last(rows, &what, &bound, &words, out, down.n_out);
+            }
         }
         true
     }

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use ds4_formats::quant::iq2_xxs_grid;
 
+use crate::adapter::Gpu;
+use crate::played::played;
 use crate::weight::Stored;
 
 macro_rules! sources {
@@ -106,6 +108,7 @@ sources![
     "routes_here",
     "routes_loop",
     "router_scores",
+    "row_keys",
     "rows",
     "scan",
     "select_rows",
@@ -125,6 +128,8 @@ sources![
     "turn_a",
     "turn_b",
     "turn_gates",
+    "turn_here",
+    "turn_now",
     "turn_sums",
     "unit",
     "unit/bf16",
@@ -220,6 +225,13 @@ impl Specialisation {
     pub fn decoding(mut self, weight: &'static str, stored: Stored) -> Specialisation {
         self.types.push((weight, stored));
         self
+    }
+
+    /// With another value of a constant that it has.
+    pub(crate) fn set(&mut self, name: &str, value: impl Into<Constant>) {
+        if let Some((_, there)) = self.constants.iter_mut().find(|(there, _)| *there == name) {
+            *there = value.into();
+        }
     }
 
     /// For a dispatch that is bound to this many buffers for those that follow it.
@@ -337,7 +349,7 @@ impl Specialisation {
         }
     }
 
-    fn number(&self, name: &str) -> Option<u32> {
+    pub(crate) fn number(&self, name: &str) -> Option<u32> {
         let found = self.constants.iter().find(|(found, _)| *found == name)?;
         match found.1 {
             Constant::Number(n) => Some(n),
@@ -386,7 +398,7 @@ impl Specialisation {
             for b in 0..second {
                 for line in body {
                     let line = if line.contains("@STORES@") {
-                        self.stores(a, b)
+                        self.stores(a, b, a * second + b)
                     } else {
                         line.replace("@I@", &(a * second + b).to_string())
                             .replace("@A@", &a.to_string())
@@ -399,7 +411,7 @@ impl Specialisation {
         }
     }
 
-    fn stores(&self, a: u32, b: u32) -> String {
+    fn stores(&self, a: u32, b: u32, number: u32) -> String {
         let (size, n_tiles) = (self.number("MATRIX"), self.number("N_TILES"));
         let (size, n_tiles) = (size.expect("a size"), n_tiles.expect("a count"));
         let each = 16 / size;
@@ -408,7 +420,9 @@ impl Specialisation {
             for j in 0..each {
                 let sum = (a * each + i) * n_tiles + b * each + j;
                 let at = j * size * 16 + i * size;
-                lines += &format!("    coopStore(sum{sum}, &stage[sub * 256u + {at}u], 16u);\n");
+                lines += &format!(
+                    "    coopStore(sum{sum}, &stage[before{number} + sub * 256u + {at}u], 16u);\n"
+                );
             }
         }
         lines
@@ -511,22 +525,11 @@ impl Kernels {
     }
 
     /// The pipeline of a specialisation.
-    pub(crate) fn kernel(
-        &mut self,
-        device: &wgpu::Device,
-        checked: bool,
-        what: &Specialisation,
-    ) -> Arc<Kernel> {
+    pub(crate) fn kernel(&mut self, gpu: &Gpu, what: &Specialisation) -> Arc<Kernel> {
         if let Some(kernel) = self.compiled.get(what) {
             return Arc::clone(kernel);
         }
-        let kernel = Arc::new(compile(
-            device,
-            checked,
-            what,
-            self.compiled.len(),
-            &self.grid,
-        ));
+        let kernel = Arc::new(compile(gpu, what, self.compiled.len(), &self.grid));
         self.compiled.insert(what.clone(), Arc::clone(&kernel));
         kernel
     }
@@ -564,15 +567,13 @@ pub(crate) fn immediate_bytes(source: &str) -> u32 {
         .map_or(0, |line| 4 * line.matches(':').count() as u32)
 }
 
-fn compile(
-    device: &wgpu::Device,
-    checked: bool,
-    what: &Specialisation,
-    id: usize,
-    grid: &wgpu::Buffer,
-) -> Kernel {
-    let source = what.source();
-    let checks = if checked {
+fn compile(gpu: &Gpu, what: &Specialisation, id: usize, grid: &wgpu::Buffer) -> Kernel {
+    let device = &gpu.device;
+    let source = match gpu.capabilities.played {
+        true => played(&what.source()),
+        false => what.source(),
+    };
+    let checks = if gpu.checked {
         wgpu::ShaderRuntimeChecks::checked()
     } else {
         wgpu::ShaderRuntimeChecks::unchecked()

@@ -85,10 +85,8 @@ impl WgpuBackend {
         let fits = !weight.precise
             && weight.stored != Stored::F32
             && weight.n_in >= 256
-            && weight.n_in.is_multiple_of(32)
-            && c.f16;
-        let eights = c.cooperative_8 && c.subgroup == Some((32, 32));
-        match (fits, c.matrices_16(), eights) {
+            && weight.n_in.is_multiple_of(32);
+        match (fits, c.matrices_16(), c.matrices_8()) {
             (true, true, _) => 16,
             (true, false, true) => 8,
             _ => 0,

@@ -1,10 +1,11 @@
 //! Memory on the device.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ds4_model::{BackendError, ElementType, Place, Shape};
 
-use crate::adapter::Gpu;
+use crate::adapter::{self, Gpu};
 use crate::bound::Bound;
 
 /// Bytes on the device. Its number is never used again, so that it can stand in keys.
@@ -33,7 +34,7 @@ impl Allocation {
         let memory = Allocation::unchecked(gpu, what, n_bytes);
         match pollster::block_on(scope.pop()) {
             Some(_) => Err(out_of_memory(String::new())),
-            None => Ok(memory),
+            None => gpu.check().map(|()| memory),
         }
     }
 
@@ -83,25 +84,51 @@ pub(crate) fn write(gpu: &Gpu, memory: &Allocation, at: u64, bytes: &[u8]) {
 /// Waits until everything submitted is done, so that its staging memory is free.
 pub(crate) fn drain(gpu: &Gpu) -> Result<(), BackendError> {
     gpu.queue.submit([]);
-    gpu.device
-        .poll(wgpu::PollType::Wait {
-            submission_index: None,
-            timeout: None,
-        })
-        .map_err(|error| BackendError::Device(error.to_string()))?;
-    gpu.check()
+    gpu.finish()
 }
 
 impl Gpu {
+    /// Waits until everything submitted is done.
+    pub(crate) fn finish(&self) -> Result<(), BackendError> {
+        self.finish_by(|| {
+            let waited = self.device.poll(wgpu::PollType::Wait {
+                submission_index: None,
+                timeout: None,
+            });
+            waited.map(drop).map_err(|error| error.to_string())
+        })
+    }
+
+    /// wgpu panics where a device is lost during a wait; that is an error like any other here.
+    fn finish_by(&self, wait: impl FnOnce() -> Result<(), String>) -> Result<(), BackendError> {
+        match catch_unwind(AssertUnwindSafe(wait)) {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => return Err(self.failed(text)),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                let text = text.unwrap_or("its driver failed during a wait");
+                let text = format!("{}: {text}", self.capabilities.name);
+                adapter::note(&self.failure, text, true);
+            }
+        }
+        self.check()
+    }
+
     /// The first error that no call returned.
     pub(crate) fn check(&self) -> Result<(), BackendError> {
-        let failure = self
-            .failure
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
-        match failure.as_ref() {
-            Some(text) => Err(BackendError::Device(text.clone())),
+        match adapter::locked(&self.failure).as_ref() {
+            Some(failure) if failure.is_lost => Err(BackendError::Lost(failure.text.clone())),
+            Some(failure) => Err(BackendError::Device(failure.text.clone())),
             None => Ok(()),
+        }
+    }
+
+    /// What a call failed with: if the device is lost, that.
+    pub(crate) fn failed(&self, text: String) -> BackendError {
+        match self.check() {
+            Err(lost @ BackendError::Lost(_)) => lost,
+            _ => BackendError::Device(text),
         }
     }
 }
@@ -159,5 +186,37 @@ impl Buffer {
 
     pub(crate) fn width(&self) -> usize {
         self.shape.width
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::WgpuOptions;
+
+    #[test]
+    fn a_wait_that_panics_is_a_lost_device() {
+        let options = WgpuOptions {
+            allow_processor: true,
+            plain: true,
+            ..WgpuOptions::default()
+        };
+        let Ok(gpu) = Gpu::open(&options) else {
+            return;
+        };
+        gpu.finish().expect("there is nothing to wait for");
+        let slow = gpu.finish_by(|| Err("it takes long".to_owned()));
+        assert!(matches!(slow, Err(BackendError::Device(_))), "{slow:?}");
+        gpu.finish().expect("the device is there");
+        for wait in [true, false] {
+            let lost = gpu.finish_by(|| match wait {
+                true => panic!("Error in {}: Parent device is lost", "Device::poll"),
+                false => Err("later".to_owned()),
+            });
+            let Err(BackendError::Lost(text)) = lost else {
+                panic!("{lost:?}");
+            };
+            assert!(text.contains("device is lost"), "{text}");
+        }
     }
 }

@@ -6,10 +6,9 @@ use ds4_model::{
 };
 
 use crate::backend::{Rows, WgpuBackend};
-use crate::bound::Bound;
+use crate::bound::{Bound, Held};
 use crate::kernels::{FENCE_BINDING, Specialisation};
 use crate::memory::Buffer;
-use crate::own;
 use crate::weight::Weight;
 
 /// Workgroups of 64 lanes for `n` of them.
@@ -25,7 +24,8 @@ impl WgpuBackend {
         words: &[u32],
         groups: [u32; 3],
     ) {
-        let fences: Vec<own::Fence> = std::mem::take(&mut self.fences)
+        self.last = None;
+        let fences: Vec<Held> = std::mem::take(&mut self.fences)
             .into_iter()
             .filter(|fence| bound.iter().all(|(_, b)| b.id != fence.id))
             .take((self.gpu.capabilities.storage_buffers as usize).saturating_sub(bound.len() + 1))

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use ds4_model::{ElementType, Shape};
 
 use crate::backend::WgpuBackend;
-use crate::bound::Bound;
 use crate::few::FEW_ROWS;
 use crate::memory::{Allocation, Buffer};
 
@@ -24,31 +23,6 @@ impl Own {
     /// Another step begins, which follows those before it.
     pub(crate) fn rewind(&mut self) {
         self.taken.clear();
-    }
-}
-
-/// A buffer that a dispatch waits for on behalf of those that follow it.
-#[derive(Debug)]
-pub(crate) struct Fence {
-    pub(crate) id: u64,
-    buffer: wgpu::Buffer,
-}
-
-impl Fence {
-    fn of(memory: &Allocation) -> Fence {
-        Fence {
-            id: memory.id,
-            buffer: memory.buffer.clone(),
-        }
-    }
-
-    pub(crate) fn bound(&self) -> Bound<'_> {
-        Bound {
-            id: self.id,
-            buffer: &self.buffer,
-            offset: 0,
-            n_bytes: 0,
-        }
     }
 }
 
@@ -73,10 +47,10 @@ impl WgpuBackend {
 
     /// The next dispatch waits for these rows and their codes.
     pub(crate) fn fence(&mut self, buffer: &Buffer) {
-        self.fences.push(Fence::of(&buffer.memory));
+        self.fences.push(buffer.memory.whole().held());
         if let Some(codes) = self.codes.get(&buffer.memory.id) {
             let parts = [&codes.codes, &codes.scales, &codes.squares];
-            self.fences.extend(parts.map(Fence::of));
+            self.fences.extend(parts.map(|part| part.whole().held()));
         }
     }
 }

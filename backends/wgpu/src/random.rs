@@ -10,12 +10,13 @@ use crate::kernels::Specialisation;
 use crate::record::Recording;
 use crate::weight::{Stored, Weight};
 
-/// How random words become a plane: bits that are kept, bits that are set, and a constant word at
-/// the end of every period.
+/// How random words become a plane: bits that are kept, bits that are set, and a constant word at a
+/// place of every period.
 struct Filling {
     keep: u32,
     fix: u32,
     period: u32,
+    place: u32,
     constant: u32,
 }
 
@@ -24,6 +25,7 @@ impl Filling {
         keep: !0,
         fix: 0,
         period: 1,
+        place: 0,
         constant: 0,
     };
 }
@@ -36,8 +38,9 @@ fn halves(x: f32) -> u32 {
 /// The fillings of codes and of scales, for entries of about `rms`. The factors are the root mean
 /// squares of blocks whose other bytes are random.
 fn fillings(stored: Stored, rms: f32) -> (Filling, Filling) {
-    let scales = |period: u32, magnitude: f32| Filling {
+    let scales = |period: u32, place: u32, magnitude: f32| Filling {
         period,
+        place,
         constant: halves(rms / magnitude),
         ..Filling::WORDS
     };
@@ -66,10 +69,10 @@ fn fillings(stored: Stored, rms: f32) -> (Filling, Filling) {
             };
             (elements, Filling::WORDS)
         }
-        Stored::Q8_0 => (Filling::WORDS, scales(1, 73.0)),
-        Stored::Q2K => (Filling::WORDS, scales(5, 13.0)),
-        Stored::Q4K => (Filling::WORDS, scales(4, 300.0)),
-        Stored::Iq2Xxs => (Filling::WORDS, scales(2, 55.0)),
+        Stored::Q8_0 => (Filling::WORDS, scales(1, 0, 73.0)),
+        Stored::Q2K => (Filling::WORDS, scales(5, 4, 13.0)),
+        Stored::Q4K => (Filling::WORDS, scales(4, 0, 300.0)),
+        Stored::Iq2Xxs => (Filling::WORDS, scales(2, 1, 55.0)),
         Stored::Mxfp4 => {
             let byte = (127.0 + (rms / 2.9).log2().round()) as u32;
             let scales = Filling {
@@ -140,6 +143,7 @@ impl WgpuBackend {
                 f.keep,
                 f.fix,
                 f.period,
+                f.place,
                 f.constant,
                 n_groups * 256,
             ],

@@ -108,7 +108,7 @@ fn make(
         .kernels
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    let kernel = kernels.kernel(&gpu.device, gpu.checked, what);
+    let kernel = kernels.kernel(gpu, what);
     let group = bind_groups.group(&gpu.device, &kernel, bound);
     let mut kernel_uses: Vec<(u64, bool)> = Vec::with_capacity(bound.len());
     for (binding, b) in bound {
@@ -248,14 +248,8 @@ pub(crate) fn read(
                 .lock()
                 .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(outcome);
         });
-    let failed = |text: String| BackendError::Device(text);
-    gpu.device
-        .poll(wgpu::PollType::Wait {
-            submission_index: None,
-            timeout: None,
-        })
-        .map_err(|error| failed(error.to_string()))?;
-    gpu.check()?;
+    let failed = |text: String| gpu.failed(text);
+    gpu.finish()?;
     let outcome = mapped
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -22,12 +22,14 @@ const N_IN: usize = 512;
 /// Results of them: more than a workgroup's, and no multiple of it.
 const N_OUT: usize = 200;
 
-/// The types of the published files, one for each way a product is computed.
-const TYPES: [GgmlType; 4] = [
+/// The types of the published files, and one that `gemm` decodes by itself on matrices: one for each way
+/// a product is computed.
+const TYPES: [GgmlType; 5] = [
     GgmlType::F16,
     GgmlType::Q8_0,
     GgmlType::Q2_K,
     GgmlType::IQ2_XXS,
+    GgmlType::Q4_K,
 ];
 
 /// Turns off what this device gets wrong; what that was, by name.
@@ -120,7 +122,11 @@ fn attention_fault(gpu: &Arc<Gpu>) -> Option<(String, TurnOff)> {
 /// Attention of random queries over a ring and a batch: queries normed and rotated, and of few rows the
 /// result rotated back.
 fn attention(gpu: &Arc<Gpu>, plain: bool, n_rows: usize) -> Result<Vec<f32>, BackendError> {
-    let geometry = Geometry::flash();
+    // As many heads as a workgroup takes.
+    let geometry = Geometry {
+        n_heads: 16,
+        ..Geometry::flash()
+    };
     let mut backend = WgpuBackend::new(gpu, &geometry);
     backend.plain = plain;
     let (dim, width) = (geometry.head_dim, geometry.n_heads * geometry.head_dim);
@@ -257,5 +263,22 @@ mod tests {
         let found = attention(&gpu, false, 1).expect("it runs");
         let error = differ(&found, &expected);
         assert!(error < 1e-3, "relative error {error}");
+    }
+
+    #[test]
+    fn no_form_on_played_matrices_is_turned_off() {
+        for size in [16, 8] {
+            let options = WgpuOptions {
+                allow_processor: true,
+                played_matrices: Some(size),
+                ..WgpuOptions::default()
+            };
+            let Ok(gpu) = Gpu::open(&options) else {
+                return;
+            };
+            let c = gpu.capabilities();
+            assert_eq!((c.cooperative_16, c.cooperative_8), (size == 16, size == 8));
+            assert!(c.turned_off.is_empty(), "{c}");
+        }
     }
 }

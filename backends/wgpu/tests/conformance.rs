@@ -37,6 +37,28 @@ fn every_op_is_that_of_the_reference() {
     }
 }
 
+/// Steps of few rows and of many run on other kernels, which add in other orders.
+#[test]
+fn networks_obey_every_property() {
+    let Some(gpu) = open(options()) else { return };
+    let golden = &golden::committed()[0];
+    network::every_property(&make(&gpu), golden, Tolerance::HALF.logits);
+}
+
+/// Networks as small as these stay in f32 where there are matrices: they are compared to the last digits.
+#[test]
+fn networks_have_those_logits_where_there_are_matrices() {
+    for size in [16, 8] {
+        let played = WgpuOptions {
+            played_matrices: Some(size),
+            ..options()
+        };
+        let Some(gpu) = open(played) else { return };
+        let golden = &golden::committed()[0];
+        network::golden_logits(&make(&gpu), golden, 1e-3);
+    }
+}
+
 /// Without cache rounding, where a last bit that differs stays one.
 #[test]
 fn networks_have_the_logits_of_independent_implementations() {

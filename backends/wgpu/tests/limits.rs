@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ds4_conformance::{golden, network};
 use ds4_model::{Backend, BackendError, CacheRounding, ElementType, Geometry, Place, Shape};
-use ds4_wgpu::{Gpu, Specialisation, WgpuBackend, WgpuError, WgpuOptions};
+use ds4_wgpu::{Gpu, Lack, Specialisation, WgpuBackend, WgpuError, WgpuOptions};
 
 fn options() -> WgpuOptions {
     WgpuOptions {
@@ -123,12 +123,82 @@ fn a_lost_device_is_an_error_of_every_later_call() {
     let at = Place { slot: 0, row: 0 };
     let mut bytes = [0; 64];
     backend.read(&buffer, at, &mut bytes).expect("it reads");
+    let name = gpu.capabilities().name.clone();
     gpu.lose();
     for _ in 0..2 {
         let error = backend
             .read(&buffer, at, &mut bytes)
             .expect_err("no device");
-        assert!(matches!(error, BackendError::Device(_)), "{error}");
-        assert!(!error.to_string().is_empty());
+        assert!(matches!(error, BackendError::Lost(_)), "{error}");
+        assert!(error.to_string().contains(&name), "{error}");
+    }
+    let error = backend
+        .alloc(ElementType::F32, Shape::rows(1, 16))
+        .expect_err("no device");
+    assert!(matches!(error, BackendError::Lost(_)), "{error}");
+    let wait = backend.wait().expect_err("no device");
+    assert!(matches!(wait, BackendError::Lost(_)), "{wait}");
+    // Another device of the same adapter is not lost.
+    let again = open(&options()).expect("the same adapter");
+    let mut backend = WgpuBackend::new(&again, &Geometry::flash());
+    let buffer = backend.alloc(ElementType::F32, Shape::rows(1, 16));
+    let read = backend.read(&buffer.expect("64 bytes"), at, &mut bytes);
+    read.expect("it reads");
+}
+
+/// Without this or that feature kernels do without, and give the same.
+#[test]
+fn features_that_are_missing_are_done_without() {
+    let golden = &golden::committed()[0];
+    for lacks in [
+        vec![Lack::Subgroups],
+        vec![Lack::Integers, Lack::Halves],
+        vec![Lack::Lanes(256), Lack::StorageBuffers(16)],
+    ] {
+        let lacking = WgpuOptions {
+            lacks: lacks.clone(),
+            ..options()
+        };
+        let Some(gpu) = open(&lacking) else { return };
+        let c = gpu.capabilities();
+        for lack in lacks {
+            match lack {
+                Lack::Subgroups => assert_eq!(c.subgroup, None),
+                Lack::Integers => assert!(!c.integer_dot),
+                Lack::Halves => assert!(!c.f16),
+                Lack::Lanes(n) => assert_eq!(c.workgroup_lanes, n),
+                Lack::StorageBuffers(n) => assert_eq!(c.storage_buffers, n),
+                other => panic!("{other:?} is not asked about"),
+            }
+        }
+        let make = |geometry: &Geometry| WgpuBackend::new(&gpu, geometry);
+        network::golden_logits(&make, golden, 1e-3);
+    }
+}
+
+#[test]
+fn an_adapter_that_lacks_what_every_kernel_needs_is_refused_by_name() {
+    if open(&options()).is_none() {
+        return;
+    }
+    for (lack, says) in [
+        (Lack::Immediates, "immediates"),
+        (Lack::Lanes(128), "128 lanes of a workgroup"),
+        (
+            Lack::WorkgroupBytes(16 << 10),
+            "16384 bytes of workgroup memory",
+        ),
+        (Lack::StorageBuffers(8), "8 storage buffers"),
+    ] {
+        let lacking = WgpuOptions {
+            lacks: vec![lack],
+            ..options()
+        };
+        let error = Gpu::open(&lacking).expect_err("it is needed");
+        let text = error.to_string();
+        assert!(
+            text.contains(says) && text.contains("the CPU backend"),
+            "{text}"
+        );
     }
 }

@@ -408,23 +408,8 @@ fn every_specialisation_becomes_metal_within_apples_limits() {
                 lang_version: (1, 6),
                 ..Default::default()
             };
-            let words = naga::back::spv::write_vec(&module, &info, &options, None)
+            naga::back::spv::write_vec(&module, &info, &options, None)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
-            if let Some(d) = std::env::var_os("DBG") {
-                static N: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-                let n = N.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let b: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-                std::fs::write(
-                    std::path::Path::new(&d).join(format!("{}-{n}.spv", what.kernel)),
-                    b,
-                )
-                .unwrap();
-                std::fs::write(
-                    std::path::Path::new(&d).join(format!("{}-{n}.wgsl", what.kernel)),
-                    &source,
-                )
-                .unwrap();
-            }
             continue;
         }
         for language in LANGUAGES {

@@ -1,14 +1,14 @@
 //! A network of the published types: 8-bit products, tiles and fused stages against the kernels that
 //! any adapter runs.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ds4_formats::GgmlType;
 use ds4_model::{
-    Batch, Component, Geometry, LayerKind, Network, Outputs, Requirement, Session, SessionShape,
-    WeightRole,
+    Backend, Batch, Component, Geometry, LayerKind, Network, Outputs, Requirement, Session,
+    SessionShape, Unfused, WeightRole,
 };
-use ds4_wgpu::{Gpu, WgpuBackend, WgpuOptions};
+use ds4_wgpu::{Capabilities, Gpu, Weight, WgpuBackend, WgpuOptions};
 
 fn geometry() -> Geometry {
     let layers = vec![
@@ -55,6 +55,22 @@ fn type_of(need: &Requirement) -> GgmlType {
 
 /// Logits of a prompt that is fed in `chunks`, on the adapter with these options.
 fn logits(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>)> {
+    steps(options, chunks).map(|(logits, gpu, _)| (logits, gpu))
+}
+
+fn build(gpu: &Arc<Gpu>) -> (WgpuBackend, Network<Weight>) {
+    let geometry = geometry();
+    let mut backend = WgpuBackend::new(gpu, &geometry);
+    let mut seed = 0;
+    let network = Network::build(&geometry, &mut |need| {
+        seed += 2;
+        backend.random_weight(&need, type_of(&need), seed)
+    });
+    (backend, network.expect("room for a small network"))
+}
+
+/// The same, and the stages of a step of one row.
+fn steps(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>, usize)> {
     let gpu = match Gpu::open(options) {
         Ok(gpu) => gpu,
         Err(error) => {
@@ -62,16 +78,15 @@ fn logits(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>
             return None;
         }
     };
-    let geometry = geometry();
-    let mut backend = WgpuBackend::new(&gpu, &geometry);
-    let mut seed = 0;
-    let network = Network::build(&geometry, &mut |need| {
-        seed += 2;
-        backend.random_weight(&need, type_of(&need), seed)
-    })
-    .expect("room for a small network");
+    let (mut backend, network) = build(&gpu);
+    let found = feed(&mut backend, &network, chunks);
+    Some((found, gpu, backend.n_stages(1)))
+}
+
+/// Logits of all tokens of a prompt that is fed in `chunks`.
+fn feed<B: Backend>(backend: &mut B, network: &Network<B::Weight>, chunks: &[usize]) -> Vec<f32> {
     let shape = SessionShape::uniform(1, 256, 160);
-    let mut session = Session::open(&mut backend, shape).expect("room for a session");
+    let mut session = Session::open(backend, shape).expect("room for a session");
     let mut found = Vec::new();
     let mut token = 0u32;
     for n in chunks {
@@ -79,10 +94,10 @@ fn logits(options: &WgpuOptions, chunks: &[usize]) -> Option<(Vec<f32>, Arc<Gpu>
         token += *n as u32;
         let mut batch = Batch::new();
         batch.push(0, &tokens, Outputs::All);
-        let outputs = session.step(&mut backend, &network, &batch);
+        let outputs = session.step(backend, network, &batch);
         found.extend_from_slice(outputs.expect("the tokens fit"));
     }
-    Some((found, gpu))
+    found
 }
 
 /// Relative error of the norm, for each row.
@@ -98,31 +113,115 @@ fn errors(found: &[f32], expected: &[f32], n_vocab: usize) -> Vec<f32> {
         .collect()
 }
 
-#[test]
-fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
-    let plain = WgpuOptions {
+const CHUNKS: [usize; 8] = [20, 3, 1, 1, 8, 97, 2, 1];
+
+fn plain() -> WgpuOptions {
+    WgpuOptions {
         allow_processor: true,
         plain: true,
         checked: true,
         ..WgpuOptions::default()
-    };
-    let fast = WgpuOptions {
-        plain: false,
-        ..plain.clone()
-    };
-    let chunks = [20, 3, 1, 1, 8, 97, 2, 1];
-    let Some((expected, gpu)) = logits(&plain, &chunks) else {
-        return;
-    };
+    }
+}
+
+/// The logits of the kernels that any adapter runs; `None` where there is no adapter.
+fn expected() -> Option<&'static [f32]> {
+    static EXPECTED: OnceLock<Option<Vec<f32>>> = OnceLock::new();
+    let expected = EXPECTED.get_or_init(|| {
+        let (expected, gpu) = logits(&plain(), &CHUNKS)?;
+        println!("{}", gpu.capabilities());
+        assert!(expected.iter().all(|x| x.is_finite()));
+        Some(expected)
+    });
+    expected.as_deref()
+}
+
+/// Asserts that an adapter as which this one is taken follows the plain kernels; what it can do.
+fn follows(options: &WgpuOptions, chunks: &[usize]) -> Option<Capabilities> {
+    let expected = expected()?;
+    let (found, gpu) = logits(options, chunks).expect("the same adapter");
     println!("{}", gpu.capabilities());
-    let (found, gpu) = logits(&fast, &chunks).expect("the same adapter");
-    println!("{}", gpu.capabilities());
-    assert!(expected.iter().all(|x| x.is_finite()));
-    let errors = errors(&found, &expected, geometry().n_vocab);
+    let errors = errors(&found, expected, geometry().n_vocab);
     let most = errors.iter().copied().fold(0.0, f32::max);
     println!("relative errors of the rows: {errors:.3?}");
     // Measured with 8-bit activations: 0.042 on lavapipe.
     assert!(most <= 0.08, "relative error {most}");
+    Some(gpu.capabilities().clone())
+}
+
+fn fast() -> WgpuOptions {
+    WgpuOptions {
+        plain: false,
+        ..plain()
+    }
+}
+
+#[test]
+fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
+    follows(&fast(), &CHUNKS);
+}
+
+/// The backend's sublayers do what the forward pass says: the same network by the seams' default bodies, op
+/// by op on the same kernels.
+#[test]
+fn sublayers_are_those_of_their_default_bodies() {
+    let chunks = [9, 1, 40];
+    let Some((found, gpu)) = logits(&fast(), &chunks) else {
+        return;
+    };
+    let (backend, network) = build(&gpu);
+    let expected = feed(&mut Unfused(backend), &network, &chunks);
+    let errors = errors(&found, &expected, geometry().n_vocab);
+    println!("relative errors of the rows: {errors:.4?}");
+    let most = errors.iter().copied().fold(0.0, f32::max);
+    assert!(most <= 0.03, "relative error {most}");
+}
+
+/// Of one row a turn is part of the product before it: other sums of the same numbers, and fewer stages.
+#[test]
+fn turns_are_the_same_as_part_of_a_product_and_apart() {
+    let chunks = [9, 1, 1, 1, 1, 1, 1];
+    let stages = |turns_apart| {
+        let options = WgpuOptions {
+            turns_apart,
+            ..fast()
+        };
+        let (found, _, n_stages) = steps(&options, &chunks)?;
+        Some((found, n_stages))
+    };
+    let (Some((joined, fewer)), Some((apart, more))) = (stages(false), stages(true)) else {
+        return;
+    };
+    let n_layers = geometry().layers.len();
+    // After the last sublayer comes no other.
+    assert_eq!(more - fewer, 2 * n_layers - 1, "{fewer} and {more} stages");
+    let errors = errors(&joined, &apart, geometry().n_vocab);
+    println!("{fewer} instead of {more} stages; relative errors {errors:.4?}");
+    let most = errors.iter().copied().fold(0.0, f32::max);
+    assert!(most <= 0.02, "relative error {most}");
+}
+
+/// Tiles, barriers and accuracy of the kernels on matrices, on adapters without any.
+fn on_played_matrices(size: u32) {
+    let played = WgpuOptions {
+        played_matrices: Some(size),
+        ..fast()
+    };
+    if let Some(capabilities) = follows(&played, &[12, 120, 1]) {
+        let has = (capabilities.cooperative_16, capabilities.cooperative_8);
+        assert_eq!(has, (size == 16, size == 8), "{capabilities}");
+        assert!(capabilities.turned_off.is_empty(), "{capabilities}");
+    }
+}
+
+#[test]
+fn so_do_those_on_played_matrices_of_16() {
+    on_played_matrices(16);
+}
+
+#[test]
+fn so_do_those_on_played_matrices_of_8() {
+    on_played_matrices(8);
 }
 
 /// The same in a process whose software adapter has subgroups of another size; other adapters keep

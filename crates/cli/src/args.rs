@@ -145,6 +145,18 @@ pub(crate) struct EngineArgs {
     /// What computes
     #[arg(long, value_enum, value_name = "NAME", default_value_t)]
     pub backend: BackendArg,
+    /// Part of the name of the GPU that is taken through Metal or Vulkan, also of one that the processor
+    /// plays [default: the best]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub gpu: Option<String>,
+    /// What that GPU is taken not to have: subgroups, f16, matrices, integers, lanes=N, ...
+    #[arg(
+        long,
+        value_name = "WHAT[,WHAT]",
+        value_delimiter = ',',
+        hide_short_help = true
+    )]
+    pub gpu_lacks: Vec<String>,
     /// Threads of the CPU backend [default: the machine's cores]
     #[arg(short, long, value_name = "N", value_parser = count)]
     pub threads: Option<usize>,

@@ -124,6 +124,7 @@ pub(crate) fn open_engine_of(
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.gpu = options.gpu.clone();
     open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
     adjust(&mut open);
     let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {

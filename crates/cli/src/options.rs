@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use ds4_engine::{BackendKind, SamplingOptions, SimdPath};
+use ds4_engine::{BackendKind, GpuOptions, SamplingOptions, SimdPath};
 use ds4_text::{Effort, Mode};
 use serde::{Deserialize, Serialize};
 
@@ -74,6 +74,8 @@ pub(crate) struct EngineOptions {
     pub n_threads: Option<usize>,
     /// Kernels; `None` is the fastest.
     pub simd: Option<SimdPath>,
+    /// Which GPU through Metal or Vulkan, and as what.
+    pub gpu: GpuOptions,
 }
 
 impl EngineOptions {
@@ -87,7 +89,15 @@ impl EngineOptions {
         if args.simd.is_some() && !has_simd {
             bail!("--simd chooses kernels of the CPU backend, and this --backend has none");
         }
+        let has_gpu = matches!(backend, BackendArg::Auto | BackendArg::Wgpu);
+        if !has_gpu && (args.gpu.is_some() || !args.gpu_lacks.is_empty()) {
+            bail!("--gpu and --gpu-lacks are of the GPU that --backend wgpu or auto takes");
+        }
         Ok(EngineOptions {
+            gpu: GpuOptions {
+                name: args.gpu.clone(),
+                lacks: args.gpu_lacks.clone(),
+            },
             model: ModelChoice::new(args.model.as_deref())?,
             backend: match backend {
                 // Kernels of the CPU backend are asked for.

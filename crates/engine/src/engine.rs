@@ -132,7 +132,7 @@ impl Engine {
                 Opened::new(BackendKind::Cuda, numerics, slots, plan)
             }
             BackendKind::Wgpu => {
-                let (backend, what) = gpu::open(&geometry, true)?;
+                let (backend, what) = gpu::open(&geometry, true, &options.gpu)?;
                 progress(LoadProgress::Chosen {
                     what: format!("running on {what}"),
                     is_fallback: false,
@@ -289,7 +289,7 @@ fn on_cpu(
     Ok(Opened::new(BackendKind::Cpu, numerics, slots, plan))
 }
 
-/// On the device if there is one and the model fits it. Says which, and why not the device, unless
+/// On the device if there is one and the model fits it, or on the GPU of a given name. Says which, and why not the device, unless
 /// there is none: most machines have none, and nobody expects it.
 fn on_the_best(
     geometry: &Geometry,
@@ -304,6 +304,18 @@ fn on_the_best(
             progress(LoadProgress::Chosen { what, is_fallback });
         }
         return on_cpu(geometry, gguf, options, progress);
+    }
+    if options.gpu.name.is_some() {
+        return match on_any_gpu(geometry, gguf, options, progress) {
+            Ok(opened) => Ok(opened),
+            Err(error @ OpenError::Options(_)) => Err(error),
+            Err(error) => {
+                let what = format!("running on the processor: {error}");
+                let is_fallback = true;
+                progress(LoadProgress::Chosen { what, is_fallback });
+                on_cpu(geometry, gguf, options, progress)
+            }
+        };
     }
     let why_not = match cuda(geometry, options) {
         Ok(backend) => match plan(&backend, gguf, options) {
@@ -368,7 +380,7 @@ fn on_any_gpu(
     options: &OpenOptions,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Opened, OpenError> {
-    let (backend, what) = gpu::open(geometry, false)?;
+    let (backend, what) = gpu::open(geometry, false, &options.gpu)?;
     let options = &gpu::within_memory(options);
     plan(&backend, gguf, options)?;
     progress(LoadProgress::Chosen {

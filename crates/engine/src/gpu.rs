@@ -4,7 +4,7 @@
 use ds4_model::Geometry;
 
 use crate::memory::gpu_bytes;
-use crate::plan::{OpenError, OpenOptions};
+use crate::plan::{GpuOptions, OpenError, OpenOptions};
 
 /// Whether this program can load drivers: one that is linked statically cannot load libraries that
 /// were made for a system of another kind than it was built on.
@@ -25,26 +25,33 @@ pub(crate) fn within_memory(options: &OpenOptions) -> OpenOptions {
 
 #[cfg(any(feature = "wgpu", target_os = "macos", windows))]
 mod there {
-    use super::{Geometry, OpenError};
+    use super::{Geometry, GpuOptions, OpenError};
     use crate::slots::Measured;
-    use ds4_wgpu::{Gpu, WgpuBackend, WgpuOptions};
+    use ds4_wgpu::{Gpu, Lack, WgpuBackend, WgpuError, WgpuOptions};
 
     /// The backend of this build.
     pub(crate) type GpuBackend = WgpuBackend;
 
     impl Measured for GpuBackend {}
 
-    /// The best GPU of this machine, and what it can do. One that the processor plays is taken
-    /// when it was `asked` for and there is no other.
+    /// The best GPU of this machine, or the one of that name, and what it can do. One that the
+    /// processor plays is taken when it was `asked` for and there is no other.
     pub(crate) fn open(
         geometry: &Geometry,
         asked: bool,
+        gpu: &GpuOptions,
     ) -> Result<(GpuBackend, String), OpenError> {
+        let lacks: Result<Vec<Lack>, String> = gpu.lacks.iter().map(|text| text.parse()).collect();
         let options = WgpuOptions {
-            allow_processor: asked,
+            adapter: gpu.name.clone(),
+            allow_processor: asked || gpu.name.is_some(),
+            lacks: lacks.map_err(OpenError::Options)?,
             ..WgpuOptions::default()
         };
-        let gpu = Gpu::open(&options).map_err(|error| OpenError::NoGpu(error.to_string()))?;
+        let gpu = Gpu::open(&options).map_err(|error| match error {
+            WgpuError::NoAdapter { .. } => OpenError::NoGpu(error.to_string()),
+            unfit => OpenError::UnfitGpu(unfit.to_string()),
+        })?;
         let what = gpu.capabilities().to_string();
         Ok((WgpuBackend::new(&gpu, geometry), what))
     }
@@ -52,13 +59,17 @@ mod there {
 
 #[cfg(not(any(feature = "wgpu", target_os = "macos", windows)))]
 mod there {
-    use super::{Geometry, OpenError};
+    use super::{Geometry, GpuOptions, OpenError};
 
     /// Stands for a backend that this build does not have.
     pub(crate) type GpuBackend = ds4_model::Reference;
 
     /// There is none.
-    pub(crate) fn open(_: &Geometry, _: bool) -> Result<(GpuBackend, String), OpenError> {
+    pub(crate) fn open(
+        _: &Geometry,
+        _: bool,
+        _: &GpuOptions,
+    ) -> Result<(GpuBackend, String), OpenError> {
         Err(OpenError::NoGpu(
             "this build has no wgpu backend: build it with --features wgpu, or compute with \
              --backend cpu"

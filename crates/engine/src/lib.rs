@@ -23,7 +23,7 @@ pub use alone::{BackendTask, on_backend};
 pub use engine::{Engine, LoadProgress, tokenizer_of};
 pub use importance::Importance;
 pub use memory::{available_bytes, give_back_freed};
-pub use plan::{BackendKind, DEFAULT_CONTEXT, OpenError, OpenOptions, Plan};
+pub use plan::{BackendKind, DEFAULT_CONTEXT, GpuOptions, OpenError, OpenOptions, Plan};
 pub use random::random_model;
 pub use sampler::{
     Constraint, NotFinite, Sampler, SamplingError, SamplingOptions, TokenLogprobs, TokenSet,

@@ -39,6 +39,17 @@ pub enum BackendKind {
     Reference,
 }
 
+/// Which GPU is taken through Metal or Vulkan, and as what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GpuOptions {
+    /// Part of its name, in any case, which may be that of one that the processor plays; `None` for the
+    /// best one that is none.
+    pub name: Option<String>,
+    /// What it is taken not to have: names that an error lists, for tests and to go around a driver
+    /// that gets something wrong.
+    pub lacks: Vec<String>,
+}
+
 /// How to open a model.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
@@ -67,6 +78,8 @@ pub struct OpenOptions {
     pub snapshot_bytes: usize,
     /// Bytes of the host's memory that a store will take for its queue.
     pub store_bytes: u64,
+    /// Which GPU is taken through Metal or Vulkan, and as what.
+    pub gpu: GpuOptions,
     /// Where compiled kernels are kept between runs; `None` keeps none.
     pub kernel_cache: Option<PathBuf>,
     /// Whether a device measures every kernel, which slows it down.
@@ -89,6 +102,7 @@ impl OpenOptions {
             memory_bytes: None,
             snapshot_bytes: SNAPSHOT_BYTES,
             store_bytes: 0,
+            gpu: GpuOptions::default(),
             kernel_cache: None,
             timed: false,
         }
@@ -273,6 +287,9 @@ pub enum OpenError {
     /// There is no GPU to use, or this build knows none.
     #[error("{0}")]
     NoGpu(String),
+    /// The GPU that there is cannot be used.
+    #[error("{0}")]
+    UnfitGpu(String),
     /// The options contradict each other or the machine.
     #[error("{0}")]
     Options(String),

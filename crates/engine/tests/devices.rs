@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use ds4_conformance::golden::{project_root, skipped};
 use ds4_engine::{
-    BackendKind, Engine, Event, OpenError, OpenOptions, Request, SamplingOptions, Scheduler,
+    BackendKind, Engine, Event, LoadProgress, OpenError, OpenOptions, Request, SamplingOptions,
+    Scheduler,
 };
 use serde_json::Value;
 
@@ -51,7 +52,11 @@ fn open(backend: BackendKind) -> Result<Engine, OpenError> {
     options.n_slots = N_SLOTS;
     options.context = Some(4096);
     options.kernel_cache = Some(std::env::temp_dir().join("ds4-cuda-tests"));
-    Engine::open(&options, &mut |_| {})
+    Engine::open(&options, &mut |progress| {
+        if let LoadProgress::Chosen { what, .. } = progress {
+            println!("{what}");
+        }
+    })
 }
 
 /// A token, and how much likelier it was than the next.
@@ -147,6 +152,30 @@ fn the_built_in_model_says_the_same_on_an_nvidia_device() {
         Err(error) => panic!("{error}"),
     };
     let prompts = prompts();
+    let cpu = open(BackendKind::Cpu).expect("it opens");
+    let expected = replies(cpu, &prompts);
+    assert_same(&prompts, &replies(device, &prompts), &expected);
+}
+
+/// Prompts that a GPU is asked which the processor plays: on two cores a token takes it a tenth of a second.
+#[cfg(feature = "wgpu")]
+const N_PLAYED: usize = 3;
+
+/// `DS4_TEST_PROMPTS` has it asked all of them, of whichever kind it is.
+#[cfg(feature = "wgpu")]
+#[test]
+fn the_built_in_model_says_the_same_on_a_gpu_through_metal_or_vulkan() {
+    let device = match open(BackendKind::Wgpu) {
+        Ok(engine) => engine,
+        Err(OpenError::NoGpu(error)) => return skipped(&error),
+        Err(error) => panic!("{error}"),
+    };
+    let mut prompts = prompts();
+    if device.numerics().contains("llvmpipe") && std::env::var_os("DS4_TEST_PROMPTS").is_none() {
+        prompts.retain(|prompt| prompt.text.chars().count() <= SHORT);
+        prompts.truncate(N_PLAYED);
+        assert_eq!(prompts.len(), N_PLAYED);
+    }
     let cpu = open(BackendKind::Cpu).expect("it opens");
     let expected = replies(cpu, &prompts);
     assert_same(&prompts, &replies(device, &prompts), &expected);

@@ -7,14 +7,14 @@ use crate::program::{Ds4, Ran};
 
 /// README.md of testdata/forward: transformers against itself stays within 1e-5, and the largest
 /// mistake that is hard to see moves a logit by 2.9e-4 only where it is not the one looked for.
-const TOLERANCE: f32 = 1e-3;
+pub(crate) const TOLERANCE: f32 = 1e-3;
 
-fn model(golden: &Golden) -> PathBuf {
+pub(crate) fn model(golden: &Golden) -> PathBuf {
     let folder = project_root().join("testdata/forward");
     folder.join(&golden.name).join("model.gguf")
 }
 
-fn tokens_file(golden: &Golden) -> PathBuf {
+pub(crate) fn tokens_file(golden: &Golden) -> PathBuf {
     model(golden).with_file_name("tokens.json")
 }
 

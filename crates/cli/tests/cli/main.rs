@@ -10,6 +10,8 @@ mod definitions;
 mod documents;
 mod eval;
 mod files;
+#[cfg(any(feature = "wgpu", target_os = "macos", windows))]
+mod gpu;
 mod imatrix;
 mod inspect;
 mod kv;

@@ -7,6 +7,7 @@ pub(crate) fn test_backend() -> BackendKind {
     match std::env::var("DS4_TEST_BACKEND").as_deref() {
         Err(_) | Ok("cpu") => BackendKind::Cpu,
         Ok("cuda") => BackendKind::Cuda,
-        Ok(other) => panic!("DS4_TEST_BACKEND={other}: expected cpu or cuda"),
+        Ok("wgpu") => BackendKind::Wgpu,
+        Ok(other) => panic!("DS4_TEST_BACKEND={other}: expected cpu, cuda or wgpu"),
     }
 }

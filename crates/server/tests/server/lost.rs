@@ -1,6 +1,7 @@
 //! A server whose device is lost: it says so, keeps what is stored, and goes on from there when it is
 //! started again. `DS4_TEST_BACKEND=cuda` runs it on an NVIDIA device, which is then lost indeed; a
 //! process that did that can use the device no more, so this test is to be run alone there.
+//! `DS4_TEST_BACKEND=wgpu` runs it on a device of Vulkan or Metal, which is then destroyed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use ds4_model::{
     BackendError, Frontier, ImportError, MemoryPlan, OutputRow, RestoreError, SessionShape,
 };
 use ds4_server::http::{ModelFacts, ServerOptions};
+use ds4_wgpu::{Gpu, WgpuOptions};
 use serde_json::{Value, json};
 
 use crate::backend::test_backend;
@@ -215,18 +217,36 @@ async fn reply(web: &Web, messages: &Value) -> (Value, u64) {
 }
 
 fn take_device(backend: BackendKind, is_lost: &AtomicBool) {
-    if backend == BackendKind::Cuda {
-        let made = CudaBackend::new(&Geometry::flash(), CudaOptions::default());
-        let said = lose_device(&mut made.expect("the device is there until now"));
-        assert!(matches!(said, BackendError::Lost(_)), "{said}");
-    } else {
-        is_lost.store(true, Ordering::Relaxed);
+    match backend {
+        BackendKind::Cuda => {
+            let made = CudaBackend::new(&Geometry::flash(), CudaOptions::default());
+            let said = lose_device(&mut made.expect("the device is there until now"));
+            assert!(matches!(said, BackendError::Lost(_)), "{said}");
+        }
+        BackendKind::Wgpu => Gpu::lose_every_device(),
+        _ => is_lost.store(true, Ordering::Relaxed),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_whose_device_is_lost_says_so_and_goes_on_from_disk_when_started_again() {
-    let backend = test_backend();
+    loses_its_device(test_backend()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_does_one_on_a_gpu_through_metal_or_vulkan() {
+    let options = WgpuOptions {
+        allow_processor: true,
+        plain: true,
+        ..WgpuOptions::default()
+    };
+    if let Err(error) = Gpu::open(&options) {
+        return ds4_conformance::golden::skipped(&error.to_string());
+    }
+    loses_its_device(BackendKind::Wgpu).await;
+}
+
+async fn loses_its_device(backend: BackendKind) {
     let kept = tempfile::tempdir().expect("a temporary folder");
     let fresh = tempfile::tempdir().expect("another");
     let (web, is_lost) = start(kept.path(), backend).await;

@@ -1,0 +1,1 @@
+    turn_here(lane, o0, p.n_out);
