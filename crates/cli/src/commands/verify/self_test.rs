@@ -128,6 +128,7 @@ fn every_op(options: &EngineOptions, console: &Console) -> Result<Vec<(String, b
     open.backend = options.backend;
     open.n_threads = options.n_threads;
     open.simd = options.simd;
+    open.gpu = options.gpu.clone();
     open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
     on_backend(&open, EveryOp { console })?
 }
