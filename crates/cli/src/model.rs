@@ -19,7 +19,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::RevisionArg;
 use crate::console::Console;
-use crate::folders;
 use crate::interrupt;
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules};
@@ -120,12 +119,7 @@ pub(crate) fn open_engine_of(
     console: &Console,
     adjust: impl FnOnce(&mut OpenOptions),
 ) -> Result<Engine> {
-    let mut open = OpenOptions::new(name_of(&options.model));
-    open.backend = options.backend;
-    open.n_threads = options.n_threads;
-    open.simd = options.simd;
-    open.gpu = options.gpu.clone();
-    open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
+    let mut open = options.open(name_of(&options.model));
     adjust(&mut open);
     let result = Engine::from_gguf(gguf, &open, &mut |progress| match progress {
         LoadProgress::Bound { n_done, n_bytes } => {

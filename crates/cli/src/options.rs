@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use ds4_engine::{BackendKind, GpuOptions, SamplingOptions, SimdPath};
+use ds4_engine::{BackendKind, GpuOptions, OpenOptions, SamplingOptions, SimdPath};
 use ds4_text::{Effort, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{self, AskArgs, BackendArg, EffortArg, EngineArgs, RevisionArg, SimdArg};
 use crate::conversation::Settings;
+use crate::folders;
 use crate::model_choice::ModelChoice;
 use crate::other_names;
 use crate::prompt_input::{PromptInput, Stdin};
@@ -116,6 +117,17 @@ impl EngineOptions {
                 SimdArg::Neon => SimdPath::Neon,
             }),
         })
+    }
+
+    /// With the defaults of what they leave open, for a model that lies there or is called so.
+    pub(crate) fn open(&self, name: impl Into<PathBuf>) -> OpenOptions {
+        let mut open = OpenOptions::new(name);
+        open.backend = self.backend;
+        open.n_threads = self.n_threads;
+        open.simd = self.simd;
+        open.gpu = self.gpu.clone();
+        open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
+        open
     }
 }
 

@@ -72,7 +72,7 @@ fn on_cpu<T: BackendTask>(options: &OpenOptions, task: T) -> Result<T::Output, O
         simd: options.simd,
     };
     let make = |g: &Geometry| {
-        let backend = CpuBackend::new(g, cpu.clone());
+        let backend = CpuBackend::new(g, cpu);
         backend.map_err(|error| OpenError::Options(error.to_string()))
     };
     // What cannot be opened is said before anything is done.

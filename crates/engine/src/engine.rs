@@ -289,8 +289,9 @@ fn on_cpu(
     Ok(Opened::new(BackendKind::Cpu, numerics, slots, plan))
 }
 
-/// On the device if there is one and the model fits it, or on the GPU of a given name. Says which, and why not the device, unless
-/// there is none: most machines have none, and nobody expects it.
+/// On the device if there is one and the model fits it, or on the GPU of a given name. Says
+/// which, and why not the device, unless there is none: most machines have none, and nobody
+/// expects it.
 fn on_the_best(
     geometry: &Geometry,
     gguf: &Gguf,

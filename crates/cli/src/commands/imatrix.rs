@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use ds4_engine::{Importance, OpenOptions};
+use ds4_engine::Importance;
 use ds4_formats::imatrix::Imatrix;
 use serde_json::json;
 
@@ -44,9 +44,7 @@ pub(crate) fn run(args: &ImatrixArgs, console: &Console, out: &mut dyn Write) ->
     }
     chunks.truncate(args.chunks.unwrap_or(usize::MAX));
     let n_kept = kept.n_chunks as usize;
-    let mut open = OpenOptions::new(name_of(&options.model));
-    open.n_threads = options.n_threads;
-    open.simd = options.simd;
+    let open = options.open(name_of(&options.model));
     let gguf = open_file(&options.model)?;
     let mut reader = Importance::open(&gguf, &open, args.chunk_tokens.max(2), kept)?;
     interrupt::watch()?;

@@ -301,11 +301,12 @@ impl SchemaReader {
     pub fn push(&mut self, token: u32) {
         self.begun = true;
         self.scalar.read(self.tokens.bytes(token));
-        self.way = self.way.take().and_then(|way| match way.split_first() {
-            Some((first, rest)) if *first == token => Some(rest.to_vec()),
-            // Behind other tokens it may still lead to the end.
-            _ => Some(way),
-        });
+        // Behind other tokens it may still lead to the end.
+        if let Some(way) = &mut self.way
+            && way.first() == Some(&token)
+        {
+            way.remove(0);
+        }
         // A token that was not allowed is an error of what comes next; `allowed` says so.
         let _ = self.matcher.consume_token(token);
     }

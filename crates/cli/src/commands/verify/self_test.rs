@@ -11,8 +11,8 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use ds4_conformance::ops::{Compared, Tolerance, compare, flash_cases};
 use ds4_engine::{
-    Backend, BackendKind, BackendTask, Batch, CacheRounding, Geometry, OpenError, OpenOptions,
-    Outputs, on_backend,
+    Backend, BackendKind, BackendTask, Batch, CacheRounding, Geometry, OpenError, Outputs,
+    on_backend,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
@@ -26,7 +26,7 @@ use crate::conversation::Settings;
 use crate::model::{Model, ReplyOptions, open_engine, open_tokenizer};
 use crate::model_choice::{BUILT_IN, ModelChoice};
 use crate::options::{EngineOptions, Thinking, ThinkingRules, sampling};
-use crate::{args, folders, units};
+use crate::{args, units};
 
 /// Questions, and words of the answers.
 const KNOWN: [(&str, &str); 3] = [
@@ -124,13 +124,7 @@ pub(super) fn run(args: &VerifyArgs, console: &Console, out: &mut dyn Write) -> 
 
 /// Every op at the widths of Flash, a result for each type of weights and number of rows.
 fn every_op(options: &EngineOptions, console: &Console) -> Result<Vec<(String, bool, String)>> {
-    let mut open = OpenOptions::new("self-test");
-    open.backend = options.backend;
-    open.n_threads = options.n_threads;
-    open.simd = options.simd;
-    open.gpu = options.gpu.clone();
-    open.kernel_cache = folders::cache().map(|folder| folder.join("ds4/kernels"));
-    on_backend(&open, EveryOp { console })?
+    on_backend(&options.open("self-test"), EveryOp { console })?
 }
 
 /// Compares every op of a backend with the reference's.

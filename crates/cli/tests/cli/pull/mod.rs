@@ -392,7 +392,7 @@ fn a_hundred_kills_at_random_moments_leave_the_right_bytes() {
             .spawn()
             .expect("ds4 starts");
         // Some are killed before they ask for anything, others in the middle of some request.
-        let n_wanted = before + (dice.next() % 9) as usize;
+        let n_wanted = before + (dice.next() % 40) as usize;
         while setup.server.n_requests() < n_wanted && child.try_wait().expect("a child").is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
