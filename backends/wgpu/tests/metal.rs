@@ -248,6 +248,45 @@ fn few(all: &mut Vec<Specialisation>, stored: Stored, integer: bool) {
             }
         }
     }
+    // Of one row a turn is part of the product before it.
+    for (lanes, per) in [(256usize, 2usize), (512, 2), (1024, 1)] {
+        for steps in [0usize, 2] {
+            all.push(
+                of("gemv")
+                    .decoding("w", stored)
+                    .with("ROWS", 1usize)
+                    .with("WG", lanes)
+                    .with("PER", per)
+                    .with("WG_ROWS", 32usize)
+                    .with("NORMED", false)
+                    .with("QUANTISED", false)
+                    .with("WEIGHTED", false)
+                    .with("INDEXED", false)
+                    .with("UNROLL", steps)
+                    .with("STEPS", steps)
+                    .with("SUBGROUP", 32usize)
+                    .with("TURN", true),
+            );
+            all.push(
+                of("experts_down_few")
+                    .decoding("w", stored)
+                    .decoding("shared", stored)
+                    .with("WG", lanes)
+                    .with("WG_ROWS", 32usize)
+                    .with("K_USED", 6usize)
+                    .with("HALVES", 1usize)
+                    .with("EXPERTS_EACH", 6usize)
+                    .with("SHARED_EACH", steps)
+                    .with("PARTED", false)
+                    .with("SHARED", true)
+                    .with("STEPS", steps)
+                    .with("LOCAL", integer)
+                    .with("X_LOCAL", 768usize)
+                    .with("SUBGROUP", 32usize)
+                    .with("TURN", true),
+            );
+        }
+    }
     for quantised in [false, true] {
         for (routed, routes, hashed) in [
             (false, false, false),

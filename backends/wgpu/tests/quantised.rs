@@ -8,7 +8,7 @@ use ds4_model::{
     Backend, Batch, Component, Geometry, LayerKind, Network, Outputs, Requirement, Session,
     SessionShape, Unfused, WeightRole,
 };
-use ds4_wgpu::{Capabilities, Gpu, Weight, WgpuBackend, WgpuOptions};
+use ds4_wgpu::{Gpu, Weight, WgpuBackend, WgpuOptions};
 
 fn geometry() -> Geometry {
     let layers = vec![
@@ -136,17 +136,16 @@ fn expected() -> Option<&'static [f32]> {
     expected.as_deref()
 }
 
-/// Asserts that an adapter as which this one is taken follows the plain kernels; what it can do.
-fn follows(options: &WgpuOptions, chunks: &[usize]) -> Option<Capabilities> {
-    let expected = expected()?;
-    let (found, gpu) = logits(options, chunks).expect("the same adapter");
+/// Asserts that an adapter as which this one is taken follows the plain kernels.
+fn follows(options: &WgpuOptions) {
+    let Some(expected) = expected() else { return };
+    let (found, gpu) = logits(options, &CHUNKS).expect("the same adapter");
     println!("{}", gpu.capabilities());
     let errors = errors(&found, expected, geometry().n_vocab);
     let most = errors.iter().copied().fold(0.0, f32::max);
     println!("relative errors of the rows: {errors:.3?}");
     // Measured with 8-bit activations: 0.042 on lavapipe.
     assert!(most <= 0.08, "relative error {most}");
-    Some(gpu.capabilities().clone())
 }
 
 fn fast() -> WgpuOptions {
@@ -158,7 +157,7 @@ fn fast() -> WgpuOptions {
 
 #[test]
 fn fast_kernels_follow_the_plain_ones_through_a_quantised_network() {
-    follows(&fast(), &CHUNKS);
+    follows(&fast());
 }
 
 /// The backend's sublayers do what the forward pass says: the same network by the seams' default bodies, op
@@ -199,29 +198,6 @@ fn turns_are_the_same_as_part_of_a_product_and_apart() {
     println!("{fewer} instead of {more} stages; relative errors {errors:.4?}");
     let most = errors.iter().copied().fold(0.0, f32::max);
     assert!(most <= 0.02, "relative error {most}");
-}
-
-/// Tiles, barriers and accuracy of the kernels on matrices, on adapters without any.
-fn on_played_matrices(size: u32) {
-    let played = WgpuOptions {
-        played_matrices: Some(size),
-        ..fast()
-    };
-    if let Some(capabilities) = follows(&played, &[12, 120, 1]) {
-        let has = (capabilities.cooperative_16, capabilities.cooperative_8);
-        assert_eq!(has, (size == 16, size == 8), "{capabilities}");
-        assert!(capabilities.turned_off.is_empty(), "{capabilities}");
-    }
-}
-
-#[test]
-fn so_do_those_on_played_matrices_of_16() {
-    on_played_matrices(16);
-}
-
-#[test]
-fn so_do_those_on_played_matrices_of_8() {
-    on_played_matrices(8);
 }
 
 /// The same in a process whose software adapter has subgroups of another size; other adapters keep

@@ -45,17 +45,24 @@ pub fn on_backend<T: BackendTask>(options: &OpenOptions, task: T) -> Result<T::O
             Ok(task.run(BackendKind::Wgpu, &what, &make))
         }
         BackendKind::Auto if !gpu::LOADS_DRIVERS => on_cpu(options, task),
+        BackendKind::Auto if options.gpu.name.is_some() => on_any_gpu(options, task),
         BackendKind::Auto => match cuda(&flash, options) {
             Ok(_) => on_cuda(options, task),
             Err(_) if !may_have_gpu() => on_cpu(options, task),
-            Err(_) => match gpu::open(&flash, false, &options.gpu) {
-                Ok((_, what)) => {
-                    let make = |g: &Geometry| Ok(gpu::open(g, false, &options.gpu)?.0);
-                    Ok(task.run(BackendKind::Wgpu, &what, &make))
-                }
-                Err(_) => on_cpu(options, task),
-            },
+            Err(_) => on_any_gpu(options, task),
         },
+    }
+}
+
+/// On a GPU through wgpu, if there is one that can be used.
+fn on_any_gpu<T: BackendTask>(options: &OpenOptions, task: T) -> Result<T::Output, OpenError> {
+    match gpu::open(&Geometry::flash(), false, &options.gpu) {
+        Ok((_, what)) => {
+            let make = |g: &Geometry| Ok(gpu::open(g, false, &options.gpu)?.0);
+            Ok(task.run(BackendKind::Wgpu, &what, &make))
+        }
+        Err(error @ OpenError::Options(_)) => Err(error),
+        Err(_) => on_cpu(options, task),
     }
 }
 
