@@ -60,7 +60,7 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
 }
 
 /// The relative targets of `[text](target)` links, without their anchors.
-/// Links in code blocks do not count.
+/// Links in code, in blocks or in a line, do not count.
 fn targets(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
     let mut in_code = false;
@@ -74,6 +74,10 @@ fn targets(text: &str) -> Vec<&str> {
         let mut rest = line;
         while let Some(at) = rest.find("](") {
             rest = &rest[at + 2..];
+            let before = &line[..line.len() - rest.len()];
+            if !before.matches('`').count().is_multiple_of(2) {
+                continue;
+            }
             let Some(end) = rest.find(')') else { break };
             let target = rest[..end].split('#').next().unwrap_or("");
             if !target.is_empty() && !target.contains(':') && !target.contains(' ') {
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn only_relative_links_outside_code_are_followed() {
-        let text = "[a](b.md#x) and [c](https://d.e) `x` [f](g/h.rs)\n```\n[no](no.md)\n```\n[anchor](#here)";
+        let text = "[a](b.md#x) and [c](https://d.e) `x` [`f`](g/h.rs) `[A]([a-z])`\n```\n[no](no.md)\n```\n[anchor](#here)";
         assert_eq!(targets(text), ["b.md", "g/h.rs"]);
     }
 }
