@@ -37,14 +37,6 @@ fn every_op_is_that_of_the_reference() {
     }
 }
 
-/// Steps of few rows and of many run on other kernels, which add in other orders.
-#[test]
-fn networks_obey_every_property() {
-    let Some(gpu) = open(options()) else { return };
-    let golden = &golden::committed()[0];
-    network::every_property(&make(&gpu), golden, Tolerance::HALF.logits);
-}
-
 /// Networks as small as these stay in f32 where there are matrices: they are compared to the last digits.
 #[test]
 fn networks_have_those_logits_where_there_are_matrices() {
