@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 /// Longest wait for the page to become what it should be.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// So often Chromium is started for a page.
+const STARTS: usize = 5;
 /// Time between two looks.
 const LOOK: Duration = Duration::from_millis(20);
 /// The member that holds an element's id in every answer (W3C WebDriver, 12).
@@ -66,8 +68,17 @@ impl Browser {
             },
             "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
         }});
-        let session = browser.ask("POST", "/session", &json!({"capabilities": capabilities}));
-        browser.session = session["sessionId"].as_str().expect("a session").to_owned();
+        let request = json!({"capabilities": capabilities});
+        // A Chromium that a busy machine does not let start within a minute is started again.
+        let mut n_tries = 0;
+        browser.session = loop {
+            n_tries += 1;
+            let answer = browser.exchange("POST", "/session", &request);
+            match answer.as_ref().map(|a| a["value"]["sessionId"].as_str()) {
+                Ok(Some(session)) => break session.to_owned(),
+                _ => assert!(n_tries < STARTS, "Chromium does not start: {answer:#?}"),
+            }
+        };
         browser.command("url", &json!({"url": format!("http://{address}/")}));
         Some(browser)
     }

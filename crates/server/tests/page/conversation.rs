@@ -266,7 +266,9 @@ async fn a_busy_server_says_the_place_in_the_queue_or_that_there_is_none() {
     // Somebody else has the only slot.
     let body = json!({"messages": [{"role": "user", "content": "hi"}], "stream": true});
     let ask = || web.open("POST", "/v1/chat/completions", &[], body.to_string());
-    let _running = ask().await;
+    let mut running = ask().await;
+    // One that reads nothing would be taken for gone.
+    tokio::spawn(async move { tokio::io::copy(&mut running, &mut tokio::io::sink()).await });
     let says = async |what: String| web.get("/health?verbose=1").await.body.contains(&what);
     while !says("\"running\":1".to_owned()).await {
         tokio::task::yield_now().await;
