@@ -1,6 +1,7 @@
 //! Decode and prefill of the full geometry on random weights made on the device, so that no file is
 //! needed: `cargo bench -p ds4-wgpu --bench steps -- [--layers N] [--context N] [--adapter NAME]
-//! [--small] [--times] [--apart]`, the last to keep turns apart from the products before them.
+//! [--small] [--times] [--joined] [--matrices-8]`. `--joined` makes turns part of the products before
+//! them, and `--matrices-8` uses an adapter's matrices of 8 x 8.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -128,7 +129,8 @@ fn main() {
     let options = WgpuOptions {
         adapter: option("--adapter"),
         allow_processor: true,
-        turns_apart: flag("--apart"),
+        joins_turns: flag("--joined"),
+        matrices_8: flag("--matrices-8"),
         ..WgpuOptions::default()
     };
     let gpu = match Gpu::open(&options) {

@@ -24,10 +24,13 @@ pub struct WgpuOptions {
     pub max_weight_bytes: Option<u64>,
     /// Whether shaders check their indices: slower, for tests.
     pub checked: bool,
+    /// Whether an adapter's matrices of 8 x 8 are used. A network on those that plain code plays was
+    /// wrong, and why is not known.
+    pub matrices_8: bool,
     /// The size of cooperative matrices that plain code plays, 8 or 16: for tests.
     pub played_matrices: Option<u32>,
-    /// Whether turns stay apart from the products before them: for comparison.
-    pub turns_apart: bool,
+    /// Whether a turn after a product of one row is part of it: no card has been timed with that.
+    pub joins_turns: bool,
     /// What the adapter is taken not to have, or to have less of.
     pub lacks: Vec<Lack>,
 }
@@ -103,7 +106,7 @@ pub struct Capabilities {
     pub cooperative_16: bool,
     /// Whether attention may go on those matrices.
     pub matrix_attention: bool,
-    /// Whether there are cooperative matrices of 8 x 8 x 8, f16 times f16 into f32.
+    /// Whether there are cooperative matrices of 8 x 8 x 8, f16 times f16 into f32, and they are used.
     pub cooperative_8: bool,
     /// Whether plain code plays those matrices.
     pub played: bool,
@@ -190,7 +193,7 @@ pub struct Gpu {
     pub(crate) failure: Arc<Mutex<Option<Failure>>>,
     pub(crate) checked: bool,
     pub(crate) plain: bool,
-    pub(crate) turns_apart: bool,
+    pub(crate) joins_turns: bool,
 }
 
 /// The first error that no call returned; that the device is lost comes before any other.
@@ -317,7 +320,7 @@ impl Gpu {
             integer_dot: !options.plain && !is_metal && !options.lacks.contains(&Lack::Integers),
             cooperative_16: plays(16) || (has_matrices && cooperative(16)),
             matrix_attention: true,
-            cooperative_8: plays(8) || (has_matrices && cooperative(8)),
+            cooperative_8: plays(8) || (options.matrices_8 && has_matrices && cooperative(8)),
             played: options.played_matrices.is_some(),
             unified: is_metal || info.device_type == wgpu::DeviceType::IntegratedGpu,
             memory_bytes,
@@ -346,7 +349,7 @@ impl Gpu {
             failure,
             checked: options.checked,
             plain: options.plain,
-            turns_apart: options.turns_apart,
+            joins_turns: options.joins_turns,
         });
         if !options.plain {
             let off = self_check::turn_off_what_fails(&mut gpu);

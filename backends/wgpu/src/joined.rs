@@ -33,7 +33,7 @@ impl WgpuBackend {
         out: &Buffer,
         n_out: usize,
     ) {
-        if rows.n() == 1 && !self.gpu.turns_apart {
+        if rows.n() == 1 && self.gpu.joins_turns {
             self.last = Some(Last {
                 what: what.clone(),
                 bound: bound.iter().map(|(n, b)| (*n, b.held())).collect(),

@@ -180,15 +180,15 @@ fn sublayers_are_those_of_their_default_bodies() {
 #[test]
 fn turns_are_the_same_as_part_of_a_product_and_apart() {
     let chunks = [9, 1, 1, 1, 1, 1, 1];
-    let stages = |turns_apart| {
+    let stages = |joins_turns| {
         let options = WgpuOptions {
-            turns_apart,
+            joins_turns,
             ..fast()
         };
         let (found, _, n_stages) = steps(&options, &chunks)?;
         Some((found, n_stages))
     };
-    let (Some((joined, fewer)), Some((apart, more))) = (stages(false), stages(true)) else {
+    let (Some((joined, fewer)), Some((apart, more))) = (stages(true), stages(false)) else {
         return;
     };
     let n_layers = geometry().layers.len();
